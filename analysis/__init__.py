@@ -7,16 +7,22 @@ imports `audiolens`, never the reverse.
 
 from importlib import import_module
 from pkgutil import iter_modules
-from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from analysis.resampling import Resampling as Resampling
+
+__all__ = ["Resampling"]
 _MODULES = frozenset(module.name for module in iter_modules(__path__))
 
 
-def __getattr__(name: str) -> ModuleType:
+def __getattr__(name: str) -> Any:
+    if name == "Resampling":
+        return import_module("analysis.resampling").Resampling
     if name in _MODULES:
         return import_module(f"analysis.{name}")
     raise AttributeError(f"module 'analysis' has no attribute {name!r}; it has {', '.join(sorted(_MODULES))}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_MODULES})
+    return sorted({*globals(), *_MODULES, *__all__})

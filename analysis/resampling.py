@@ -1,4 +1,4 @@
-"""Bootstrap intervals that resample clusters (prompts), for any statistic computed from rows."""
+"""How intervals and p-values are computed, and bootstrap intervals that resample clusters (prompts) of rows."""
 
 from __future__ import annotations
 
@@ -11,8 +11,43 @@ from jaxtyping import Float, Int
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from audiolens.checks import checked_amount, checked_count, checked_seed
+from audiolens.checks import MOST_SEED, checked_amount, checked_count, checked_seed
+from audiolens.door import guarded
 from audiolens.errors import InputError
+
+
+@guarded
+@dataclass(frozen=True)
+class Resampling:
+    """The settings of intervals and p-values, as one value: `effect(..., resampling=Resampling(n_bootstrap=200))`.
+
+    Every function that takes some of these settings also accepts them all as `resampling=`. `None` keeps the function's
+    own default. A setting that a function does not have is refused.
+
+    Attributes:
+        n_bootstrap: number of bootstrap draws; 0 gives no interval.
+        n_permutations: number of permutations of a test, such as the shuffles of the labels of a probe or a PCA
+            (`n_shuffles`).
+        confidence: coverage of the intervals.
+        seed: seed of the draws and permutations.
+
+    Raises:
+        InputTypeError, InputError: on creation, for settings that are out of range.
+    """
+
+    n_bootstrap: int | None = None
+    n_permutations: int | None = None
+    confidence: float | None = None
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("n_bootstrap", "n_permutations"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, checked_count(name, getattr(self, name), least=0))
+        if self.confidence is not None:
+            checked_resampling(self.confidence, 0)
+        if self.seed is not None:
+            object.__setattr__(self, "seed", checked_count("seed", self.seed, 0, MOST_SEED))
 
 
 @dataclass(frozen=True)

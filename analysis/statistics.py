@@ -18,11 +18,12 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from analysis.resampling import Interval, bootstrap, checked_resampling, levels
+from analysis.resampling import Interval, Resampling, bootstrap, checked_resampling, levels
 from audiolens import ranking
 from audiolens.checks import as_array, checked_count, checked_flags, checked_seed, numbers_of, refuse_masked, shown
 from audiolens.door import guarded
 from audiolens.errors import InputError
+from audiolens.groups import takes
 
 MOST_FAILED = 0.10
 CHOSEN_FAILED = MOST_FAILED / 2
@@ -175,6 +176,7 @@ class Means:
 
 
 @guarded
+@takes("resampling", Resampling)
 def effect(
     steered: ArrayLike,
     baseline: ArrayLike,
@@ -184,6 +186,8 @@ def effect(
     confidence: float = 0.95,
     n_bootstrap: int = 1000,
     seed: int = 0,
+    *,
+    resampling: Resampling | None = None,  # noqa: ARG001 - its values arrive as the loose arguments
 ) -> Effect:
     """Return the effect of steering on a measure, over clips paired by prompt and seed.
 
@@ -199,6 +203,7 @@ def effect(
         n_bootstrap: number of draws. 0 gives no interval (NaN), which is enough for control directions, where only the
             value is used.
         seed: seed of the draws.
+        resampling: a `Resampling` instead of `confidence`, `n_bootstrap` and `seed`.
     """
     checked_flags(relative=relative)
     after, before = _vector(steered, "steered"), _vector(baseline, "baseline")
@@ -218,6 +223,7 @@ def effect(
 
 
 @guarded
+@takes("resampling", Resampling)
 def auc(
     scores: ArrayLike,
     labels: ArrayLike,
@@ -225,12 +231,14 @@ def auc(
     confidence: float = 0.95,
     n_bootstrap: int = 1000,
     seed: int = 0,
+    *,
+    resampling: Resampling | None = None,  # noqa: ARG001 - its values arrive as the loose arguments
 ) -> AUC:
     """Return how well `scores` separate positive `labels` (True, 1) from negative ones, with an interval over prompts.
 
     A NaN score counts as a tie with every other score, because a clip without a tempo is neither fast nor slow. Without
     `prompts`, every row is its own cluster. Prompts are resampled within each label, so that every draw contains both
-    labels.
+    labels. `confidence`, `n_bootstrap`, `seed` and `resampling` are as in `effect`.
     """
     values, truth = _vector(scores, "scores"), _truth(labels, "labels")
     clusters = _clusters(np.arange(len(values)) if prompts is None else prompts, len(values))
@@ -247,6 +255,7 @@ def auc(
 
 
 @guarded
+@takes("resampling", Resampling)
 def means(
     values: ArrayLike,
     clusters: ArrayLike | Sequence[str | None],
@@ -254,6 +263,8 @@ def means(
     n_bootstrap: int = 1000,
     n_permutations: int = 0,
     seed: int = 0,
+    *,
+    resampling: Resampling | None = None,  # noqa: ARG001 - its values arrive as the loose arguments
 ) -> Means:
     """Return the mean over rows of every cell of an array "row ...", with clustered intervals. NaN values are left out.
 
@@ -261,7 +272,7 @@ def means(
     `n_permutations`, the signs of whole clusters are also flipped to obtain a p-value, because without an effect both
     signs of a cluster's values are equally likely. `p_adjusted` compares the studentised mean of a cell with the
     largest one in the grid under the same flips (Westfall and Young 1993). This bounds the chance of any false claim in
-    the whole grid.
+    the whole grid. `resampling` is a `Resampling` instead of the four settings.
     """
     array = numbers_of("values", values)
     groups = _clusters(clusters, len(array))

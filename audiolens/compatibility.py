@@ -5,9 +5,9 @@ Each alias gives bit-identical results to the lens's own method or argument; `do
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -23,15 +23,16 @@ from audiolens.model.sites import Site
 from audiolens.model.text import Prompt
 from audiolens.model.timeline import Real
 from audiolens.tracing.model_calls import alone
+from audiolens.tracing.plan import beyond
+from audiolens.tracing.run_on_codes import checked_stop
+from audiolens.tracing.sampling import SECONDS
 from audiolens.tracing.self_check.sites import prove
 
 Names = str | Sequence[str] | Callable[[str], bool]
-T = TypeVar("T", bound=Any)
 HookFunction = Callable[[Tensor, "Hook"], Tensor | None]
 
-# Defaults are compared by identity, so that an omitted argument differs from an equal one that was given.
+# `SITES` and `SECONDS` are compared by identity, so that an omitted argument differs from an equal one that was given.
 SITES: Sequence[str] = ("resid_post",)
-SECONDS = 4.0
 
 
 @guarded
@@ -149,30 +150,14 @@ class OtherNames:
         return self
 
 
-def either(name: str, given: T | None, loose: T, default: T) -> T:
-    """Return a group of arguments, which may be given as one value or separately.
-
-    Raises:
-        InputTypeError: if the single value has the wrong type.
-        InputError: if the arguments were given both ways.
-    """
-    if given is None:
-        return loose
-    if not isinstance(given, type(loose)):
-        raise InputTypeError(f"{name}={shown(given)}: expected a {type(loose).__name__}, or None.")
-    if loose != default:
-        changed = next(one.name for one in fields(loose) if getattr(loose, one.name) != getattr(default, one.name))
-        raise InputError(
-            f"{name}= and {changed}= were both given: {name} already includes {changed}, so give one of them."
-        )
-    return given
-
-
-def chosen_sites(lens: Any, sites: Any, layers: Any, names_filter: Names | None) -> Any:
+def chosen_sites(lens: Any, sites: Any, layers: Any, names_filter: Names | None, stop_at_layer: Any = None) -> Any:
     """The sites to record, given as `sites` or as `names_filter`.
 
+    A function selects among all names of the model. As in TransformerLens, the sites that a run with `stop_at_layer`
+    does not reach are left out of its selection.
+
     Raises:
-        InputError: if both were given, or if the filter selects no site.
+        InputError: if both were given, or if the filter selects no site, or none that the run reaches.
     """
     if names_filter is None:
         return sites
@@ -182,7 +167,15 @@ def chosen_sites(lens: Any, sites: Any, layers: Any, names_filter: Names | None)
         if not lens.traced_model.family.filter(lens.config, names_filter, None):
             raise InputError(f"names_filter={shown(names_filter)} names no site: leave it out, or name at least one.")
         return names_filter
-    return [site.name for site in lens.traced_model.family.filter(lens.config, names_filter, layers)]
+    family, stop = lens.traced_model.family, checked_stop(stop_at_layer, lens.config.n_layers)
+    found = family.filter(lens.config, names_filter, layers)
+    reached = [site.name for site in found if not beyond(family, site, stop)]
+    if not reached:
+        raise InputError(
+            f"names_filter: stop_at_layer={stop_at_layer} ends the run before {found[0].name}, the first site that the "
+            "function chose. Stop later, or choose an earlier site."
+        )
+    return reached
 
 
 def chosen_seeds(seeds: Any, seed: int | None) -> Any:

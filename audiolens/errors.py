@@ -26,6 +26,10 @@ class InputTypeError(AudioLensError, TypeError):
     """An argument has the wrong type."""
 
 
+class GivenTwiceError(InputError, TypeError):
+    """The same thing was given by two arguments: a group, such as `reading=`, and one of the arguments it holds."""
+
+
 class ModelNotFoundError(InputError):
     """There is no model with this name or in this folder."""
 

@@ -132,6 +132,12 @@ class Intervention:
     meta: Provenance | None = None
 
     def __post_init__(self, layer: int | None = None, span: Span | None = None) -> None:
+        kind = type(self)
+        if kind.change is Intervention.change and kind.called is Intervention.called:
+            raise InputTypeError(
+                f"{kind.__name__} does nothing to activations, because it has no change(): use Add, Ablate, Clamp, "
+                "Replace, Scale or Apply, or define change() in a subclass of Intervention."
+            )
         if layer is not None:
             object.__setattr__(self, "layers", _one_layer(layer, self.layers))
         object.__setattr__(self, "seconds", one_span(self.seconds, span))

@@ -15,18 +15,19 @@ from torch import Tensor
 
 from audiolens.cache.activation_cache import ActivationCache
 from audiolens.checks import checked_text, shown
-from audiolens.compatibility import SECONDS, SITES, OtherNames, chosen_seconds, chosen_seeds, chosen_sites, either
+from audiolens.compatibility import SITES, OtherNames, chosen_seconds, chosen_seeds, chosen_sites
 from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError
+from audiolens.groups import takes
 from audiolens.interventions import Branch, Intervention
-from audiolens.model import text, tokens, weights
+from audiolens.model import weights
 from audiolens.model.conditioning import refuse_melody
-from audiolens.model.config import LensConfig, config_of
+from audiolens.model.config import config_of
 from audiolens.model.families import family_of
 from audiolens.model.loading import checked_device, load, refuse_tokenizer
-from audiolens.model.sites import Site, checked_names
+from audiolens.model.opened_model import OpenedModel
 from audiolens.model.text import Prompt
-from audiolens.model.timeline import Real, Span, Timeline, checked_frames, one_span
+from audiolens.model.timeline import Real, Span, one_span
 from audiolens.model.traced_model import TracedModel
 from audiolens.sound.codec import AudioSource
 from audiolens.tracing.generate_clips import drawn
@@ -36,7 +37,7 @@ from audiolens.tracing.nnsight_source import Model, unharmed
 from audiolens.tracing.recording import Reading, Reduce
 from audiolens.tracing.reopening import Opening, Portable
 from audiolens.tracing.run_on_codes import Forward
-from audiolens.tracing.sampling import Sampling
+from audiolens.tracing.sampling import SECONDS, Sampling
 from audiolens.tracing.self_check.sites import prove
 from audiolens.tracing.trace import TracedLens
 
@@ -44,7 +45,7 @@ Interventions = Intervention | Iterable[Intervention]
 
 
 @guarded
-class AudioLens(TracedLens, OtherNames, Portable):
+class AudioLens(OpenedModel, TracedLens, OtherNames, Portable):
     """A music transformer whose activations can be read and edited.
 
     Args:
@@ -111,74 +112,6 @@ class AudioLens(TracedLens, OtherNames, Portable):
         lens._opening = Opening.of(name, dtype, commit, device_map)
         return lens
 
-    @property
-    def model(self) -> Any:
-        """The transformers model that was given. To use another model, open another lens."""
-        return self._traced_model.model
-
-    @property
-    def tokenizer(self) -> Any:
-        """The model's tokenizer."""
-        return self._traced_model.tokenizer
-
-    @property
-    def config(self) -> LensConfig:
-        """The model's sizes, rates and family."""
-        return self._traced_model.config
-
-    @property
-    def name(self) -> str:
-        """The name of the model in results."""
-        return self._traced_model.name
-
-    @name.setter
-    def name(self, name: str) -> None:
-        self._traced_model.name = checked_text("name", name)
-
-    @property
-    def traced_model(self) -> TracedModel:
-        """The model with its family and nnsight's envoys, in the form that internal modules expect."""
-        return self._traced_model
-
-    @property
-    def device(self) -> torch.device:
-        """The device of the decoder or, under a `device_map`, the device of its first part."""
-        return self._traced_model.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the decoder and of its activations."""
-        return self._traced_model.dtype
-
-    def sites(self) -> dict[str, str]:
-        """Return the shape of the values at every site of this model, by full name and in the model's order."""
-        return self._traced_model.family.shapes(self.config)
-
-    def find_sites(self, names: str | Sequence[str], layers: int | Iterable[int] | None = None) -> list[Site]:
-        """The sites that these names and layers select, in the order given, with `.name`, `.short`, `.layer` and
-        `.axes`.
-
-        Raises:
-            SiteError, InputError: for a site or layer that this model does not have, or if no site is named.
-        """
-        return self.traced_model.family.find(self.config, checked_names("names", names), layers)
-
-    def text_tokens(self, prompts: Prompt | Sequence[Prompt]) -> list[list[str]]:
-        """Return the tokens of each prompt as strings, as the text encoder reads them. The list for `None` is empty."""
-        listed = text.checked_prompts(prompts)
-        return [
-            [] if prompt is None else self.tokenizer.convert_ids_to_tokens(tokens.ids([prompt], self.tokenizer)[0])
-            for prompt in listed
-        ]
-
-    def timeline(self, frames: int) -> Timeline:
-        """Return the timeline (frames and delayed steps) of a clip of the given number of frames.
-
-        Raises:
-            InputTypeError, InputError: if `frames` is not a whole number, or is less than 1.
-        """
-        return Timeline(checked_frames(frames), self.config.frame_rate, self.config.delays)
-
     def encode_audio(self, waveform: Any, sample_rate: int) -> Int[Tensor, "row codebook frame"]:
         """Encode a waveform as undelayed codes; see `audiolens.sound.codec.encode`."""
         return encode_audio(self._traced_model, waveform, sample_rate)
@@ -187,6 +120,8 @@ class AudioLens(TracedLens, OtherNames, Portable):
         """Decode undelayed codes to audio, as transformers' `generate` would."""
         return decode_codes(self._traced_model, codes)
 
+    @takes("reading", Reading, spread=False, seconds="span", device="cache_device", dtype="cache_dtype")
+    @takes("sampling", Sampling, spread=False, seconds=("seconds", "max_new_tokens"))
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
@@ -249,8 +184,8 @@ class AudioLens(TracedLens, OtherNames, Portable):
                 many frames minus the tail (3 steps in the published models): 53 steps give 50 frames, which last one
                 second.
             melody: not supported yet; only text conditions the clips.
-            reading, sampling: a `Reading` instead of the recording arguments, and a `Sampling` instead of
-                guidance_scale, temperature and top_k.
+            reading, sampling: a `Reading` instead of the recording arguments (its `seconds` is `span`), and a
+                `Sampling` instead of guidance_scale, temperature, top_k and, if it holds them, seconds.
 
         Raises:
             InputError: (or a subclass) for anything out of range, before the model runs. It is also raised if a setting
@@ -258,18 +193,16 @@ class AudioLens(TracedLens, OtherNames, Portable):
             ActivationOverflow: during the run, if interventions, or the model itself, make logits infinite or NaN.
         """
         refuse_melody(melody)
-        recorded = Reading(sites, layers, branch, span, reduce, cache_device, cache_dtype, heads, prefix)
-        drawing = either("sampling", sampling, Sampling(guidance_scale, temperature, top_k), Sampling())
+        sampling = sampling or Sampling(guidance_scale, temperature, top_k)
+        length = chosen_seconds(self.config, seconds, max_new_tokens, audio_prompt)
         return drawn(
             self._traced_model,
             prompts,
-            chosen_seconds(self.config, seconds, max_new_tokens, audio_prompt),
-            either("reading", reading, recorded, Reading()),
+            length if sampling.seconds is None else sampling.seconds,
+            reading or Reading(sites, layers, branch, span, reduce, cache_device, cache_dtype, heads, prefix),
+            sampling,
             audio_prompt=audio_prompt,
             seeds=chosen_seeds(seeds, seed),
-            guidance_scale=drawing.guidance_scale,
-            temperature=drawing.temperature,
-            top_k=drawing.top_k,
             exact=exact,
             interventions=interventions,
             batch_size=batch_size,
@@ -278,6 +211,7 @@ class AudioLens(TracedLens, OtherNames, Portable):
             progress=progress,
         )
 
+    @takes("reading", Reading, spread=False, sites=("sites", "names_filter"), seconds=("seconds", "span"))
     def run_with_cache(
         self,
         prompts: Prompt | Sequence[Prompt],
@@ -320,6 +254,7 @@ class AudioLens(TracedLens, OtherNames, Portable):
             stop_at_layer: run only the blocks before this one (0 to n_layers; a negative number counts from the end);
                 `layers=None` then records every block that runs. Interventions at later sites are ignored.
             names_filter: TransformerLens's name for `sites`; it may also be a function that selects full names.
+                Those that `stop_at_layer` leaves out are not recorded.
 
         Returns:
             The logits of that branch, before guidance, "row codebook step vocab", and the recordings. Step s predicts
@@ -333,13 +268,13 @@ class AudioLens(TracedLens, OtherNames, Portable):
             BusyError: if this model is already running, in an enclosing call.
         """
         refuse_melody(melody)
-        sites = chosen_sites(self, sites, layers, names_filter)
-        recorded = Reading(sites, layers, branch, one_span(seconds, span), reduce, device, dtype, heads, prefix)
+        sites = chosen_sites(self, sites, layers, names_filter, stop_at_layer)
+        loose = sites, layers, branch, one_span(seconds, span), reduce, device, dtype, heads, prefix
         return Forward.checked(
             self._traced_model,
             prompts,
             codes,
-            either("reading", reading, recorded, Reading(SITES)),
+            reading or Reading(*loose),
             audio=audio,
             guidance_scale=guidance_scale,
             interventions=interventions,
@@ -347,6 +282,7 @@ class AudioLens(TracedLens, OtherNames, Portable):
             stop_at_layer=stop_at_layer,
         ).whole()
 
+    @takes("reading", Reading, spread=False, seconds=("seconds", "span"))
     def iter_cache(
         self,
         prompts: Prompt | Sequence[Prompt],
@@ -374,12 +310,12 @@ class AudioLens(TracedLens, OtherNames, Portable):
         Only one batch is in memory at a time; with `reduce`, its steps are not stored either. Logits are not computed,
         and blocks above the last recorded one do not run. The model may be used between two batches.
         """
-        recorded = Reading(sites, layers, branch, one_span(seconds, span), reduce, device, dtype, heads, prefix)
+        loose = sites, layers, branch, one_span(seconds, span), reduce, device, dtype, heads, prefix
         return Forward.checked(
             self._traced_model,
             prompts,
             codes,
-            either("reading", reading, recorded, Reading(SITES)),
+            reading or Reading(*loose),
             audio=audio,
             guidance_scale=guidance_scale,
             interventions=interventions,

@@ -17,13 +17,12 @@ import json
 import os
 import random
 import shutil
-import signal
 import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -35,9 +34,11 @@ import pandas as pd
 import typer
 from damage_folders import Facts, Kept, quickly, studies, sweeps
 from damage_kinds import Damage, damages
+from ends import ends
 
 import audiolens as al
-from analysis.study.stages import code_hash
+from analysis import study, sweep
+from analysis.store.code import code_of
 from audiolens.errors import InputError
 from audiolens.files.atomic import remove
 
@@ -125,7 +126,7 @@ def damaged(
 
 def _read(kept: Kept, copy: Path, truth: Facts, damage: Damage, case: Case) -> None:
     try:
-        with _at_last():
+        with ends(_PATIENCE_SECONDS):
             told, whole = kept.read(copy)
     except InputError as error:
         case.read = "refused"
@@ -144,7 +145,7 @@ def _gone_on(kept: Kept, copy: Path, last: dict[str, bytes], damage: Damage, cas
     force, told = False, ""
     for _ in range(_TRIES):
         try:
-            with _at_last():
+            with ends(_PATIENCE_SECONDS):
                 kept.go_on(copy, force)
         except InputError as error:
             case.call = case.call or "refused first"
@@ -186,22 +187,6 @@ def _check_told(error: InputError, copy: Path, case: Case) -> None:
         case.fault("no name", error)
 
 
-@contextmanager
-def _at_last() -> Iterator[None]:
-    """Raise a TimeoutError in a block that makes no progress."""
-
-    def stop(*_: Any) -> None:
-        raise TimeoutError(f"no progress for {_PATIENCE_SECONDS} s")
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(_PATIENCE_SECONDS)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
-
-
 def _contents(folder: Path) -> dict[str, bytes]:
     files = (path for path in folder.rglob("*") if path.is_file() and not path.name.endswith(_UNCOUNTED))
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
@@ -238,7 +223,8 @@ def main(
     """Damage every file and folder, and print the outcomes."""
     warnings.simplefilter("ignore")
     started = time.perf_counter()
-    before = _logged(log, {"code": code_hash(), "model": model, "flips": flips, "seed": seed})
+    code = code_of(study.run, sweep.play, damaged).digest
+    before = _logged(log, {"code": code, "model": model, "flips": flips, "seed": seed})
     with ExitStack() as until_the_end:
         work = Path(until_the_end.enter_context(TemporaryDirectory()))
         lines = until_the_end.enter_context(open(log, "a"))

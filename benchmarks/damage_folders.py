@@ -24,7 +24,7 @@ from analysis.patching import PatchingResult
 from analysis.report import writer
 from analysis.study import pipeline, side_effects, stages, test_result, where
 from analysis.study.settings import Settings
-from analysis.sweep import Condition, ledger, response
+from analysis.sweep import Condition, planned, response
 from audiolens import measure
 from audiolens.files.atomic import remove
 from audiolens.files.integrity import sealed_json, tensor_hash
@@ -149,7 +149,7 @@ def quickly(lens: Any) -> Iterator[None]:
              (placement, "place"), (measure, "code_nats"), (measure, "codec_features")]  # fmt: skip
     changes += [(place, name, remembered(getattr(place, name), lens)) for place, name in (*numbers, *asked)]
     # Weights and packages do not change during a run.
-    constant = [(metadata, "version"), (stages, "content_hash"), (ledger, "content_hash")]
+    constant = [(metadata, "version"), (stages, "content_hash"), (planned, "content_hash")]
     changes += [(place, name, cache(getattr(place, name))) for place, name in constant]
     before = [(place, name, getattr(place, name)) for place, name, _ in changes]
     try:

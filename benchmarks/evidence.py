@@ -141,7 +141,7 @@ def crossed(lens: AudioLens, study: studies.Study, others: list[studies.Study]) 
             conditions.append(Condition(f"{name} {strength:+g}", tuple(steps), labels=labels))
     clips = study.settings.test_clips(prompts.load(study.concept, lens=lens))
     played = sweep.play(
-        lens, conditions, clips, seconds=study.settings.seconds, **study.settings.sampling,
+        lens, conditions, clips, seconds=study.settings.seconds, **study.settings.drawing,
         progress=f"cross-effects of {study.concept}",
     )  # fmt: skip
     found = [effects(played.table, one).query("kind == 'steered'").assign(measure=one) for one in CROSSED]

@@ -1,12 +1,15 @@
 """Settings for the smallest study and sweep that have every part of a large one."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
 import audiolens as al
-from analysis import sweep
+from analysis import report, study, sweep
 from analysis.study.settings import Settings
 from analysis.sweep import Condition
 
@@ -31,3 +34,16 @@ def conditions(width: int, seed: int = 0) -> list[Condition]:
 def played(lens: Any, out: Path | None, **changes: Any) -> sweep.SweepResult:
     asked = {**MAKING, **({} if out is None else {"sound": "flac"}), **changes}
     return sweep.play(lens, asked.pop("conditions", conditions(lens.config.d_model)), CLIPS, out=out, **asked)
+
+
+def studied(lens: Any, out: Path, settings: Settings = TINY, **more: Any) -> study.Study:
+    return study.run(lens, "tempo", out, settings=settings, progress=False, command="audiolens study tempo", **more)
+
+
+@contextmanager
+def bare_pages() -> Iterator[None]:
+    """Write the tables of a study without its page, which has tests of its own."""
+    from damage_folders import tables_alone
+
+    with patch.object(report, "write", tables_alone):
+        yield

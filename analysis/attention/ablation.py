@@ -21,12 +21,14 @@ from analysis.statistics import LEVEL, N_PERMUTATIONS, UNTESTED, Means, means
 from audiolens.checks import checked_amount, shown
 from audiolens.door import guarded
 from audiolens.errors import InputError
+from audiolens.groups import takes
 from audiolens.interventions import Scale
 from audiolens.lens import AudioLens
 from audiolens.model.sites import checked_heads
 from audiolens.model.timeline import Span
 from audiolens.model.tokens import named_once
 from audiolens.tracing.batching import whole_batch_size
+from audiolens.tracing.recording import Reading
 
 
 @guarded
@@ -103,6 +105,7 @@ class HeadAblation:
 
 @guarded
 @named_once
+@takes("reading", Reading, single=["sites"], sites="site", seconds=None)
 def ablate(
     lens: AudioLens,
     prompts: str | Sequence[str | None],
@@ -114,6 +117,7 @@ def ablate(
     factor: float = 0.0,
     seconds: Span | None = None,
     batch_size: int = 64,
+    reading: Reading | None = None,  # noqa: ARG001 - its values arrive as the loose arguments
 ) -> HeadAblation:
     """Scale the output of each head in turn, and return the change in the log-likelihood of the given codes.
 
@@ -121,6 +125,7 @@ def ablate(
         site: a site with heads: "attn.z" or "cross_attn.z" (scaling z scales the head's result).
         factor: 0 removes the head's output.
         seconds: the window that is scored; the whole clip by default.
+        reading: a `Reading` instead of `site`, `layers` and `heads`.
         batch_size: rows per run. A run covers several heads if their rows fit.
 
     Raises:

@@ -14,13 +14,16 @@ from torch import Tensor
 
 from analysis.attention.weights import caches, checked
 from analysis.figures.canvas import drawable
+from analysis.resampling import Resampling
 from analysis.statistics import LEVEL, UNTESTED, Means, correct, means
 from audiolens.checks import MOST_SEED, checked_amount, checked_count, numbers_of, refuse_masked, shown
 from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError
+from audiolens.groups import takes
 from audiolens.lens import AudioLens
 from audiolens.model.tokens import named_once
 from audiolens.tracing.batching import whole_batch_size
+from audiolens.tracing.recording import Reading
 
 
 @guarded
@@ -121,6 +124,8 @@ class LagAttention:
 
 @guarded
 @named_once
+@takes("resampling", Resampling)
+@takes("reading", Reading)
 def by_lag(
     lens: AudioLens,
     prompts: str | Sequence[str | None],
@@ -133,6 +138,8 @@ def by_lag(
     n_permutations: int = 999,
     batch_size: int = 8,
     seed: int = 0,
+    reading: Reading | None = None,  # noqa: ARG001 - its values arrive as the loose arguments
+    resampling: Resampling | None = None,  # noqa: ARG001 - its values arrive as the loose arguments
 ) -> LagAttention:
     """Return self-attention by lag, with scores for attending at multiples of the beat.
 
@@ -142,6 +149,8 @@ def by_lag(
         longest_seconds: the longest lag; half the clip by default. Only queries that have this much history count.
         n_permutations: number of times the beats are shuffled between clips.
         seed: seed of the shuffles.
+        reading: a `Reading` instead of `layers` and `heads`. The site is always `attn.pattern`.
+        resampling: a `Resampling` instead of `n_permutations` and `seed`.
 
     Raises:
         InputError: if the clips do not have at least two different beats, no clip has one and a half beats within the

@@ -17,8 +17,10 @@ from analysis.statistics import Means, means
 from audiolens.checks import checked_text, listed, shown
 from audiolens.door import guarded
 from audiolens.errors import InputError, nearest
+from audiolens.groups import takes
 from audiolens.lens import AudioLens
 from audiolens.model.tokens import named_once
+from audiolens.tracing.recording import Reading
 
 
 @guarded
@@ -155,6 +157,7 @@ class TextAttention:
 
 @guarded
 @named_once
+@takes("reading", Reading)
 def to_text(
     lens: AudioLens,
     prompts: str | Sequence[str | None],
@@ -163,11 +166,12 @@ def to_text(
     layers: int | Sequence[int] | None = None,
     heads: Sequence[int] | None = None,
     batch_size: int = 8,
+    reading: Reading | None = None,  # noqa: ARG001 - its values arrive as the loose arguments
 ) -> TextAttention:
     """Return the attention weights from every step to every token of its prompt, per layer and head.
 
     The tail is left out. If the text is a prefix (MusicGen Melody), these are self-attention weights on the text's
-    positions in the prefix.
+    positions in the prefix. `reading` is a `Reading` instead of `layers` and `heads`.
 
     Raises:
         PromptError, InputError: for prompts or codes that do not fit the model or each other, a prompt of `None`, or a

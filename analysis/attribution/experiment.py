@@ -28,14 +28,17 @@ from analysis.site_grid import GridSite
 from audiolens.checks import MOST_SEED, checked_count, checked_flags, shown
 from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError
+from audiolens.groups import takes
 from audiolens.lens import AudioLens
 from audiolens.model.sites import names_once
 from audiolens.model.timeline import Span
 from audiolens.model.tokens import named_once
+from audiolens.tracing.recording import Reading
 
 
 @guarded
 @named_once
+@takes("reading", Reading, seconds=None)
 def attribute(
     lens: AudioLens,
     clean: str | Sequence[str | None],
@@ -56,6 +59,7 @@ def attribute(
     batch_size: int = 16,
     seed: int = 0,
     progress: bool = False,
+    reading: Reading | None = None,  # noqa: ARG001 - its values arrive as the loose arguments
 ) -> AttributionResult:
     """Attribute the difference between clean and corrupted prompts to sites, layers, heads and steps (or tokens).
 
@@ -77,6 +81,7 @@ def attribute(
         cells: number of time windows into which the steps are divided for the check.
         batch_size: number of pairs per pass.
         seed: seed for sampling the cells.
+        reading: a `Reading` instead of `sites` and `layers`.
 
     Raises:
         SiteError: if the model family does not have a site.

@@ -14,10 +14,12 @@ from analysis.attribution.agreement import Agreement
 from analysis.attribution.pairing import Towards
 from analysis.figures.canvas import drawable
 from analysis.likelihood import Window
+from analysis.resampling import Resampling
 from analysis.statistics import LEVEL, N_PERMUTATIONS, Means, means
 from audiolens.checks import shown
 from audiolens.door import guarded
 from audiolens.errors import InputError, nearest
+from audiolens.groups import takes
 
 Method = Literal["gradient", "integrated"]
 By = Literal["layer", "codebook", "place", "head"]
@@ -103,9 +105,21 @@ class AttributionResult:
             )
         return self.of(site, by) / float(gap.value)
 
-    def over(self, site: str, by: By | Sequence[By] = "layer", n_permutations: int = 0) -> Means:
-        """Return mean attributions with intervals over clean prompts, and permutation p-values over all cells."""
-        return means(np.moveaxis(self._along(site, by), -1, 0), self.clean, n_permutations=n_permutations)
+    @takes("resampling", Resampling, keeps=["n_bootstrap", "confidence", "seed"])
+    def over(
+        self,
+        site: str,
+        by: By | Sequence[By] = "layer",
+        n_permutations: int = 0,
+        *,
+        resampling: Resampling | None = None,
+    ) -> Means:
+        """Return mean attributions with intervals over clean prompts, and permutation p-values over all cells.
+
+        `resampling` is a `Resampling` instead of `n_permutations`, as for `analysis.statistics.means`.
+        """
+        how = resampling or Resampling(n_permutations=n_permutations)
+        return means(np.moveaxis(self._along(site, by), -1, 0), self.clean, resampling=how)
 
     @property
     def completeness(self) -> float:

@@ -28,12 +28,15 @@ from analysis.patching.plans import GridPlan, SoundPlan
 from analysis.patching.result import Mode, PatchingResult, checked_mode
 from analysis.patching.runs import Runs
 from analysis.patching.sound import Listening, Sound
+from analysis.resampling import Resampling
 from audiolens.checks import MOST_SEED, checked_amount, checked_count, checked_flags, shown
 from audiolens.door import guarded
 from audiolens.errors import ActivationOverflow, InputError
+from audiolens.groups import takes
 from audiolens.model.timeline import Span, checked_span, codes_timeline
 from audiolens.model.tokens import named_once
 from audiolens.tracing.model_calls import alone
+from audiolens.tracing.recording import Reading
 
 if TYPE_CHECKING:
     from audiolens import AudioLens
@@ -57,6 +60,8 @@ class LogLikelihood:
 
 @guarded
 @named_once
+@takes("resampling", Resampling)
+@takes("reading", Reading, sites="site")
 def patch(
     lens: AudioLens,
     clean: str | None | Sequence[str | None],
@@ -79,6 +84,8 @@ def patch(
     n_permutations: int = 2000,
     seed: int = 0,
     progress: bool = True,
+    reading: Reading | None = None,  # noqa: ARG001 - its values arrive as the loose arguments
+    resampling: Resampling | None = None,  # noqa: ARG001 - its values arrive as the loose arguments
 ) -> PatchingResult:
     """Patch every cell of a grid in many pairs of clean and corrupted runs.
 
@@ -111,6 +118,8 @@ def patch(
         sound: also run a coarser grid on sound, over the whole clip.
         memory_gib: memory for recordings and batches, in GiB. Larger grids run in parts.
         n_bootstrap, n_permutations, seed: settings of the intervals and p-values.
+        reading: a `Reading` instead of `site`, `layers`, `heads` and `seconds`, which say what is patched.
+        resampling: a `Resampling` instead of `n_bootstrap`, `n_permutations` and `seed`.
         progress: show the plan and a progress bar on stderr. `plan` returns the plan without running the grid.
 
     Raises:
@@ -165,6 +174,7 @@ def patch(
 
 @guarded
 @named_once
+@takes("reading", Reading, sites="site")
 def plan(
     lens: AudioLens,
     clean: str | None | Sequence[str | None],
@@ -182,6 +192,7 @@ def plan(
     history: Int[Tensor, "pair codebook past"] | None = None,
     memory_gib: float = 1.0,
     timed: bool = True,
+    reading: Reading | None = None,  # noqa: ARG001 - its values arrive as the loose arguments
 ) -> GridPlan | SoundPlan:
     """Return the cost of `patch` with the same arguments. With `timed`, one row runs once to estimate the time.
 

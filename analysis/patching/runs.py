@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +17,14 @@ from analysis.patching.grid import Cell
 from audiolens.checks import MOST_SEED, checked_count, checked_flags, in_order, shown
 from audiolens.door import checked_kinds, guarded
 from audiolens.errors import InputError, InputTypeError, PromptError
+from audiolens.groups import takes
 from audiolens.model import text, tokens
 from audiolens.model.timeline import Real, Span, Timeline, codes_timeline
 from audiolens.model.tokens import named_once
 from audiolens.prompts import PromptSet
 from audiolens.sound.codec import checked_codes
 from audiolens.tracing.given_sound import codes_of
+from audiolens.tracing.sampling import Sampling
 
 if TYPE_CHECKING:
     from audiolens import AudioLens
@@ -59,6 +61,7 @@ class Pairs:
 
 @guarded
 @named_once
+@takes("sampling", Sampling, keeps=["temperature", "top_k"])
 def pairs(
     lens: AudioLens,
     prompts: PromptSet,
@@ -70,6 +73,7 @@ def pairs(
     guidance_scale: Real = 3.0,
     first_seed: int = 0,
     batch_size: int | None = 64,
+    sampling: Sampling | None = None,
 ) -> Pairs:
     """Take pairs from a set's matched prompts, and generate the codes of both sides from each pair's seed.
 
@@ -87,6 +91,8 @@ def pairs(
             the conditional branch alone predicts, which widens the gap.
         first_seed: both sides of pair i are generated from seed first_seed + i.
         batch_size: number of rows generated at a time.
+        sampling: a `Sampling` instead of guidance_scale and, if it holds them, seconds; its temperature and top_k apply
+            too.
 
     Raises:
         InputError, InputTypeError: if `prompts` is not a set with matched poles, or no pair is left.
@@ -113,10 +119,8 @@ def pairs(
     chosen = [matched[i % len(matched)][:: -1 if turns and i % 2 else 1] for i in range(n)]
     sides = [tuple(pair[side] for pair in chosen) for side in (0, 1)]
     seeds = list(range(first_seed, first_seed + n))
-    made = [
-        lens.generate(side, seconds, seeds=seeds, guidance_scale=guidance_scale, decode=False, batch_size=batch_size)
-        for side in sides
-    ]
+    drawing = replace(sampling or Sampling(guidance_scale), seconds=seconds)
+    made = [lens.generate(side, seeds=seeds, sampling=drawing, decode=False, batch_size=batch_size) for side in sides]
     return Pairs(sides[0], sides[1], made[0].codes, made[1].codes)
 
 

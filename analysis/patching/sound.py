@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -30,15 +30,17 @@ from audiolens import measure
 from audiolens.checks import MOST_SEED, checked_amount, checked_count, shown
 from audiolens.door import guarded
 from audiolens.errors import InputError, PromptError, nearest
+from audiolens.groups import takes
 from audiolens.interventions import Apply, Branch, checked_branch
 from audiolens.model.timeline import Span, Timeline, clip_timeline
-from audiolens.tracing.sampling import checked_settings
+from audiolens.tracing.sampling import Sampling, checked_settings
 
 if TYPE_CHECKING:
     from audiolens import AudioLens
 
 
 @guarded
+@takes("sampling", Sampling)
 @dataclass(frozen=True)
 class Sound:
     """A metric on sound. All clean prompts must ask for the same pole; otherwise the gaps cancel in the mean.
@@ -51,6 +53,8 @@ class Sound:
         branch: the half of the guidance that is patched. The null half does not see the text.
         first_seed: pair i is generated from seed first_seed + i.
         batch_size: largest number of rows in one generation.
+        sampling: on creation only, a `Sampling` instead of guidance_scale, temperature, top_k and, if it holds them,
+            seconds.
     """
 
     measure: str
@@ -62,8 +66,9 @@ class Sound:
     branch: Branch = "cond"
     first_seed: int = 0
     batch_size: int = 64
+    sampling: InitVar[Sampling | None] = field(default=None, kw_only=True)
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, sampling: Sampling | None) -> None:  # noqa: ARG002 - its values arrive as the other fields
         if not isinstance(self.measure, str) or self.measure not in measure.MEASURES:
             near = nearest(str(self.measure), measure.MEASURES)
             raise InputError(f"measure={shown(self.measure)}.{near} Available: {', '.join(measure.MEASURES)}.")

@@ -22,13 +22,15 @@ from analysis.probing.dataset import checked_groups, same
 from analysis.probing.probes import shuffled
 from analysis.probing.result import UNGROUPED, UNTESTED
 from analysis.probing.table import column
-from analysis.resampling import Interval, bootstrap
+from analysis.resampling import Interval, Resampling, bootstrap
 from analysis.statistics import LEVEL, rank_test
 from audiolens.cache.activation_cache import ActivationCache
 from audiolens.checks import MOST_SEED, checked_amount, checked_count, numbers_of
 from audiolens.door import guarded
 from audiolens.errors import InputError
+from audiolens.groups import takes
 from audiolens.model.sites import listed_layers
+from audiolens.tracing.recording import Reading
 
 
 @guarded
@@ -176,6 +178,8 @@ class Trajectories:
 
 
 @guarded
+@takes("resampling", Resampling, n_permutations="n_shuffles")
+@takes("reading", Reading, single=["sites"], sites="site")
 def fit(
     activations: ActivationCache | np.ndarray,
     labels: Sequence[str],
@@ -186,6 +190,8 @@ def fit(
     groups: Sequence[Any] | None = None,
     n_shuffles: int = 99,
     seed: int = 0,
+    reading: Reading | None = None,  # noqa: ARG001 - its values arrive as the loose arguments
+    resampling: Resampling | None = None,  # noqa: ARG001 - its values arrive as the loose arguments
 ) -> PCAResult:
     """Return the principal components of every layer's activations.
 
@@ -199,6 +205,8 @@ def fit(
             prompt.
         n_shuffles: number of label shuffles between groups; p is at least 1 / (n + 1).
         seed: seed of the shuffles.
+        reading: a `Reading` instead of `site` and `layers`.
+        resampling: a `Resampling` instead of `n_shuffles` (its `n_permutations`) and `seed`.
 
     Raises:
         InputError: if labels do not match the rows, there are fewer than two labels, a label has fewer than two rows,
@@ -237,6 +245,7 @@ def fit(
 
 
 @guarded
+@takes("reading", Reading, single=["sites"], sites="site")
 def trajectories(
     activations: ActivationCache | np.ndarray,
     labels: Sequence[str],
@@ -246,13 +255,14 @@ def trajectories(
     layers: Sequence[int] | None = None,
     groups: Sequence[Any] | None = None,
     frame_rate: float | None = None,
+    reading: Reading | None = None,  # noqa: ARG001 - its values arrive as the loose arguments
 ) -> Trajectories:
     """Return the poles' paths through each layer's components, which are fitted to all its rows and steps.
 
     Args:
         activations: a cache recorded without `reduce`, or an array "layer row step d_model". Leave out the tail, whose
             steps only finish the delayed codebooks, by recording with `seconds=(0, ...)`.
-        labels, site, n_components, layers, groups: as in `fit`.
+        labels, site, n_components, layers, groups, reading: as in `fit`.
         frame_rate: steps per second of an array. A cache stores its own.
 
     Raises:

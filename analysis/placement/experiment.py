@@ -10,6 +10,7 @@ own) is reported as well, and may decide instead.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
@@ -20,6 +21,7 @@ from analysis import layer_attribution
 from analysis.placement.other_evidence import Computable, checked_kinds, computed, generated_steps
 from analysis.placement.result import ALIGNMENT, Placement, chosen
 from analysis.placement.shifts import Candidate, asked_in_words, candidates, checked_strategies, shifts_of
+from analysis.resampling import Resampling
 from audiolens import prompts as prompt_sets
 from audiolens.checks import checked_count, checked_flags, in_order, shown
 from audiolens.directions.difference_in_means import difference_in_means
@@ -27,8 +29,10 @@ from audiolens.directions.directions import Directions
 from audiolens.directions.steering import Strategy
 from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError
+from audiolens.groups import takes
 from audiolens.model.tokens import named_once, note_unread
 from audiolens.prompts import PromptSet
+from audiolens.tracing.sampling import Sampling
 
 if TYPE_CHECKING:
     from audiolens import AudioLens
@@ -40,6 +44,8 @@ READ_SECONDS = 2.0
 
 @guarded
 @named_once
+@takes("resampling", Resampling)
+@takes("sampling", Sampling, keeps=["guidance_scale", "temperature", "top_k"])
 def place(
     lens: AudioLens,
     concept: str | PromptSet,
@@ -58,6 +64,8 @@ def place(
     n_bootstrap: int = 1000,
     seed: int = 0,
     progress: bool = True,
+    sampling: Sampling | None = None,
+    resampling: Resampling | None = None,  # noqa: ARG001 - its values arrive as the loose arguments
 ) -> Placement:
     """Choose where, and by which strategy, to apply a concept's direction.
 
@@ -84,6 +92,8 @@ def place(
         batch_size: number of rows in one forward pass.
         n_bootstrap, seed: settings of the intervals over prompts; clips are generated from seeds `seed` onwards.
         progress: show a progress bar.
+        sampling: how the clips that follow `prompts` are sampled; if it holds seconds, they replace `seconds`.
+        resampling: a `Resampling` instead of `n_bootstrap` and `seed`.
 
     Raises:
         InputError: (or a subclass) if strategies, layers or evidence do not exist; if the directions come from another
@@ -131,7 +141,8 @@ def place(
     found = candidates(directions, strategies, layers)
     if codes is None:
         drawn = list(range(seed, seed + len(neutral)))
-        codes = lens.generate(neutral, seconds, seeds=drawn, decode=False, batch_size=batch_size).codes
+        drawing = replace(sampling or Sampling(), seconds=seconds)
+        codes = lens.generate(neutral, seeds=drawn, sampling=drawing, decode=False, batch_size=batch_size).codes
         spent += generated_steps(lens, len(neutral), seconds)
     shifts = shifts_of(
         lens, neutral, poles, codes, found, batch_size=batch_size, progress="placing" if progress else None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -34,7 +34,9 @@ from audiolens.checks import (
 from audiolens.door import guarded
 from audiolens.errors import InputError, nearest, shortened
 from audiolens.etude.synth import CLIP_SECONDS
+from audiolens.groups import takes
 from audiolens.measure.clips import as_float
+from audiolens.tracing.sampling import Sampling
 
 if TYPE_CHECKING:
     from audiolens.lens import AudioLens
@@ -107,6 +109,7 @@ class Dataset:
         return f"Dataset({self.name}: {len(self)} rows in {groups} groups, {sound}, {labels_text(self.labels)})"
 
     @classmethod
+    @takes("sampling", Sampling, keeps=["temperature", "top_k"])
     def from_prompts(
         cls,
         lens: AudioLens,
@@ -121,21 +124,23 @@ class Dataset:
         batch_size: int = 32,
         name: str = "label",
         progress: bool = False,
+        sampling: Sampling | None = None,
     ) -> Dataset:
         """Return prompts with clips generated for them, or with given `codes` (one row per prompt, or one row for all).
 
         Generated codes contain what the prompt asked for, so every block can read the concept from the music so far.
-        If all rows or both poles share the same codes, the text is the only source of information.
+        If all rows or both poles share the same codes, the text is the only source of information. `sampling` is a
+        `Sampling` instead of guidance_scale and seconds (if it includes them). Its temperature and top_k apply too.
         """
         checked_flags(progress=progress)
         listed = in_order("prompts", prompts, "prompts")
         checked = checked_labels(labels, len(listed))
         if codes is None:
             numbers = list(range(len(listed))) if seeds is None else list(in_order("seeds", seeds, "seeds"))
+            drawing = replace(sampling or Sampling(guidance_scale), seconds=seconds)
             codes = lens.generate(
-                listed, seconds, seeds=numbers, guidance_scale=guidance_scale, decode=False,
-                batch_size=batch_size, progress=progress,
-            ).codes.cpu()  # fmt: skip
+                listed, seeds=numbers, sampling=drawing, decode=False, batch_size=batch_size, progress=progress
+            ).codes.cpu()
         elif codes.ndim == 3 and len(codes) == 1:
             codes = codes.expand(len(listed), -1, -1)
         return cls(checked, listed, codes, groups=groups_of(groups, len(listed)), name=name)

@@ -19,6 +19,7 @@ from analysis.probing.dataset import Dataset, Task, checked_labels, groups_of, t
 from analysis.probing.features import Baseline, FeaturePosition, Features
 from analysis.probing.probes import KINDS, CrossValidation, Kind, Probe, Scored, target_of
 from analysis.probing.result import ProbeResult
+from analysis.resampling import Resampling
 from audiolens.cache.activation_cache import ActivationCache
 from audiolens.checks import (
     MOST_JOBS,
@@ -32,12 +33,14 @@ from audiolens.checks import (
 )
 from audiolens.door import guarded
 from audiolens.errors import InputError
+from audiolens.groups import takes
 from audiolens.interventions import Branch
 from audiolens.model import provenance
 from audiolens.model.provenance import Provenance
 from audiolens.model.sites import head_numbers, listed_layers
 from audiolens.model.tokens import named_once
 from audiolens.model.weight_hash import weights_hash
+from audiolens.tracing.recording import Reading
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,6 +50,8 @@ if TYPE_CHECKING:
 
 @guarded
 @named_once
+@takes("resampling", Resampling, n_permutations="n_shuffles")
+@takes("reading", Reading, single=["sites"], sites="site")
 def probe(
     lens: AudioLens | None,
     data: Dataset | ActivationCache | Sequence[str | None] | np.ndarray,
@@ -71,6 +76,8 @@ def probe(
     n_jobs: int = 1,
     seed: int = 0,
     progress: bool = False,
+    reading: Reading | None = None,  # noqa: ARG001 - its values arrive as the loose arguments
+    resampling: Resampling | None = None,  # noqa: ARG001 - its values arrive as the loose arguments
 ) -> ProbeResult:
     """Probe a label at every block, cross-validated by prompt (Alain and Bengio, 2016).
 
@@ -96,6 +103,8 @@ def probe(
         penalty, n_components: see `analysis.probing.probes.Probe`.
         baselines: "mel", "codec" or both. The default is both if there is sound.
         n_jobs: number of processes among which the layers and heads are divided.
+        reading: a `Reading` instead of `site`, `layers`, `heads` and `branch`. `position` says what is read over time.
+        resampling: a `Resampling` instead of `n_shuffles` (its `n_permutations`), `n_bootstrap` and `seed`.
 
     Raises:
         InputError: (or a subclass) if a split leaks, if labels do not match the rows or are too few, if the model lacks

@@ -14,12 +14,13 @@ from jaxtyping import Float, Int
 from analysis.figures.canvas import drawable
 from analysis.probing.features import ProbedSite
 from analysis.probing.probes import Probe, Scored, balanced_accuracy, least_p, target_of
-from analysis.resampling import bootstrap
+from analysis.resampling import Resampling, bootstrap
 from analysis.statistics import LEVEL, rank_test
 from audiolens.checks import shown
 from audiolens.directions.directions import Directions
 from audiolens.door import guarded
 from audiolens.errors import InputError
+from audiolens.groups import takes
 from audiolens.model.provenance import Provenance
 
 UNTESTED = "too few rows or shuffles to test: "
@@ -131,8 +132,18 @@ class ProbeResult:
         table.insert(5, "metric", self.metric)
         return table.astype({"layer": "Int64", "head": "Int64"})
 
-    def gains(self, n_bootstrap: int = 500, seed: int = 0) -> pd.DataFrame:
-        """Each score minus the score of each baseline on the same rows and folds, with paired intervals."""
+    @takes("resampling", Resampling)
+    def gains(
+        self,
+        n_bootstrap: int = 500,
+        seed: int = 0,
+        *,
+        resampling: Resampling | None = None,  # noqa: ARG002 - its values arrive as the loose arguments
+    ) -> pd.DataFrame:
+        """Each score minus the score of each baseline on the same rows and folds, with paired intervals.
+
+        `resampling` is a `Resampling` instead of both settings.
+        """
         rows = []
         target = self._target()
         strata = target if self.classes else None

@@ -8,7 +8,7 @@ all readings on the same clips.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -25,9 +25,11 @@ from audiolens.directions.directions import Directions
 from audiolens.directions.pole_reader import PoleReader, Position
 from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError
+from audiolens.groups import takes
 from audiolens.interventions import Branch, checked_branch
 from audiolens.model.tokens import named_once
 from audiolens.prompts import PromptSet
+from audiolens.tracing.sampling import Sampling
 
 if TYPE_CHECKING:
     from audiolens import AudioLens
@@ -96,6 +98,7 @@ class Readings:
 
 @guarded
 @named_once
+@takes("sampling", Sampling, keeps=["temperature", "top_k"])
 def compare(
     lens: AudioLens,
     sets: PromptSet,
@@ -107,6 +110,7 @@ def compare(
     prompts: int | None = None,
     batch_size: int = 32,
     progress: bool = True,
+    sampling: Sampling | None = None,
 ) -> Readings:
     """Read a concept's directions at every position and in every branch, from the same clips.
 
@@ -114,6 +118,8 @@ def compare(
         positions, branches: as in `difference_in_means`. The first of each is the reference for the others.
         seconds, guidance_scale: length and guidance of the clips; prompt i of either pole is generated from seed i.
         prompts: number of prompts per pole; `None` uses all of them.
+        sampling: a `Sampling` instead of guidance_scale and, if it holds them, seconds; its temperature and top_k apply
+            too.
 
     Raises:
         InputError: (or a subclass) if no position or branch is given, or this model does not have one of them.
@@ -140,10 +146,9 @@ def compare(
     for position, branch in product(positions, branches):
         checked_branch(branch, guidance_scale > 1)
         reader(position, branch).check_text()
-    made: dict[str, Any] = {"guidance_scale": guidance_scale, "batch_size": batch_size, "progress": progress}
-    codes = [
-        lens.generate(side, seconds, seeds=list(range(len(side))), decode=False, **made).codes.cpu() for side in poles
-    ]
+    drawing = replace(sampling or Sampling(guidance_scale), seconds=seconds)
+    made: dict[str, Any] = {"sampling": drawing, "batch_size": batch_size, "progress": progress}
+    codes = [lens.generate(side, seeds=list(range(len(side))), decode=False, **made).codes.cpu() for side in poles]
     rates = np.concatenate([_onset_rates(lens, clip) for side in codes for clip in side.split(batch_size)])
     frames, reference = [], None
     for position in positions:

@@ -1,1 +1,1 @@
-"""Result folders: checked before anything runs, and visible only once they are complete."""
+"""Result folders: checked before anything runs, and complete once they are visible, or resumable until they are."""

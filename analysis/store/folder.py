@@ -1,32 +1,25 @@
 """Result folders that are filled under a temporary name and renamed once they are complete.
 
-The path is checked before anything runs. A folder can also be filled in place by one process at a time, which checks
-before each write that nothing was removed.
+The path is checked before anything runs. `resumable` fills a folder in place instead.
 """
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
-from audiolens.errors import AudioLensError, BusyError, InputError, StoppedError
+from audiolens.errors import AudioLensError, InputError, StoppedError
 from audiolens.files import atomic
 from audiolens.files.bounded import read_object
 
 STUDY, UNSEALED_STUDY = "audiolens.study.2", "audiolens.study.1"
 """The format named in a study's `summary.json`, and the previous format, which has no hash."""
-LOCK = ".lock"
 SUMMARY = "summary.json"
 """The file in which a finished study, or an index of several studies, describes itself."""
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def is_study(folder: Path) -> bool:
@@ -128,6 +121,16 @@ def check_above(target: Path) -> None:
     _check_writable(target, above)
 
 
+def refuse_path(name: str) -> None:
+    """Raise unless `name` is the name of a single folder, with no path in it. Names may come from an untrusted file.
+
+    Raises:
+        InputError: if it is empty, a path or "..", or has control characters.
+    """
+    if name in ("", ".", "..") or any(sign in "/\\" or not sign.isprintable() for sign in name):
+        raise InputError(f"{name!r} cannot name a folder: expected a name without a path.")
+
+
 def _check_writable(target: Path, folder: Path) -> None:
     try:
         # Only writing a file shows this: permissions do not stop root, and the file system may be read-only or full.
@@ -158,115 +161,3 @@ def _put(work: Path, target: Path) -> None:
             aside.rmdir()
         raise
     shutil.rmtree(aside, ignore_errors=True)
-
-
-@dataclass(frozen=True, eq=False)
-class Held:
-    """A folder that only this process writes to, and the files that must stay in it until it is done.
-
-    Attributes:
-        folder: path of the folder.
-        lock: device and inode of its lock file, which distinguish this folder from another one with the same name.
-        kept: the files that were there at the start or have been written since.
-    """
-
-    folder: Path
-    lock: tuple[int, int] | None
-    kept: set[Path] = field(default_factory=set)
-
-    def keep(self, *places: Path) -> None:
-        """Add files, or all files in folders, to those that must stay."""
-        for place in places:
-            found = [place] if place.is_file() else place.rglob("*")
-            self.kept.update(path for path in found if path.is_file() and path.name != LOCK)
-
-    def release(self, place: Path) -> None:
-        """Drop a file, or all files in a folder, from those that must stay, before it is removed."""
-        self.kept.difference_update([path for path in self.kept if path.is_relative_to(place)])
-
-    def check(self) -> None:
-        """Raise if the folder was removed or replaced, or lost files, so that nothing more is written to it.
-
-        Raises:
-            StoppedError: if anything is gone. The error names it.
-        """
-        if (gone := self.gone()) is not None:
-            raise StoppedError(f"{gone} while this run was writing: nothing more is written. Start the same run again.")
-
-    def gone(self) -> str | None:
-        """A description of what was removed; `None` if everything is there."""
-        if self.lock != _identity(self.folder / LOCK):
-            return f"{self.folder} was removed or replaced by another folder"
-        there = {path for folder in {path.parent for path in self.kept} for path in _listed(folder)}
-        lost = sorted(self.kept - there)
-        return f"{lost[0]} was removed" if lost else None
-
-
-@contextmanager
-def held(folder: Path, busy: str) -> Iterator[Held]:
-    """Lock a folder, created if needed, so that no other process writes to it until the block ends.
-
-    Raises:
-        BusyError: if another process is writing to it; `busy` says what that process is doing.
-        InputError: if it cannot be written, or contains links.
-        StoppedError: if the block fails and the folder was removed in the meantime.
-    """
-    with atomic.refused(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    atomic.refuse_links(folder)
-    atomic.refuse_misplaced([folder / LOCK])
-    _refuse_shared(folder / LOCK)
-    try:
-        lock = FileLock(folder / LOCK)
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise BusyError(f"{folder}: another process is {busy}; wait for it, or stop it.") from None
-    except OSError as error:
-        raise InputError(f"{folder} cannot be written: {error.strerror or error}. Choose another path.") from None
-    found = Held(folder, _identity(folder / LOCK))
-    try:
-        yield found
-    except AudioLensError:
-        raise
-    except Exception:
-        found.check()
-        raise
-    finally:
-        lock.release()
-
-
-def refuse_path(name: str) -> None:
-    """Raise unless `name` is the name of a single folder, with no path in it. Names may come from an untrusted file.
-
-    Raises:
-        InputError: if it is empty, a path or "..", or has control characters.
-    """
-    if name in ("", ".", "..") or any(sign in "/\\" or not sign.isprintable() for sign in name):
-        raise InputError(f"{name!r} cannot name a folder: expected a name without a path.")
-
-
-def disk_is_full(error: OSError) -> bool:
-    return error.errno in _FULL
-
-
-def _refuse_shared(lock: Path) -> None:
-    """Raise if the lock file has other hard links, because opening it would empty the file under all its names."""
-    with suppress(FileNotFoundError):
-        facts = lock.stat()
-        if facts.st_size and facts.st_nlink > 1:
-            raise InputError(f"{lock} is a file with another hard link, and would be emptied: remove it.")
-
-
-def _identity(lock: Path) -> tuple[int, int] | None:
-    try:
-        facts = os.lstat(lock)
-    except OSError:
-        return None
-    return facts.st_dev, facts.st_ino
-
-
-def _listed(folder: Path) -> list[Path]:
-    try:
-        return [folder / name for name in os.listdir(folder)]
-    except OSError:
-        return []

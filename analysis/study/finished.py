@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from analysis import sweep
 from analysis.store.folder import SUMMARY, UNSEALED_STUDY, refuse_path
+from analysis.store.resumable import first_difference
 from analysis.store.versions import versions
 from analysis.study import experiment, side_effects, stages, storage, where
 from analysis.study.assembly import StudyParts, assembled
 from analysis.study.made import check_made
 from analysis.study.result import Study
 from analysis.study.settings import Settings
+from analysis.study.stages import STUDY
 from analysis.sweep import SweepResult
 from audiolens.door import guarded
 from audiolens.errors import DamagedError, InputError
@@ -24,7 +26,7 @@ from audiolens.files.atomic import as_path, inside, refuse_links, remove_unfinis
 from audiolens.files.integrity import read_json
 from audiolens.files.json_shapes import refuse_other
 
-_UNSEALED = (stages.UNSEALED, UNSEALED_STUDY, "audiolens.studies.1")
+_UNSEALED = (STUDY.unsealed, UNSEALED_STUDY, "audiolens.studies.1")
 _SHAPE = {
     "concept": str, "poles": [str, str], "model": str, "seconds": {str: float},
     "settings": {
@@ -106,19 +108,20 @@ def redraw(folder: str | os.PathLike[str]) -> Study | Several:
 def _redrawn(place: Path) -> Study:
     facts = _summary(place)
     begun = _object(place / stages.BEGUN)
-    if begun.get("format") != stages.FORMAT:
+    if begun.get("format") != STUDY.format:
         raise InputError(
             f"{place} holds a study of format {begun.get('format')}: load_folder reads it, but pages are only drawn "
-            f"from {stages.FORMAT}. Run the study again."
+            f"from {STUDY.format}. Run the study again."
         )
-    refuse_other(place / stages.BEGUN, begun, {"versions": {str: str}})
-    for package, installed in versions().items():
-        made = begun["versions"].get(package)
-        if made != installed:
-            raise InputError(
-                f"{place} was made with {package} {made}, but {installed} is installed, which the page would name. "
-                "Draw it with that version, or run the study again."
-            )
+    refuse_other(place / stages.BEGUN, begun, STUDY.shape)
+    other = first_difference(
+        begun, {"versions": versions()}, [("versions.*", "{name} {there}, but {here} is installed")]
+    )
+    if other is not None:
+        raise InputError(
+            f"{place} was made with {other}, which the page would name. Draw it with that version, or run the study "
+            "again."
+        )
     with stages.locked(place) as kept:
         study = load_folder(place)
         used = _entries(place).values()
@@ -163,7 +166,7 @@ def _names(path: Path, found: Any, what: str) -> list[str]:
 
 def _is_sealed(place: Path) -> bool:
     """Whether the study's files contain hashes, which the previous format lacks."""
-    return _object(place / stages.BEGUN).get("format") != stages.UNSEALED
+    return _object(place / stages.BEGUN).get("format") != STUDY.unsealed
 
 
 def _swept(place: Path) -> SweepResult:
@@ -191,10 +194,4 @@ def _object(path: Path, former: Collection[str | None] = _UNSEALED) -> dict[str,
 def _settings(values: dict[str, Any]) -> Settings:
     """Return the settings in a summary, without fields that this version does not know."""
     known = {entry.name for entry in fields(Settings)}
-    return Settings(**{name: _tuples(value) for name, value in values.items() if name in known})
-
-
-def _tuples(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _tuples(item) for name, item in value.items()}
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+    return Settings(**{name: where.tuples(value) for name, value in values.items() if name in known})

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from analysis.study.stages import BEGUN, MADE, STAGES, SUMMARY
-from analysis.sweep.ledger import PLAN, plan_hash, read_facts
+from analysis.sweep.ledger import read_facts
+from analysis.sweep.planned import PLAN, plan_hash
 from audiolens.errors import DamagedError
 from audiolens.files.integrity import MANIFEST, check_bytes, check_manifest, digest, read_json, sealed_json
 from audiolens.files.json_shapes import refuse_other

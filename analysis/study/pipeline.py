@@ -20,6 +20,7 @@ from analysis.listening import Listener
 from analysis.placement import Placement
 from analysis.placement.shifts import words_of
 from analysis.statistics import FEWEST_CONTROLS
+from analysis.store.resumable import OtherResultsError
 from analysis.study import scan, side_effects, storage, test_result, where
 from analysis.study.assembly import StudyParts, assembled, chosen, places
 from analysis.study.result import Study
@@ -27,7 +28,10 @@ from analysis.study.scan import Choice
 from analysis.study.settings import Settings
 from analysis.study.stages import Stages
 from analysis.study.where import Where
-from analysis.sweep import BASELINE, Condition, PromptSeed, SweepResult, ledger
+from analysis.sweep import BASELINE, Condition, PromptSeed, SweepResult
+from analysis.sweep.batches import TABLE
+from analysis.sweep.planned import condition_hashes
+from analysis.sweep.storage import is_among
 from audiolens.directions.difference_in_means import difference_in_means
 from audiolens.directions.directions import Directions
 from audiolens.prompts import PromptSet
@@ -37,7 +41,6 @@ if TYPE_CHECKING:
 
 SHOWN = (BASELINE, "steered", "prompted")
 """The kinds of conditions whose clips can be played on the page."""
-
 FIGURES_SECONDS = 25.0
 """Approximate time in seconds to draw and write the page."""
 
@@ -89,13 +92,15 @@ class _Course:
             "seeds": [*settings.reading_seeds(sets)], "label": sets.concept,
         }  # fmt: skip
         high, low = (list(side[: settings.poles]) for side in (sets.positive, sets.negative))
-        stage = self.stages.stage("directions", {**asked, "poles": [high, low]})
-        self.teller.begin("directions", stage.there)
-        return stage.kept(
-            lambda: difference_in_means(self.lens, high, low, **asked, keep_samples=True, progress=self.progress),
+        stage = self.stages.stage(
+            "directions",
+            {**asked, "poles": [high, low]},
+            difference_in_means,
             storage.write_directions,
             storage.read_directions,
         )
+        self.teller.begin("directions", stage.there)
+        return stage.kept(self.lens, high, low, **asked, keep_samples=True, progress=self.progress)
 
     def _where(self) -> Where | None:
         """Patch a few matched pairs. Returns `None` if the prompts of the poles are not matched."""
@@ -106,9 +111,10 @@ class _Course:
             "n": settings.pairs, "guidance_scale": settings.guidance_scale, "first_seed": settings.first_pair,
             "seconds": min(1.0, settings.seconds), "batch_size": settings.batch_size,
         }  # fmt: skip
-        stage = self.stages.stage("patching", {**asked, "poles": [sets.positive, sets.negative]})
+        follows = {**asked, "poles": [sets.positive, sets.negative]}
+        stage = self.stages.stage("patching", follows, where.find, where.write, where.read)
         self.teller.begin("patching", stage.there)
-        return stage.kept(lambda: where.find(self.lens, sets, asked), where.write, where.read)
+        return stage.kept(self.lens, sets, asked)
 
     def _placed(self, directions: Directions) -> Placement | None:
         """Find the place that the evidence selects, before anything is steered."""
@@ -122,13 +128,10 @@ class _Course:
         words = words_of(self.sets, asked["prompts"])
         follows = {**asked, "directions": storage.hash_of(directions), "words": words,
                    "poles": [self.sets.positive, self.sets.negative]}  # fmt: skip
-        stage = self.stages.stage("placement", follows)
+        read = partial(storage.read_placement, directions=directions)
+        stage = self.stages.stage("placement", follows, placement.place, storage.write_placement, read)
         self.teller.begin("placement", stage.there)
-        found = stage.kept(
-            lambda: placement.place(self.lens, self.sets, directions, **asked, progress=False),
-            storage.write_placement,
-            lambda folder: storage.read_placement(folder, directions),
-        )
+        found = stage.kept(self.lens, self.sets, directions, **asked, progress=False)
         self.teller.tell(found.reason)
         return found
 
@@ -169,13 +172,9 @@ class _Course:
         settings = self.settings
         # The key of the test sweep already covers everything on which these numbers depend.
         follows = {"tested": None if tested.folder is None else tested.folder.name, "frechet": settings.frechet}
-        stage = self.stages.stage("lost", follows)
+        stage = self.stages.stage("lost", follows, side_effects.score, side_effects.write, side_effects.read)
         self.teller.begin("side effects", stage.there)
-        return stage.kept(
-            lambda: side_effects.score(self.lens, tested, settings),
-            side_effects.write,
-            side_effects.read,
-        )
+        return stage.kept(self.lens, tested, settings)
 
     def _swept(
         self,
@@ -187,20 +186,20 @@ class _Course:
     ) -> SweepResult:
         """Run or resume a sweep in its own folder. The clips in `shown` are kept as sound."""
         settings = self.settings
-        making = {"seconds": settings.seconds, **settings.sampling, "batch_size": settings.batch_size}
+        making = {"seconds": settings.seconds, **settings.drawing, "batch_size": settings.batch_size}
         follows = {
             **making,
-            "conditions": ledger.facts_of(self.lens, conditions, making)["conditions"],
+            "conditions": condition_hashes(self.lens, conditions, settings.seconds),
             "clips": clips,
             "asked": {one.name: [one.asked(prompt) for prompt, _ in clips] for one in conditions if one.ask},
             "measures": list(self._measures),
-            "shown": shown,
+            "shown": shown and [shown, SHOWN],
         }
-        stage = self.stages.stage(name, follows)
-        whole = stage.place is not None and (stage.place / ledger.TABLE).is_file()
+        stage = self.stages.stage(name, follows, sweep.play)
+        whole = stage.place is not None and (stage.place / TABLE).is_file()
         started = time.perf_counter()
         play = partial(
-            sweep.play,
+            stage.made,
             self.lens,
             conditions,
             clips,
@@ -208,7 +207,7 @@ class _Course:
             n_jobs=0,
             measures=self._measures,
             listener=None if whole else self._listener,
-            keep_audio=lambda condition, clip: clip in (shown or ()) and condition.labels["kind"] in SHOWN,
+            keep_audio=None if shown is None else partial(is_among, shown, SHOWN),
             out=stage.place,
             sound="flac" if stage.place is not None and shown is not None else None,
             progress=label if self.progress and not whole else None,
@@ -216,7 +215,7 @@ class _Course:
         with self.teller.swept(label, len(conditions) * len(clips), kept=whole, begun=stage.there):
             try:
                 result = play()
-            except ledger.AnotherSweepError as error:
+            except OtherResultsError as error:
                 # The folder contains a different sweep, or too little of this one to resume it.
                 stage.discard(error)
                 result = play()

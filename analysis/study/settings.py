@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -16,12 +16,14 @@ from audiolens.directions.pole_reader import Position
 from audiolens.directions.steering import Strategy
 from audiolens.door import checked_kinds, guarded
 from audiolens.errors import InputError, InputTypeError, nearest
+from audiolens.groups import takes
 from audiolens.interventions import Branch
 from audiolens.measure import beats
 from audiolens.measure.rhythm import FASTEST_BPM, FEWEST_ONSETS
 from audiolens.model import text
 from audiolens.prompts import PromptSet
 from audiolens.tracing.recording import refuse_prefix
+from audiolens.tracing.sampling import Sampling
 
 if TYPE_CHECKING:
     from audiolens import AudioLens
@@ -46,6 +48,7 @@ FEWEST_PROMPTS = 2
 
 
 @guarded
+@takes("sampling", Sampling)
 @dataclass(frozen=True)
 class Settings:
     """Sizes and sampling of a study. The defaults take under five minutes on two cores with the bundled model.
@@ -75,6 +78,8 @@ class Settings:
         seed: number of the repetition, 0 to `REPETITIONS` - 1. No two repetitions share a clip or a control direction.
         batch_size, n_jobs: as in `sweep.play`. `n_jobs` changes only the running time.
         substitutes: deviations from a published protocol, one sentence each, which the report repeats.
+        sampling: on creation only, a `Sampling` instead of guidance_scale, temperature, top_k and, if it holds them,
+            seconds.
     """
 
     poles: int = 48
@@ -114,6 +119,7 @@ class Settings:
     batch_size: int = 64
     n_jobs: int | None = None
     substitutes: tuple[str, ...] = ()
+    sampling: InitVar[Sampling | None] = field(default=None, kw_only=True)
 
     @classmethod
     def full(cls, **changes: Any) -> Settings:
@@ -161,8 +167,8 @@ class Settings:
         return cls.full(**{**protocol, **changes})
 
     @property
-    def sampling(self) -> dict[str, Any]:
-        """The sampling settings of the clips."""
+    def drawing(self) -> dict[str, Any]:
+        """The sampling settings of the clips, as arguments of `lens.generate`."""
         return {name: getattr(self, name) for name in ("guidance_scale", "temperature", "top_k")}
 
     @property
@@ -189,7 +195,7 @@ class Settings:
         """Return the (prompt, seed) pairs from which the reported results come."""
         return sweep.clips(sets.test[: self.test], self.test_seeds, TEST_SEED + self.seed * SEEDS_APART)
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, sampling: Sampling | None) -> None:  # noqa: ARG002 - its values arrive as the other fields
         checked_flags(verify=self.verify, frechet=self.frechet)
         for name in _COUNTS:
             checked_count(name, getattr(self, name), 0)

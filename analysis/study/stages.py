@@ -1,12 +1,9 @@
 """Store the finished stages of a study in its folder, each under a hash of everything that it depends on.
 
 `study.json` states the subject of the study. A stage is a folder `stages/NAME-KEY` of safetensors, Parquet and JSON
-files with a manifest of their hashes. A sweep is stored as in `analysis.sweep.ledger`. A stage is written elsewhere
-and then renamed, so that it is either complete or absent, and it is made again if a byte of it has changed. The key is
-a hash of weights, versions, code and arguments, so that the same call reuses the stage and any other call adds its
-own. Only one process writes at a time, and the operating system releases the lock when that process ends. A folder
-that contains links is refused before anything is written. If stages disappear from a folder during a run, nothing more
-is written to it.
+files with a manifest of their hashes, or a sweep (`analysis.sweep.ledger`). It is written elsewhere and then renamed.
+The key is a hash of weights, versions, arguments and the code that the stage runs, so that the same call reuses the
+stage and any other call adds its own. `analysis.store.resumable` holds what is common to all resumable folders.
 """
 
 from __future__ import annotations
@@ -16,57 +13,57 @@ import json
 import os
 import re
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import pyarrow as pa
 from safetensors import SafetensorError
 from soundfile import LibsndfileError
 
-import analysis
-import audiolens
-from analysis.store.folder import LOCK, SUMMARY, UNSEALED_STUDY, Held, check_in_place, disk_is_full, held, is_study
+from analysis.store.code import code_of, home_of
+from analysis.store.folder import SUMMARY, UNSEALED_STUDY, is_study
+from analysis.store.resumable import UNHELD, Held, Kind, drop, first_difference, held
 from analysis.store.versions import versions
-from audiolens.errors import DamagedError, DamageWarning, InputError, StoppedError
-from audiolens.files.atomic import (
-    UNFINISHED,
-    as_path,
-    new_folder,
-    put,
-    refuse_misplaced,
-    refused,
-    remove,
-    remove_unfinished,
-)
+from audiolens.errors import DamagedError, InputError
+from audiolens.files.atomic import UNFINISHED, as_path, new_folder, put, remove
 from audiolens.files.integrity import check_manifest, read_json, sealed_json, write_manifest
 from audiolens.lens import AudioLens
-from audiolens.model.tokens import callers_level
 from audiolens.model.weight_hash import content_hash
 
-FORMAT = "audiolens.run.2"
-UNSEALED = "audiolens.run.1"
-"""The previous format, which has no hashes. Such a study can be read but not resumed."""
-BEGUN, STAGES = "study.json", "stages"
-MADE = "made.json"
-"""The file that lists, with hashes, the stages behind a page. The folder may also hold stages of other settings."""
+BEGUN, STAGES, MADE = "study.json", "stages", "made.json"
+"""The description of a study, the folder of its stages, and the list, with hashes, of the stages behind its page."""
 SHOWN = ("index.html", "audio", "figures", "tables", "clips.csv", "clips.parquet", "directions.safetensors", MADE)
 """The outputs of a finished study, apart from its summary."""
-_SECONDS = "seconds.json"
+STUDY = Kind(
+    noun="study",
+    busy="at work on this study",
+    description=BEGUN,
+    format="audiolens.run.2",
+    unsealed="audiolens.run.1",
+    shape={"format": str, "concept": str, "model": str, "weights": str, "versions": {str: str}},
+    entries=STAGES,
+    files=(SUMMARY, *(name for name in SHOWN if "." in name)),
+    folders=tuple(name for name in SHOWN if "." not in name),
+)
 DAMAGE = (
     OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError, LibsndfileError, pa.ArrowException,
 )  # fmt: skip
 """Exceptions that can be raised when a damaged stage is read."""
+_SECONDS = "seconds.json"
 _ENTRY = re.compile(rf"({re.escape(UNFINISHED)})*[a-z-]+-[0-9a-f]{{16}}(\.{re.escape(_SECONDS)})?")
+_TOLD = (
+    ("format", "it has format {there}, but this version writes {here}"),
+    ("concept", "it is of {there!r}, not {here!r}"),
+    ("weights", "it is of another model ({begun[model]!r}; this is {facts[model]!r} with other weights)"),
+    ("versions.*", "it was begun with {name} {there}, but this is {here}"),
+)
+_REPLACE = "replace it with --force."
 _STILL_KEPT = "the stages are kept; run the same study with --force to resume from them."
 _PACE = {"n_jobs"}
 """Settings that change how long a study takes, but not its results."""
-# Changes to code that only draws or shows results do not invalidate stages.
-_SHOWING = ("report", "commands", "figures", "cli", "plots", "screen", "spectrograms")
 
 T = TypeVar("T")
 
@@ -87,51 +84,68 @@ class Stages:
     common: Mapping[str, Any] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)
     seconds: dict[str, float] = field(default_factory=dict)
-    held: Held | None = None
+    held: Held = UNHELD
 
-    def stage(self, name: str, follows: Mapping[str, Any]) -> Stage:
-        """Return the stage whose result depends on the values in `follows` and in `common`.
+    def stage(
+        self, name: str, follows: Mapping[str, Any], make: Callable[..., T], write: Any = None, read: Any = None
+    ) -> Stage[T]:
+        """Return the stage whose result depends on `follows`, on `common` and on the code of the functions given.
+
+        Args:
+            make: computes the result.
+            write, read: store the result in a folder, and read it from there; `None` if `make` does so itself.
 
         Raises:
             StoppedError: if the folder was removed, or files that this run wrote have disappeared.
         """
         if self.folder is None:
-            return Stage(name, None, self.seconds)
+            return Stage(name, make, write, read, seconds=self.seconds)
         self.check()
-        entry = f"{name}-{hash_of({'stage': name, **self.common, **follows})}"
+        code = code_of(*(one for one in (make, write, read, AudioLens) if one is not None))
+        entry = f"{name}-{hash_of({'stage': name, **self.common, 'code': code.digest, **follows})}"
         self.used.add(entry)
         place = self.folder / STAGES / entry
-        found = Stage(name, place, self.seconds, self.held)
-        if place.exists() and not place.is_dir():
-            found.discard(DamagedError(f"{place} is not a folder"))
-        return found
+        stage = Stage(name, make, write, read, place, self.seconds, self.held, code.modules)
+        if place.exists() and not stage.there:
+            stage.discard(DamagedError(f"{place} is not a folder"))
+        return stage
 
     def check(self) -> None:
         """Raise `StoppedError` if files that this run wrote have disappeared."""
-        if self.held is not None:
-            self.held.check()
+        self.held.check()
 
 
 @dataclass(frozen=True, eq=False)
-class Stage:
-    """One stage. `place` is its folder (`None` in memory). All stages share `seconds` and `held`."""
+class Stage(Generic[T]):
+    """One stage, with the functions that make, write and read its result.
+
+    Attributes:
+        place: its folder; `None` in memory.
+        seconds, held: as in `Stages`.
+        modules: the modules whose code is in the stage's key; `None` if this does not matter.
+    """
 
     name: str
-    place: Path | None
-    seconds: dict[str, float]
-    held: Held | None = None
+    make: Callable[..., T]
+    write: Callable[[T, Path], object] | None = None
+    read: Callable[[Path], T] | None = None
+    place: Path | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    held: Held = UNHELD
+    modules: tuple[str, ...] | None = None
 
     @property
     def there(self) -> bool:
         """Whether the stage is stored. A sweep may be stored only in part."""
         return self.place is not None and self.place.is_dir()
 
-    def kept(self, make: Callable[[], T], write: Callable[[T, Path], object], read: Callable[[Path], T]) -> T:
-        """Read the stage's result from its folder, or else make it.
+    def kept(self, *given: Any, **named: Any) -> T:
+        """Read the stage's result from its folder, or else make it with these arguments.
 
         A new result is written and read back, so that both ways give bit-identical results. A damaged stage is made
         again, with a `DamageWarning`.
         """
+        write, read = cast(Any, self.write), cast(Any, self.read)
         if self.place is not None and self.place.exists():
             try:
                 check_manifest(self.place, self.place.name)
@@ -142,10 +156,9 @@ class Stage:
                 self.took(0.0)
                 return found
         started = time.perf_counter()
-        made = make()
+        made = self.made(*given, **named)
         if self.place is not None:
-            if self.held is not None:
-                self.held.check()
+            self.held.check()
             with new_folder(self.place) as work:
                 write(made, work)
                 write_manifest(work, self.place.name)
@@ -153,14 +166,21 @@ class Stage:
         self.took(time.perf_counter() - started)
         return made
 
+    def made(self, *given: Any, **named: Any) -> T:
+        """Call the stage's function.
+
+        Raises:
+            TypeError: if an argument brings code of its own that is not in the stage's key.
+        """
+        for home in map(home_of, (*given, *named.values())):
+            if self.modules is not None and home.startswith(("audiolens.", "analysis.")) and home not in self.modules:
+                raise TypeError(f"stage {self.name!r}: an argument has code of its own in {home}, which its key lacks.")
+        return self.make(*given, **named)
+
     def discard(self, error: Exception) -> None:
         """Remove a damaged stage, with a warning that states the damage."""
         assert self.place is not None
-        reason = " ".join(str(error).split())[:200].rstrip(".")
-        warnings.warn(DamageWarning(f"{reason}: {self.name} is made again."), stacklevel=callers_level())
-        if self.held is not None:
-            self.held.release(self.place)
-        remove(self.place)
+        drop(self.name, error, self.place, lock=self.held)
 
     def took(self, seconds: float) -> None:
         """Add to the stage's total time, which includes earlier runs. If no time is known, none is recorded."""
@@ -173,12 +193,10 @@ class Stage:
             before = float(read_json(path)["seconds"])
         if seconds or before is not None:
             self.seconds[self.name] = (before or 0.0) + seconds
-        if self.held is not None:
-            self.held.check()
+        self.held.check()
         if seconds:
             put(path, sealed_json({"seconds": self.seconds[self.name]}))
-        if self.held is not None:
-            self.held.keep(self.place, path)
+        self.held.keep(self.place, path)
 
 
 def hash_of(values: Mapping[str, Any]) -> str:
@@ -187,28 +205,14 @@ def hash_of(values: Mapping[str, Any]) -> str:
 
 
 def common_of(lens: AudioLens) -> dict[str, Any]:
-    """Return the values that every stage depends on, which are weights, device, versions and code."""
+    """Return the values that every stage depends on, which are weights, device and versions."""
     return {
         "weights": content_hash(lens.model),
         "device": lens.device.type,
         "dtype": str(lens.dtype),
         "attention": str(getattr(lens.model.config, "_attn_implementation", None)),
         "versions": versions(),
-        "code": code_hash(),
     }
-
-
-@cache
-def code_hash() -> str:
-    """Return a hash of audiolens's own code, except for code that only shows results."""
-    digest = hashlib.sha256()
-    for package in (audiolens, analysis):
-        root = Path(str(package.__file__)).parent
-        for path in sorted(root.rglob("*.py")):
-            names = path.relative_to(root).with_suffix("").parts
-            if not any(part == word or part.endswith(f"_{word}") for part in names for word in _SHOWING):
-                digest.update(f"{'/'.join(names)}\n".encode() + path.read_bytes())
-    return digest.hexdigest()[:16]
 
 
 def check(folder: str | os.PathLike[str], *, overwrite: bool = False) -> None:
@@ -219,24 +223,16 @@ def check(folder: str | os.PathLike[str], *, overwrite: bool = False) -> None:
             a study of an earlier version is refused too.
     """
     target = as_path(folder)
-    check_in_place(target)
-    if any((target / name).exists() for name in (BEGUN, STAGES, SUMMARY)):
-        _refuse_misplaced(target)
-    if not target.exists() or (target / BEGUN).is_file():
+    if STUDY.check(target, (target / STAGES).glob(f"*.{_SECONDS}")):
         return
-    # Such a folder was left by a process that was killed before it wrote `study.json`.
-    if all(entry.name == LOCK or entry.name.startswith(UNFINISHED) for entry in target.iterdir()):
-        return
-    if _has_stages(target):
+    entries = list((target / STAGES).glob("*")) if (target / STAGES).is_dir() else []
+    if entries and all(_ENTRY.fullmatch(entry.name) for entry in entries):
         if not overwrite:
             raise DamagedError(f"{target / BEGUN} is missing: {_STILL_KEPT}")
-        return
-    if not is_study(target):
-        raise InputError(f"{target} exists and holds something other than a study: choose another folder.")
-    if not overwrite:
-        raise InputError(
-            f"{target} holds a finished study of an earlier version: choose another folder, or replace it with --force."
-        )
+    elif not is_study(target):
+        raise STUDY.foreign(target)
+    elif not overwrite:
+        raise InputError(f"{target} holds a finished study of an earlier version: choose another folder, or {_REPLACE}")
 
 
 def refuse_other_settings(folder: Path, settings: Mapping[str, Any]) -> None:
@@ -253,12 +249,9 @@ def refuse_other_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     if not isinstance(shown, dict):
         return
     mine = json.loads(json.dumps(settings, default=str))
-    for name in sorted({*mine} & {*shown} - _PACE):
-        if mine[name] != shown[name]:
-            raise InputError(
-                f"{folder} holds a finished study with {name}={shown[name]}, but this one has {mine[name]}: choose "
-                "another folder, or replace it with --force."
-            )
+    told = [(name, f"{name}={{there}}, but this one has {{here}}") for name in sorted({*mine} & {*shown} - _PACE)]
+    if (other := first_difference(shown, mine, told)) is not None:
+        raise InputError(f"{folder} holds a finished study with {other}: choose another folder, or {_REPLACE}")
 
 
 @contextmanager
@@ -275,22 +268,26 @@ def begun(
     Raises:
         InputError: as `check`, or if the folder holds a different study.
         BusyError: if another process is writing to it.
+        StoppedError: if the disk is full, or the folder is removed inside the block.
     """
-    target, facts = Path(folder), {"format": FORMAT, **json.loads(json.dumps(facts, default=str))}
+    target, facts = Path(folder), {"format": STUDY.format, **json.loads(json.dumps(facts, default=str))}
     check(target, overwrite=overwrite)
-    with locked(target) as kept:
-        if not overwrite:
-            _refuse_other(target, facts)
-        elif _begun(target) != facts:
+
+    def settled() -> Mapping[str, Any]:
+        try:
+            there = STUDY.read(target)
+        except DamagedError as error:
+            if not overwrite:
+                raise DamagedError(f"{str(error).rstrip('.')}: {_STILL_KEPT}") from None
+            there = {}
+        if overwrite and there != facts:
             _clear(target)
-        remove_unfinished(target)
-        remove_unfinished(target / STAGES)
-        # `study.json` is written first, because a folder with stages must state which study they belong to.
-        put(target / BEGUN, sealed_json(facts, ensure_ascii=False))
-        with refused(target / STAGES):
-            (target / STAGES).mkdir(exist_ok=True)
-        kept.keep(target / BEGUN)
-        stages = Stages(target, common, held=kept)
+        elif there is not None:
+            STUDY.refuse(target, first_difference(there, facts, _TOLD), _REPLACE)
+        return facts
+
+    with STUDY.opened(target, settled, _kept) as (lock, _):
+        stages = Stages(target, common, held=lock)
         yield stages
         if overwrite:
             for entry in (target / STAGES).iterdir():
@@ -298,22 +295,9 @@ def begun(
                     remove(entry)
 
 
-@contextmanager
-def locked(target: Path) -> Iterator[Held]:
-    """Lock a folder against other processes until the `with` block ends. A missing folder is created.
-
-    Raises:
-        BusyError: if another process is writing to it.
-        InputError: if it cannot be written.
-        StoppedError: if the disk is full, or the folder is removed inside the block.
-    """
-    try:
-        with held(target, "at work on this study") as kept:
-            yield kept
-    except OSError as error:
-        if not disk_is_full(error):
-            raise
-        raise StoppedError(f"{target}: the disk is full. Finished stages are kept; run the same again.") from error
+def locked(target: Path) -> Any:
+    """Lock a study's folder against other processes until the `with` block ends. See `held` for the errors."""
+    return held(target, STUDY.busy, _kept)
 
 
 def show(work: Path, target: Path) -> None:
@@ -330,25 +314,8 @@ def show(work: Path, target: Path) -> None:
         os.replace(entry, place)
 
 
-def _refuse_misplaced(folder: Path) -> None:
-    shown = [folder / name for name in SHOWN]
-    times = (folder / STAGES).glob(f"*.{_SECONDS}")
-    files = [folder / BEGUN, folder / SUMMARY, *(path for path in shown if path.suffix), *times]
-    refuse_misplaced(files, [folder / STAGES, *(path for path in shown if not path.suffix)])
-
-
-def _has_stages(folder: Path) -> bool:
-    """Whether a folder holds the stages of a study and nothing else."""
-    entries = list((folder / STAGES).glob("*")) if (folder / STAGES).is_dir() else []
-    return bool(entries) and all(_ENTRY.fullmatch(entry.name) for entry in entries)
-
-
-def _begun(folder: Path) -> Any:
-    """Return the contents of `study.json`, or `None` if it is missing or cannot be read."""
-    try:
-        return read_json(folder / BEGUN, former=(UNSEALED,))
-    except (OSError, ValueError):
-        return None
+def _kept() -> str:
+    return "Finished stages are kept; run the same again."
 
 
 def _clear(folder: Path) -> None:
@@ -356,31 +323,3 @@ def _clear(folder: Path) -> None:
     # The summary is removed last. It marks a study as finished, and without `study.json` nothing else identifies one.
     for name in (SUMMARY, *SHOWN) if (folder / BEGUN).is_file() else (*SHOWN, SUMMARY):
         remove(folder / name)
-
-
-def _refuse_other(folder: Path, facts: Mapping[str, Any]) -> None:
-    path = folder / BEGUN
-    if not path.is_file():
-        return
-    otherwise = "choose another folder, or replace it with --force."
-    try:
-        there = read_json(path, former=(UNSEALED,))
-        name, versions_there = there["format"], dict(there["versions"])
-    except DamagedError as error:
-        raise DamagedError(f"{str(error).rstrip('.')}: {_STILL_KEPT}") from None
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{path} is damaged ({' '.join(str(error).split())[:80]}): {otherwise}") from None
-    if name != FORMAT:
-        raise InputError(f"{folder} holds a study of format {name}, but this version writes {FORMAT}: {otherwise}")
-    if there.get("concept") != facts["concept"]:
-        raise InputError(f"{folder} holds a study of {there.get('concept')!r}, not {facts['concept']!r}: {otherwise}")
-    if there.get("weights") != facts["weights"]:
-        raise InputError(
-            f"{folder} holds a study of another model ({there.get('model')!r}; this is {facts['model']!r} with other "
-            f"weights): {otherwise}"
-        )
-    for package, installed in facts["versions"].items():
-        if versions_there.get(package) != installed:
-            raise InputError(
-                f"{folder} was begun with {package} {versions_there.get(package)}, but this is {installed}: {otherwise}"
-            )

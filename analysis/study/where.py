@@ -107,7 +107,7 @@ def read(folder: Path) -> Where:
     grids: dict[str, Any] = {}
     for name in _GRIDS:
         if name in facts:
-            values = {key: _tuples(value) for key, value in facts[name].items()}
+            values = {key: tuples(value) for key, value in facts[name].items()}
             arrays = _arrays(folder / f"{name}.safetensors", facts[name])
             grids[name] = PatchingResult(**arrays, **{key: values[key] for key in _KEPT if key in values})
     return Where(**grids, reason=facts["reason"])
@@ -124,5 +124,8 @@ def _arrays(path: Path, facts: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return found
 
 
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+def tuples(value: Any) -> Any:
+    """A value from JSON with tuples in the place of lists."""
+    if isinstance(value, dict):
+        return {name: tuples(item) for name, item in value.items()}
+    return tuple(tuples(item) for item in value) if isinstance(value, list) else value

@@ -9,7 +9,6 @@ opens the folder.
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,16 +23,15 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from analysis.store import parquet
-from analysis.sweep.planned import are_threads
-from audiolens.errors import DamagedError, DamageWarning, InputError, StoppedError
-from audiolens.files.atomic import UNFINISHED as UNFINISHED
-from audiolens.files.atomic import is_name, put
+from analysis.store.resumable import UNHELD, Held, drop
+from audiolens.errors import DamagedError, InputError, StoppedError
+from audiolens.files.atomic import is_name, put, refused
 from audiolens.files.bounded import json_of
 from audiolens.files.integrity import OPEN_SEAL, check_bytes, check_files, check_seal, content_of, digest, seal
 from audiolens.files.json_shapes import refuse_other
-from audiolens.model.tokens import callers_level
 
 TABLE, BATCHES, SOUND = "clips.parquet", "batches", "audio"
+MOST_THREADS = 1024
 _SEALED = b"audiolens"
 _COLUMNS: Mapping[str, parquet.Kind] = {"condition": "text", "prompt": "text", "seed": "number", "failed": "truth"}
 _METADATA = {"batch?": int, "plan?": (str, None), "threads?": int, "files?": {str: str}}
@@ -49,31 +47,40 @@ class Batches:
         sizes: number of rows of each batch of the plan.
         plan: the hash of the plan; `None` in folders of the previous format, whose files hold no hashes.
         threads: number of torch threads that the sweep was started with.
+        schema, held: the schema of the whole table, and the lock on the folder, if batches are written to it.
     """
 
     folder: Path
     sizes: tuple[int, ...]
     plan: str | None
     threads: int = 1
+    schema: pa.Schema | None = None
+    held: Held = UNHELD
 
     @property
     def done(self) -> frozenset[int]:
         """The numbers of the finished batches."""
         return finished(self.folder) & frozenset(range(len(self.sizes)))
 
-    def keep(
-        self, batch: int, rows: pd.DataFrame, codes: np.ndarray, sounds: Mapping[str, bytes], schema: pa.Schema
-    ) -> list[Path]:
-        """Write a finished batch: its rows, codes "row codebook frame" and sound files by name. Return their paths."""
+    def keep(self, batch: int, rows: pd.DataFrame, codes: np.ndarray, sounds: Mapping[str, bytes]) -> None:
+        """Write a finished batch: its rows, codes "row codebook frame", and sound files by name.
+
+        Raises:
+            StoppedError: if the folder was removed, or files in it have disappeared.
+        """
+        self.held.check()
+        if sounds:
+            with refused(self.folder / SOUND):
+                (self.folder / SOUND).mkdir(exist_ok=True)
         files = {f"{SOUND}/{name}": content for name, content in sounds.items()}
         files[_codes_file(batch)] = save({"codes": small(codes)})
+        held = {name: digest(content) for name, content in files.items()}
+        facts = {"batch": batch, "plan": self.plan, "threads": self.threads, "files": held}
+        # The rows are written last, because they mark the batch as finished.
+        files[_rows_file(batch)] = _parquet(rows, self.schema, facts)
         for name, content in files.items():
             put(self.folder / name, content)
-        facts = {"batch": batch, "plan": self.plan, "threads": self.threads}
-        held = {name: digest(content) for name, content in files.items()}
-        # This file is written last, because it marks the batch as finished.
-        put(self.folder / _rows_file(batch), _parquet(rows, schema, {**facts, "files": held}))
-        return [self.folder / name for name in (*files, _rows_file(batch))]
+        self.held.keep(*(self.folder / name for name in files))
 
     def rows(self, batch: int) -> pd.DataFrame:
         """The rows of a finished batch.
@@ -128,9 +135,8 @@ class Batches:
             try:
                 self.check(batch)
             except DamagedError as error:
-                warnings.warn(DamageWarning(f"{error} Batch {batch} is made again."), stacklevel=callers_level())
-                for name in (_rows_file(batch), _codes_file(batch)):
-                    (self.folder / name).unlink(missing_ok=True)
+                damage = DamagedError(str(error).removesuffix(_REMEDY).rstrip())
+                drop(f"batch {batch}", damage, self.folder / _rows_file(batch), self.folder / _codes_file(batch))
 
     def table(self) -> tuple[pd.DataFrame, tuple[int, ...]]:
         """The rows of all finished batches, and the numbers of these batches.
@@ -153,12 +159,14 @@ class Batches:
             raise InputError(f"{self.folder}: no batch is finished yet.")
         return pd.concat([self.rows(batch) for batch in done], ignore_index=True), done
 
-    def close(self, schema: pa.Schema) -> None:
+    def close(self) -> None:
         """Write the whole table, unless it is already complete.
 
         Raises:
-            StoppedError: if a finished batch is missing, because an incomplete table is never written.
+            StoppedError: if a finished batch is missing, because an incomplete table is never written, or if the folder
+                or files in it have disappeared.
         """
+        self.held.check()
         lost = sorted(frozenset(range(len(self.sizes))) - self.done)
         if lost:
             more = f", and {len(lost) - 1} more" if len(lost) > 1 else ""
@@ -170,7 +178,7 @@ class Batches:
             self._whole_table()
             return
         rows = pd.concat([self.rows(batch) for batch in range(len(self.sizes))], ignore_index=True)
-        put(self.folder / TABLE, _parquet(rows, schema, {"plan": self.plan}))
+        put(self.folder / TABLE, _parquet(rows, self.schema, {"plan": self.plan}))
 
     def _whole_table(self) -> pd.DataFrame:
         rows, facts = _read(self.folder / TABLE, sealed=self.plan is not None, rows=sum(self.sizes))
@@ -203,6 +211,11 @@ class Batches:
 _REMEDY = "Run the same sweep again to restore it."
 
 
+def are_threads(value: object) -> bool:
+    """Whether the value is a number of threads that a computer may have."""
+    return type(value) is int and 1 <= value <= MOST_THREADS
+
+
 def finished(folder: Path) -> frozenset[int]:
     """The numbers of the finished batches."""
     return frozenset(int(path.stem) for path in (folder / BATCHES).glob("*.parquet") if path.stem.isdigit())
@@ -232,7 +245,7 @@ def _codes_file(batch: int) -> str:
     return f"{BATCHES}/{batch:05d}.safetensors"
 
 
-def _parquet(rows: pd.DataFrame, schema: pa.Schema, facts: Mapping[str, Any]) -> bytes:
+def _parquet(rows: pd.DataFrame, schema: pa.Schema | None, facts: Mapping[str, Any]) -> bytes:
     table = pa.Table.from_pandas(rows, schema=schema, preserve_index=False)
     own = {_SEALED: json.dumps({**facts, "seal": OPEN_SEAL})}
     buffer = pa.BufferOutputStream()

@@ -24,6 +24,7 @@ from analysis.sweep import response
 from analysis.sweep.conditions import Condition, Plan, PromptSeed, packed
 from analysis.sweep.estimate import Estimate, Prepared
 from analysis.sweep.factorial import Factors
+from analysis.sweep.planned import facts_of
 from analysis.sweep.playing import Also, Making, heard_batches, threads
 from analysis.sweep.result import SweepResult
 from analysis.sweep.storage import SoundFormat, check_sound, in_memory, into_folder, size_of, stops
@@ -34,13 +35,14 @@ from audiolens.directions.steering import Strategy, Unit
 from audiolens.door import guarded
 from audiolens.errors import InputError, nearest
 from audiolens.files.atomic import as_path, refuse_links
+from audiolens.groups import loosened, takes
 from audiolens.interventions import Branch
 from audiolens.model.timeline import clip_timeline
 from audiolens.model.tokens import named_once
 from audiolens.prompts import PromptSet
 from audiolens.tracing.batching import whole_batch_size
 from audiolens.tracing.plan import refuse_foreign
-from audiolens.tracing.sampling import checked_settings
+from audiolens.tracing.sampling import Sampling, checked_settings
 
 if TYPE_CHECKING:
     from audiolens import AudioLens
@@ -60,6 +62,7 @@ def plan(lens: AudioLens, directions: Any, *, timed: bool = True, **asked: Any) 
         InputError: in the same cases as `run`, including a folder that contains another sweep.
     """
     checked_flags(timed=timed)
+    asked = loosened(run, lens, directions, **asked)
     check_sound(asked.get("sound"), asked.get("out"))
     if asked.get("out") is not None:
         ledgers.check(Path(asked["out"]))
@@ -76,6 +79,7 @@ def plan(lens: AudioLens, directions: Any, *, timed: bool = True, **asked: Any) 
 
 @guarded
 @named_once
+@takes("sampling", Sampling)
 def run(
     lens: AudioLens,
     directions: Directions | Sequence[Directions] | Mapping[str, Directions],
@@ -105,6 +109,7 @@ def run(
     n_jobs: int | None = None,
     progress: bool = True,
     tell: Callable[[str], None] | None = None,
+    sampling: Sampling | None = None,  # noqa: ARG001 - its values arrive as the loose arguments
 ) -> SweepResult:
     """Steer along directions in every combination of the factors, and measure every clip.
 
@@ -137,6 +142,7 @@ def run(
         n_jobs: as in `play`.
         progress: show a progress bar.
         tell: a function that is called with the plan before the start. Timing the plan takes one short batch.
+        sampling: a `Sampling` instead of guidance_scale, temperature, top_k and, if it holds them, seconds.
 
     Raises:
         InputError: (or a subclass) if values are out of range or the folder contains another sweep. It is raised before
@@ -161,6 +167,7 @@ def run(
 
 @guarded
 @named_once
+@takes("sampling", Sampling)
 def play(
     lens: AudioLens,
     conditions: Sequence[Condition],
@@ -179,6 +186,7 @@ def play(
     out: str | os.PathLike[str] | None = None,
     sound: SoundFormat | None = None,
     progress: str | None = None,
+    sampling: Sampling | None = None,  # noqa: ARG001 - its values arrive as the loose arguments
 ) -> SweepResult:
     """Generate and measure every clip under every condition.
 
@@ -196,7 +204,7 @@ def play(
         listener: an open listener to share between sweeps. It then determines the measures and the processes.
         keep_audio: selects the rows whose sound is kept in the result (default: no rows) or, with `sound`, in the
             folder (default: all rows).
-        out, sound: as in `run`.
+        out, sound, sampling: as in `run`.
         progress: the label of a progress bar; `None` shows none.
     """
     todo = packed(conditions, clips, batch_size)
@@ -228,14 +236,14 @@ def play(
     with (
         stops(Path(out), todo),
         ledgers.ledger(out, facts, todo.labels, columns, need) as kept,
-        threads(kept.facts["model"]["threads"]),
+        threads(kept.threads),
         bar(initial=sum(len(todo.batches[number]) for number in kept.done)) as bar_shown,
     ):
         if len(kept.done) < len(todo.batches):
             with hearing() as ear:
-                into_folder(
-                    kept, heard_batches(lens, todo, making, ear, kept.codes_of_done), todo, sound, keep_audio, bar_shown
-                )
+                codes_of_done = {number: partial(kept.codes, number) for number in kept.done}
+                heard = heard_batches(lens, todo, making, ear, codes_of_done)
+                into_folder(kept, heard, todo, sound, keep_audio, bar_shown)
         kept.close()
     return load_folder(out)
 
@@ -256,7 +264,7 @@ def _facts(
 ) -> dict[str, Any]:
     """Return the facts that a sweep's folder states in its plan."""
     further = {"measures": list(names), "also": sorted(also or ()), "sound": sound}
-    return ledgers.facts_of(
+    return facts_of(
         lens,
         todo.conditions,
         {**settings, **further},

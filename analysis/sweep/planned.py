@@ -1,52 +1,160 @@
-"""Describe in words how two plans of a sweep differ. `ledger` uses this before it resumes a sweep."""
+"""What a sweep's folder states about the sweep: everything that its rows depend on, in `plan.json`.
+
+`ledger` writes it, and resumes only a sweep with an equal plan.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from importlib import metadata
+from pathlib import Path
 from typing import Any
 
-MOST_THREADS = 1024
+import numpy as np
+import torch
+from torch import Tensor
+
+from analysis.store.resumable import Kind, first_difference
+from analysis.sweep.batches import BATCHES, SOUND, TABLE, are_threads
+from analysis.sweep.conditions import Condition
+from audiolens.checks import MOST, RATES_HZ
+from audiolens.errors import InputError
+from audiolens.interventions import Intervention
+from audiolens.lens import AudioLens
+from audiolens.model import provenance
+from audiolens.model.weight_hash import content_hash
+
+PLAN = "plan.json"
+_BEFORE = (
+    ("format", "it has format {there}, but this version writes {here}"),
+    ("versions.*", "it was begun with version of {name} {there}, but this one has {here}"),
+    ("settings.*", "it was begun with {name} {there}, but this one has {here}"),
+    ("model.weights", "it was begun with other weights ({begun[model][name]!r}; this is {facts[model][name]!r})"),
+    ("model.device", "it was begun with device {there}, but this is {here}"),
+    ("model.attention", "it was begun with attention {there}, but this is {here}"),
+)
+_AFTER = (("clips", "its clips differ"), ("asked", "its asked differ"), ("batches", "its batches differ"))
 
 
-def are_threads(value: object) -> bool:
-    """Return whether the value is a number of threads that a computer may have."""
-    return type(value) is int and 1 <= value <= MOST_THREADS
+def _verify(path: Path, facts: Mapping[str, Any]) -> None:
+    """Refuse a plan whose batch sizes do not add up to its rows, or whose threads or sample rate are out of range."""
+    sizes = facts["batches"]
+    if min(sizes, default=1) < 1 or sum(sizes) != facts["rows"] or facts["rows"] > MOST:
+        raise InputError(f"{path} cannot be used: {len(sizes)} batches do not add up to {facts['rows']} rows.")
+    if not are_threads(facts["model"]["threads"]):
+        raise InputError(f"{path} cannot be used: it was begun with {facts['model']['threads']} threads.")
+    if not RATES_HZ[0] <= facts["sample_rate"] <= RATES_HZ[1]:
+        raise InputError(f"{path} cannot be used: its sample rate is {facts['sample_rate']} Hz.")
+
+
+SWEEP = Kind(
+    noun="sweep",
+    busy="sweeping into this folder",
+    description=PLAN,
+    format="audiolens.sweep.2",
+    unsealed="audiolens.sweep.1",
+    shape={
+        "format": str,
+        "versions": {str: str},
+        "model": {"name": str, "weights": str, "device": str, "attention": str, "threads": int},
+        "settings": {"measures": [str], "also": [str]},
+        "conditions": {str: str},
+        "sample_rate": int,
+        "rows": int,
+        "batches": [int],
+    },
+    entries=BATCHES,
+    files=(TABLE,),
+    folders=(SOUND,),
+    verify=_verify,
+)
+
+
+def facts_of(
+    lens: AudioLens, conditions: Sequence[Condition], settings: Mapping[str, Any], **others: Any
+) -> dict[str, Any]:
+    """Everything that a sweep's rows depend on, as plain values: versions, weights, settings and condition hashes."""
+    return {
+        "format": SWEEP.format,
+        "versions": {
+            **provenance.versions(),
+            **{name: metadata.version(name) for name in ("librosa", "numpy", "scipy")},
+        },
+        "model": {
+            "name": lens.name,
+            "weights": content_hash(lens.model),
+            "device": lens.device.type,
+            "attention": str(getattr(lens.model.config, "_attn_implementation", None)),
+            "threads": torch.get_num_threads(),
+        },
+        "settings": dict(settings),
+        "conditions": condition_hashes(lens, conditions, settings["seconds"]),
+        **others,
+    }
+
+
+def condition_hashes(lens: AudioLens, conditions: Sequence[Condition], seconds: float) -> dict[str, str]:
+    """A hash of everything that each condition does to a clip, by name."""
+    times = np.arange(round(seconds * lens.config.frame_rate)) / lens.config.frame_rate
+    return {one.name: condition_hash(one, times) for one in conditions}
+
+
+def plan_hash(facts: Mapping[str, Any]) -> str:
+    """A hash of everything that a sweep's rows depend on: all facts except the model's name and number of threads."""
+    model = {key: value for key, value in facts["model"].items() if key not in ("name", "threads")}
+    return hashlib.sha256(json.dumps({**facts, "model": model}, sort_keys=True).encode()).hexdigest()
 
 
 def difference(begun: Mapping[str, Any], facts: Mapping[str, Any]) -> str | None:
     """Return a description of the first difference that matters; `None` if there is none."""
-    if begun.get("format") != facts["format"]:
-        return f"it has format {begun.get('format')}, but this version writes {facts['format']}"
-    for section, words in (("versions", "version of {}"), ("settings", "{}")):
-        for name in {**begun[section], **facts[section]}:
-            there, here = begun[section].get(name), facts[section].get(name)
-            if there != here:
-                return f"it was begun with {words.format(name)} {_short(there)}, but this one has {_short(here)}"
-    if begun["model"]["weights"] != facts["model"]["weights"]:
-        return f"it was begun with other weights ({begun['model']['name']!r}; this is {facts['model']['name']!r})"
-    for name in ("device", "attention"):
-        if begun["model"][name] != facts["model"][name]:
-            return f"it was begun with {name} {begun['model'][name]}, but this is {facts['model'][name]}"
-    there, here = begun["conditions"], facts["conditions"]
+    changed = first_difference(begun, facts, _BEFORE) or _other_conditions(begun["conditions"], facts["conditions"])
+    changed = changed or first_difference(begun, facts, _AFTER)
+    if changed is None and plan_hash(begun) != plan_hash(facts):
+        return "its plan has other entries than this one"
+    return changed
+
+
+def _other_conditions(there: Mapping[str, str], here: Mapping[str, str]) -> str | None:
     for one, other, words in ((there, here, "has a condition that this one lacks"), (here, there, "lacks a condition")):
-        missing = [name for name in one if name not in other]
-        if missing:
+        if missing := [name for name in one if name not in other]:
             return f"it {words}: {_first(missing)}"
-    changed = [name for name in there if there[name] != here[name]]
-    if changed:
+    if changed := [name for name in there if there[name] != here[name]]:
         return f"it adds other vectors in condition {_first(changed)}"
-    if list(there) != list(here):
-        return "its conditions are in another order"
-    for name in ("clips", "asked", "batches"):
-        if begun.get(name) != facts.get(name):
-            return f"its {name} differ"
-    return None
+    return None if list(there) == list(here) else "its conditions are in another order"
 
 
 def _first(names: list[str]) -> str:
     return repr(names[0]) + (f", and {len(names) - 1} more" if len(names) > 1 else "")
 
 
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) < 60 else f"{text[:57]}..."
+def condition_hash(condition: Condition, times: np.ndarray) -> str:
+    """A hash of what a condition does to a clip, given the times of its steps in seconds."""
+    digest = hashlib.sha256()
+    digest.update(json.dumps([dict(condition.labels), condition.reseed], default=str, sort_keys=True).encode())
+    for step in condition.interventions:
+        digest.update(type(step).__name__.encode())
+        for entry in fields(step):
+            if entry.name == "meta":
+                # The origin of a vector does not affect how it is used.
+                continue
+            digest.update(f"{entry.name}=".encode())
+            digest.update(_bytes(condition, step, entry.name, times))
+    return digest.hexdigest()[:16]
+
+
+def _bytes(condition: Condition, step: Intervention, name: str, times: np.ndarray) -> bytes:
+    value: Any = getattr(step, name)
+    if callable(value) and name == "schedule":
+        schedule: Callable[[float], Any] = value
+        value = torch.tensor([float(schedule(float(time))) for time in times], dtype=torch.float32, device="cpu")
+    if isinstance(value, Tensor):
+        return f"{tuple(value.shape)}".encode() + value.detach().cpu().double().contiguous().numpy().tobytes()
+    if callable(value):
+        raise InputError(
+            f"condition {condition.name!r}: a folder cannot identify a function, so {type(step).__name__} with a "
+            "function cannot be resumed. Sweep it without out=."
+        )
+    return repr(value).encode()

@@ -11,12 +11,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
+from analysis.resampling import Resampling
 from analysis.statistics import effect, rank_test
 from analysis.sweep.conditions import BASELINE
 from audiolens import measure
 from audiolens.checks import shown
 from audiolens.door import guarded
 from audiolens.errors import InputError, nearest
+from audiolens.groups import takes
 
 MEASURED: Mapping[str, str] = {
     "tempo": "tempo_ioi",
@@ -45,7 +47,15 @@ def unit_of_change(measured: str) -> str:
 
 
 @guarded
-def effects(table: pd.DataFrame, measured: str, n_bootstrap: int = 1000, further: Sequence[str] = ()) -> pd.DataFrame:
+@takes("resampling", Resampling, keeps=["seed"])
+def effects(
+    table: pd.DataFrame,
+    measured: str,
+    n_bootstrap: int = 1000,
+    further: Sequence[str] = (),
+    *,
+    resampling: Resampling | None = None,
+) -> pd.DataFrame:
     """Return the effect of every condition on a measure, relative to the baseline clips of the same prompt and seed.
 
     The table has one row per condition, with its labels and further columns. `median` is the median of the measure
@@ -54,7 +64,8 @@ def effects(table: pd.DataFrame, measured: str, n_bootstrap: int = 1000, further
     number of clips. An effect is a ratio minus 1, or a difference if `is_ratio` is false. It is NaN if no baseline
     could be measured. Controls have no interval, because only their value is used. Each column in `further` is
     summarised by its median. If it is `nats` (nats per code under the unsteered model), `drift` is added: the mean over
-    clips of |nats - nats of the baseline|.
+    clips of |nats - nats of the baseline|. `resampling` is a `Resampling` with `n_bootstrap` and
+    `seed`. Intervals always have a confidence of 95%.
     """
     if measured not in table:
         known = [name for name in (*measure.MEASURES, *further) if name in table]
@@ -77,11 +88,12 @@ def effects(table: pd.DataFrame, measured: str, n_bootstrap: int = 1000, further
         if "nats" in lost:
             lost["drift"] = float(np.mean(np.abs(group["nats"].to_numpy() - before[:, 1])))
         draws = 0 if common.get("kind") in CONTROLS else n_bootstrap
+        how = Resampling(n_bootstrap=draws, seed=None if resampling is None else resampling.seed)
         rows.append(
             {
                 **common,
                 "median": float(sound.median()) if sound.notna().any() else float("nan"),
-                **_effect(group, measured, before[:, 0], draws),
+                **_effect(group, measured, before[:, 0], how),
                 **lost,
                 "clips": len(group),
             }
@@ -100,13 +112,13 @@ def rank_among(observed: float, controls: ArrayLike, sign: int) -> tuple[float, 
     return rank_test(observed, values, "greater" if sign > 0 else "less").p, len(values)
 
 
-def _effect(group: pd.DataFrame, measured: str, before: np.ndarray, n_bootstrap: int) -> dict[str, float]:
+def _effect(group: pd.DataFrame, measured: str, before: np.ndarray, resampling: Resampling) -> dict[str, float]:
     relative = is_ratio(measured)
     usable = np.isfinite(before) & ((before > 0) | (not relative))
     if not usable.any():
         nothing, failed = float("nan"), float(group["failed"].mean())
         return {"effect": nothing, "low": nothing, "high": nothing, "failed": failed, "left_out": len(group)}
-    found = effect(group[measured], before, group["prompt"], group["failed"], relative, n_bootstrap=n_bootstrap)
+    found = effect(group[measured], before, group["prompt"], group["failed"], relative, resampling=resampling)
     return {
         "effect": found.value,
         "low": found.interval.low,

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from analysis.figures.canvas import drawable
+from analysis.resampling import Resampling
 from analysis.sweep import dose, response, tradeoff
 from analysis.sweep.batches import Batches
 from analysis.sweep.conditions import BASELINE
@@ -22,6 +23,7 @@ from analysis.sweep.tradeoff import Front, LayerMap, Limits, Strategies
 from audiolens.checks import checked_text, real_number, shown
 from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError, nearest
+from audiolens.groups import takes
 from audiolens.sound import soundfiles
 
 
@@ -115,13 +117,24 @@ class SweepResult:
             found = self.distances.drop(columns=name, errors="ignore").merge(found, on="condition")
         return replace(self, distances=found)
 
-    def effects(self, measured: str, n_bootstrap: int = 1000) -> pd.DataFrame:
-        """Return the effects of every condition (`response.effects`), with the distances that `compared` added."""
-        found = response.effects(self.table, measured, n_bootstrap, self.also)
+    @takes("resampling", Resampling, keeps=["seed"])
+    def effects(self, measured: str, n_bootstrap: int = 1000, *, resampling: Resampling | None = None) -> pd.DataFrame:
+        """Return the effects of every condition (`response.effects`), with the distances that `compared` added.
+
+        `resampling` is a `Resampling` with `n_bootstrap` and `seed`, here and in the methods below.
+        """
+        how = resampling or Resampling(n_bootstrap=n_bootstrap)
+        found = response.effects(self.table, measured, further=self.also, resampling=how)
         return found if self.distances is None else found.merge(self.distances, on="condition", how="left")
 
+    @takes("resampling", Resampling, keeps=["seed"])
     def dose_response(
-        self, concept: str | None = None, measured: str | None = None, n_bootstrap: int = 1000
+        self,
+        concept: str | None = None,
+        measured: str | None = None,
+        n_bootstrap: int = 1000,
+        *,
+        resampling: Resampling | None = None,
     ) -> DoseResponse:
         """Return the effect of one concept's directions against their strength (`dose.dose_response`).
 
@@ -131,19 +144,29 @@ class SweepResult:
         own = measured or response.MEASURED.get(name, "")
         if measured is None and own not in self.measures:
             own = self.measures[0]
-        return dose.dose_response(self.effects(own, n_bootstrap), name, own)
+        how = resampling or Resampling(n_bootstrap=n_bootstrap)
+        return dose.dose_response(self.effects(own, resampling=how), name, own)
 
-    def cross_effects(self, concept: str | None = None, n_bootstrap: int = 1000, **place: Any) -> CrossEffects:
+    @takes("resampling", Resampling, keeps=["seed"])
+    def cross_effects(
+        self,
+        concept: str | None = None,
+        n_bootstrap: int = 1000,
+        *,
+        resampling: Resampling | None = None,
+        **place: Any,
+    ) -> CrossEffects:
         """Return the effect of steering along one concept on every measure, at one place.
 
         `place` (strategy, layer, branch, band) restricts the choice. The place with the widest span of effects is used.
         """
         name = self._concept(concept)
         chosen = dose.place_of(self.dose_response(name, n_bootstrap=0).widest(**place).iloc[0])
+        how = resampling or Resampling(n_bootstrap=n_bootstrap)
         keys = (self.table["kind"] == "steered") & dose.at_place(self.table, chosen)
         rows = self.table[keys | (self.table["condition"] == BASELINE)]
         found = [
-            response.effects(rows, one, n_bootstrap, self.also)
+            response.effects(rows, one, further=self.also, resampling=how)
             .query("kind == 'steered'")
             .assign(measure=one, unit=response.unit_of_change(one))
             for one in self.measures
@@ -155,23 +178,47 @@ class SweepResult:
         """Return the effect at every layer and strength (see `tradeoff.layer_map`)."""
         return tradeoff.layer_map(self.dose_response(concept, measured, 0), **which)
 
+    @takes("resampling", Resampling, keeps=["seed"])
     def limits(
-        self, concept: str | None = None, measured: str | None = None, n_bootstrap: int = 1000, **bound: Any
+        self,
+        concept: str | None = None,
+        measured: str | None = None,
+        n_bootstrap: int = 1000,
+        *,
+        resampling: Resampling | None = None,
+        **bound: Any,
     ) -> Limits:
         """Return the largest strength at every place within a loss bound (`tradeoff.limits`)."""
-        return tradeoff.limits(self.dose_response(concept, measured, n_bootstrap), **bound)
+        how = resampling or Resampling(n_bootstrap=n_bootstrap)
+        return tradeoff.limits(self.dose_response(concept, measured, resampling=how), **bound)
 
+    @takes("resampling", Resampling, keeps=["seed"])
     def strategies(
-        self, concept: str | None = None, measured: str | None = None, n_bootstrap: int = 1000, **bound: Any
+        self,
+        concept: str | None = None,
+        measured: str | None = None,
+        n_bootstrap: int = 1000,
+        *,
+        resampling: Resampling | None = None,
+        **bound: Any,
     ) -> Strategies:
         """Return the largest effect of each strategy within a loss bound (`tradeoff.strategies`)."""
-        return tradeoff.strategies(self.dose_response(concept, measured, n_bootstrap), **bound)
+        how = resampling or Resampling(n_bootstrap=n_bootstrap)
+        return tradeoff.strategies(self.dose_response(concept, measured, resampling=how), **bound)
 
+    @takes("resampling", Resampling, keeps=["seed"])
     def front(
-        self, concept: str | None = None, measured: str | None = None, n_bootstrap: int = 1000, loss: str = "failed"
+        self,
+        concept: str | None = None,
+        measured: str | None = None,
+        n_bootstrap: int = 1000,
+        loss: str = "failed",
+        *,
+        resampling: Resampling | None = None,
     ) -> Front:
         """Return the trade-off between gain and loss (`tradeoff.front`)."""
-        return tradeoff.front(self.dose_response(concept, measured, n_bootstrap), loss)
+        how = resampling or Resampling(n_bootstrap=n_bootstrap)
+        return tradeoff.front(self.dose_response(concept, measured, resampling=how), loss)
 
     @drawable
     def plot(self, measured: str | None = None) -> Any:

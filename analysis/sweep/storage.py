@@ -1,9 +1,9 @@
-"""Collect finished batches in memory or write them to a folder, and report what is kept if a sweep stops."""
+"""Collect finished batches in memory or write them to a folder, and report what is kept if a worker dies."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,9 +13,8 @@ import numpy as np
 import pandas as pd
 
 from analysis.listening import Heard
-from analysis.store.folder import disk_is_full
 from analysis.sweep import ledger as ledgers
-from analysis.sweep.batches import SOUND, finished, small
+from analysis.sweep.batches import SOUND, Batches, small
 from analysis.sweep.conditions import Condition, Plan, PromptSeed
 from audiolens.errors import InputError, StoppedError
 from audiolens.sound import soundfiles
@@ -32,6 +31,11 @@ def check_sound(sound: Any, out: Any) -> None:
     """Refuse an unknown file format, and sound without a folder to write it to."""
     if sound is not None and (out is None or sound not in get_args(SoundFormat)):
         raise InputError(f"sound={sound!r}, out={out!r}: expected 'wav' or 'flac', and a folder to write it to.")
+
+
+def is_among(clips: Sequence[PromptSeed], kinds: Sequence[str], condition: Condition, clip: PromptSeed) -> bool:
+    """Whether a clip is one of these clips, and its condition of one of these kinds. For `keep_audio`."""
+    return clip in clips and condition.labels["kind"] in kinds
 
 
 def in_memory(
@@ -54,7 +58,7 @@ def in_memory(
 
 
 def into_folder(
-    kept: ledgers.Ledger,
+    kept: Batches,
     measured: Iterator[tuple[int, Heard]],
     todo: Plan,
     sound: SoundFormat | None,
@@ -82,22 +86,13 @@ def into_folder(
 
 @contextmanager
 def stops(out: Path | None, todo: Plan) -> Iterator[None]:
-    """Raise `StoppedError`, stating what is kept, if a full disk or a dead worker ends a sweep."""
+    """Raise `StoppedError`, stating what is kept, if a dead worker ends a sweep."""
     try:
         yield
     except BrokenProcessPool as error:
-        raise StoppedError(f"a process that measures clips died (out of memory?). {_kept(out, todo)}") from error
-    except OSError as error:
-        if not disk_is_full(error):
-            raise
-        raise StoppedError(f"{out}: the disk is full. {_kept(out, todo)}") from error
-
-
-def _kept(out: Path | None, todo: Plan) -> str:
-    if out is None:
-        return "Nothing was kept: give a folder (out=) to keep what is finished."
-    done = len(finished(out))
-    return f"{done} of {len(todo.batches)} batches are kept in {out}; run the same sweep again to resume."
+        nothing = "Nothing was kept: give a folder (out=) to keep what is finished."
+        kept = nothing if out is None else ledgers.kept_of(out, len(todo.batches))
+        raise StoppedError(f"a process that measures clips died (out of memory?). {kept}") from error
 
 
 def size_of(lens: AudioLens, todo: Plan, seconds: float, sound: SoundFormat | None) -> int:

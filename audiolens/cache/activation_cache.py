@@ -8,7 +8,7 @@ Patterns are "row head query key", with one key per step of the clip (or per tok
 
 import os
 from collections.abc import Iterable, Iterator, KeysView, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from audiolens.arrays import AsArray
+from audiolens.cache import selection
 from audiolens.cache.decomposition import (
     Components,
     Readout,
@@ -27,16 +28,14 @@ from audiolens.cache.decomposition import (
     labelled,
     logit_lens,
 )
-from audiolens.cache.lazy_tensors import changed, kept, opened, outlines, some
+from audiolens.cache.lazy_tensors import kept, opened, outlines
 from audiolens.cache.table import lengths
 from audiolens.checks import checked_flags, shown, whole_number
 from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError, SiteError, nearest, shortened
 from audiolens.files.atomic import as_path
-from audiolens.interventions import checked_rows
-from audiolens.model.loading import checked_device, checked_dtype
-from audiolens.model.sites import Site, counted, hooked, listed_layers, named, names_once
-from audiolens.model.timeline import Span, checked_span
+from audiolens.model.sites import Site, counted, hooked, listed_layers, named
+from audiolens.model.timeline import Span
 from audiolens.model.traced_model import HasModel
 from audiolens.vectors import each_layers
 
@@ -190,19 +189,7 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
         Raises:
             InputTypeError, InputError: if `rows` are not row numbers, or if the cache does not have these rows.
         """
-        chosen = checked_rows(rows, self._row_count())
-        index = torch.tensor(chosen, device="cpu")
-
-        def pick(tensor: Tensor, name: str) -> Tensor:
-            return tensor.index_select(self.axes[name].index("row"), index.to(tensor.device))
-
-        return replace(
-            self,
-            tensors=changed(self.tensors, pick),
-            norms=changed(self.norms, pick),
-            prompts=tuple(self.prompts[row] for row in chosen) if self.prompts else (),
-            prefixes=tuple(self.prefixes[row] for row in chosen) if self.prefixes else (),
-        )
+        return selection.of_rows(self, rows)
 
     def seconds(self, span: Span) -> "ActivationCache":
         """The cache restricted to the steps of a span (from, to) in seconds.
@@ -210,19 +197,7 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
         Raises:
             InputTypeError, InputError: if `seconds` is not a span, or if the span is not inside the recorded steps.
         """
-        if self.reduce is not None:
-            raise InputError(f"this cache was reduced over time ({self.reduce}): it has no steps to choose from.")
-        start, stop = checked_span(span)
-        first, end = round(start * self.frame_rate), round(stop * self.frame_rate)
-        times = {name: axes.index(time) for name, axes in self.axes.items() if (time := _time(axes))}
-        steps = {outlines(self.tensors)[name].shape[axis] for name, axis in times.items()}
-        if first >= end or first < self.first_step or any(end > self.first_step + count for count in steps):
-            raise InputError(f"seconds={span} is not inside the recorded steps.")
-
-        def cut(tensor: Tensor, name: str) -> Tensor:
-            return tensor.narrow(times[name], first - self.first_step, end - first) if name in times else tensor
-
-        return replace(self, first_step=first, tensors=changed(self.tensors, cut))
+        return selection.of_seconds(self, span)
 
     def at_layers(self, layers: int | Sequence[int] | None) -> "ActivationCache":
         """The cache restricted to some layers (`None` means all); sites outside the blocks, such as logits, are kept.
@@ -231,17 +206,7 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
             InputTypeError: if `layers` is not a layer number or a list of them.
             SiteError: if nothing was recorded at one of these layers.
         """
-        layer_of = {name: Site.of(name).layer for name in self.tensors}
-        held = sorted({layer for layer in layer_of.values() if layer is not None})
-        if layers is None:
-            return self
-        chosen = self.numbered(layers)
-        if not chosen:
-            raise SiteError(f"no layer given: the cache contains layers {held}.")
-        absent = [layer for layer in chosen if layer not in held]
-        if absent:
-            raise SiteError(f"nothing was recorded at layer {absent[0]}: the cache contains layers {held}.")
-        return self._some([name for name, layer in layer_of.items() if layer is None or layer in chosen])
+        return selection.of_layers(self, layers)
 
     def project(self, direction: Any, site: str = "resid_post") -> Float[Tensor, "layer ..."]:
         """The projection of a site onto unit directions over time: "layer row step".
@@ -341,18 +306,7 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
         Raises:
             InputError: if this machine has no such device, or if `dtype` is not a floating dtype.
         """
-        target = None if device is None else checked_device(device)
-        kind = checked_dtype(dtype)
-
-        def moved(tensor: Tensor, cast: torch.dtype | None) -> Tensor:
-            # A tensor on the meta device has no values to move.
-            return tensor if tensor.is_meta else tensor.to(device=target, dtype=cast)
-
-        return replace(
-            self,
-            tensors=changed(self.tensors, lambda tensor, _: moved(tensor, kind)),
-            norms=changed(self.norms, lambda tensor, _: moved(tensor, None)),
-        )
+        return selection.moved(self, device, dtype)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write one safetensors file, with the labels in its header; an existing file is replaced atomically.
@@ -377,7 +331,7 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
             SiteError: if the file does not contain one of the sites.
         """
         whole = cls(**opened(path))
-        return whole if sites is None else whole._some(_chosen(sites, whole.tensors, path))
+        return whole if sites is None else selection.of_sites(whole, sites, path)
 
     def __repr__(self) -> str:
         shapes = [f"{name} {tuple(tensor.shape)}" for name, tensor in list(outlines(self.tensors).items())[:2]]
@@ -405,36 +359,3 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
                 f"{shown(self.model)}, which has other weights: a direction means nothing in another model. Read it "
                 "again with the cache's model."
             )
-
-    def _some(self, names: Sequence[str]) -> "ActivationCache":
-        """The cache restricted to the sites with these full names."""
-        return replace(
-            self,
-            tensors=some(self.tensors, names),
-            axes={name: self.axes[name] for name in names},
-            norms=some(self.norms, [name for name in names if name in self.norms]),
-        )
-
-    def _row_count(self) -> int:
-        for name, outline in outlines(self.tensors).items():
-            return outline.shape[self.axes[name].index("row")]
-        return len(self.prompts)
-
-
-def _time(axes: Sequence[str]) -> str | None:
-    """The name of the time axis: "query" in a pattern, "step" elsewhere."""
-    return next((axis for axis in ("step", "query") if axis in axes), None)
-
-
-def _chosen(sites: object, names: Iterable[str], path: object) -> list[str]:
-    """The full names in a file that match the given full or short names."""
-    found: set[str] = set()
-    for site in names_once("sites", sites):
-        asked = named(site)
-        mine = [name for name in names if asked.name in (name, Site.of(name).hook)]
-        if not mine:
-            raise SiteError(
-                f"{path} does not contain {shown(site)}.{nearest(asked.name, names)} It contains: {shortened(names)}."
-            )
-        found.update(mine)
-    return [name for name in names if name in found]

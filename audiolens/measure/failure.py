@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Float
 
-from audiolens.checks import as_array, shown
+from audiolens.checks import as_array
 from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError
 from audiolens.measure.clips import Clip, read
+from audiolens.measure.pairing import refuse_unpaired
 from audiolens.measure.rhythm import FEWEST_ONSETS, onsets_seconds
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SAMPLING = ("guidance_scale", "temperature", "top_k")
 LOUDEST_RATIO = 3.0
 LEAST_ENTROPY_RATIO = 0.5
 
@@ -56,12 +56,11 @@ def failures(steered: Generated, baseline: Generated) -> pd.DataFrame:
     import pandas as pd
 
     ours, theirs = _clips(steered, "steered"), _clips(baseline, "baseline")
-    if len(ours) != len(theirs):
-        raise InputError(
-            f"steered has {len(ours)} rows, baseline {len(theirs)}; give the same prompts and seeds in the same order"
-        )
-    _refuse_unpaired(steered, baseline)
     entropy, reference = code_entropy(steered.codes), code_entropy(baseline.codes)
+    for name, clips, codes in (("steered", ours, entropy), ("baseline", theirs, reference)):
+        if len(clips) != len(codes):
+            raise InputError(f"{name} has {len(clips)} clips of sound and {len(codes)} rows of codes; give one of each")
+    refuse_unpaired(steered, baseline)
     with np.errstate(divide="ignore", invalid="ignore"):
         rms_ratio = _rms(ours) / _rms(theirs)
         entropy_ratio = entropy / reference
@@ -92,37 +91,6 @@ def code_entropy(codes: Any) -> Float[np.ndarray, " row"]:
             f"codes have shape {array.shape} and dtype {array.dtype}; expected integers [row, codebook, frame]"
         )
     return np.array([np.mean([_entropy_bits(book) for book in row]) for row in array])
-
-
-def _refuse_unpaired(steered: Generated, baseline: Generated) -> None:
-    """Raise unless the baseline has the same model, length and sampling, and row by row the same prompt and seed."""
-    for name, ours, theirs in (
-        ("frames", steered.codes.shape[-1], baseline.codes.shape[-1]),
-        ("sample rate", steered.sample_rate, baseline.sample_rate),
-        ("model", *(getattr(one, "settings", {}).get("model") for one in (steered, baseline))),
-    ):
-        if ours != theirs and None not in (ours, theirs):
-            raise InputError(f"steered has {name} {ours}, baseline {theirs}; give the same clips without steering")
-    ours, theirs = (getattr(one, "settings", {}) for one in (steered, baseline))
-    if theirs.get("interventions"):
-        raise InputError("baseline was steered itself; give the same clips without steering")
-    for name in SAMPLING:
-        if None not in (ours.get(name), theirs.get(name)) and ours[name] != theirs[name]:
-            raise InputError(
-                f"steered was generated with {name}={ours[name]}, baseline with {theirs[name]}; use the same for both"
-            )
-    for name in ("prompts", "seeds"):
-        if not (hasattr(steered, name) and hasattr(baseline, name)):
-            continue
-        sides = getattr(steered, name), getattr(baseline, name)
-        ours, theirs = ((None,) * len(steered.codes) if side is None else tuple(side) for side in sides)
-        other = [row for row, pair in enumerate(zip(ours, theirs, strict=True)) if pair[0] != pair[1]]
-        if other:
-            row = other[0]
-            raise InputError(
-                f"row {row}: the {name[:-1]} of steered is {shown(ours[row])}, that of baseline {shown(theirs[row])}; "
-                "give the same prompts and seeds in the same order"
-            )
 
 
 def _rms(clips: list[Clip]) -> Float[np.ndarray, " row"]:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError
-from audiolens.measure.failure import SAMPLING
+from audiolens.measure.pairing import SAMPLING, refuse_unpaired
 from audiolens.model import text
 from audiolens.model.timeline import Real
 from audiolens.model.tokens import named_once
@@ -146,7 +146,7 @@ def drift(
     given = round(out.settings.get("audio_prompt_seconds", 0.0) * out.frame_rate)
     if baseline is None:
         baseline = _own(lens, out, given, batch_size)
-    _refuse_unpaired(out, baseline)
+    refuse_unpaired(out, baseline, "out", by_order=True)
     text.checked(out.prompts, lens.model, lens.tokenizer)
     top_k = sampling["top_k"]
     scored = [
@@ -262,27 +262,6 @@ def _stated(name: str, given: Real | None, sampling: dict[str, Any]) -> Real:
     if value is None:
         raise InputError(f"out does not state its {name}: give {name}=.")
     return value
-
-
-def _refuse_unpaired(out: Generation, baseline: Generation) -> None:
-    for name in ("prompts", "seeds"):
-        mine, own = getattr(out, name), getattr(baseline, name)
-        # Without seeds, rows are paired only by their order.
-        if mine is not None and own is not None and tuple(mine) != tuple(own):
-            raise InputError(
-                f"baseline and out have different {name}: generate both from the same {name}, in the same order."
-            )
-    if tuple(out.codes.shape) != tuple(baseline.codes.shape):
-        raise InputError(
-            f"baseline has codes of shape {tuple(baseline.codes.shape)}, out {tuple(out.codes.shape)}: generate clips "
-            "of the same number and length."
-        )
-    if baseline.settings.get("interventions"):
-        raise InputError("baseline was steered, so it cannot serve as the level: generate it without interventions.")
-    for name in ("model", *SAMPLING, "audio_prompt_seconds"):
-        mine, own = (clips.settings.get(name) for clips in (out, baseline))
-        if mine is not None and own is not None and mine != own:
-            raise InputError(f"baseline was generated with {name}={own}, out with {mine}: use the same for both.")
 
 
 def _spread(level: Float[np.ndarray, " row"], prompts: Sequence[str | None]) -> float:

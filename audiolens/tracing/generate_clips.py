@@ -25,7 +25,7 @@ from audiolens.tracing.given_sound import clip_start, decode_codes
 from audiolens.tracing.model_calls import alone, random_state
 from audiolens.tracing.plan import Run, checked_interventions
 from audiolens.tracing.recording import Reading, Recorder
-from audiolens.tracing.sampling import checked_generation_config, checked_seeds, checked_settings, sampling_arguments
+from audiolens.tracing.sampling import Sampling, checked_generation_config, checked_seeds, sampling_arguments
 
 _UNSET_LENGTH = 20
 """transformers' default `max_length`, for models whose authors did not set one."""
@@ -36,12 +36,10 @@ def drawn(
     prompts: Prompt | Sequence[Prompt],
     seconds: Real,
     reading: Reading,
+    sampling: Sampling,
     *,
     audio_prompt: Tensor | AudioSource | Sequence[AudioSource] | None,
     seeds: int | Sequence[int] | None,
-    guidance_scale: Real,
-    temperature: Real,
-    top_k: int | None,
     exact: bool,
     interventions: Any,
     batch_size: int | None,
@@ -56,9 +54,8 @@ def drawn(
     rows = len(seeds) if isinstance(seeds, list) else None
     listed, sizes = text.checked(prompts, traced.model, traced.tokenizer, rows)
     streams = checked_seeds(seeds, len(listed))
-    guidance_scale, temperature, top_k = checked_settings(guidance_scale, temperature, top_k)
     checked_generation_config(traced.model, config)
-    guided = guidance_scale > 1
+    guided = sampling.guidance_scale > 1
     timeline = clip_timeline(seconds, config, config.prefix(max(sizes)))
     _warn_beyond(timeline.seconds, traced)
     todo = checked_interventions(interventions, traced, guided)
@@ -93,7 +90,7 @@ def drawn(
                 input_ids=encoded.ids,
                 **given,
                 **traced.family.inputs(traced.model, encoded, guided),
-                **sampling_arguments(mine, traced, guidance_scale, temperature, top_k),
+                **sampling_arguments(mine, traced, sampling),
             )
             codes[list(layout.rows[: layout.kept])] = made[: layout.kept]
     audio = decode_codes(traced, codes) if decode else None
@@ -110,9 +107,9 @@ def drawn(
             "model": traced.name,
             "seconds": timeline.seconds,
             "audio_prompt_seconds": 0.0 if start is None else start.shape[-1] / config.frame_rate,
-            "guidance_scale": float(guidance_scale),
-            "temperature": float(temperature),
-            "top_k": top_k,
+            "guidance_scale": float(sampling.guidance_scale),
+            "temperature": float(sampling.temperature),
+            "top_k": sampling.top_k,
             "exact": exact,
             "interventions": [type(intervention).__name__ for intervention in todo],
         },

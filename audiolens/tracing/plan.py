@@ -5,7 +5,6 @@ stops before a block ends there through nnsight's `stop`, and later blocks are n
 """
 
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from typing import Any
@@ -81,6 +80,8 @@ class Run:
         stop: int | None = None,
     ) -> None:
         self.layout, self.recorder = layout, recorder
+        self.seen, self.ended = 0, None
+        """The step up to which every site was visited, and the error that ended the visits, if any."""
         family, config, model = traced.family, traced.config, traced.nnsight
         self.view = View(config, layout.branches * len(layout.rows))
         self.decoder = model.get(family.decoder)
@@ -153,11 +154,15 @@ class Run:
     def generation(self, tracer: Any, steps: int) -> None:
         """Visit all forwards of a generation. This runs inside a trace; `finished` checks that no forward was
         missed."""
-        # If the loop ends early, `finished` raises the lens's own error.
-        with suppress(OutOfOrderError):
+        try:
             for _ in tracer.iter[:]:
-                if self.forward() >= steps:
+                self.seen = self.forward()
+                if self.seen >= steps:
                     return
+        except OutOfOrderError as error:
+            # nnsight ends the loop so if the model makes no further forward or does not reach a site. Neither is
+            # harmless: `seen` is then less than `steps`, and `finished` raises.
+            self.ended = error
 
     def finished(self, steps: int) -> None:
         """Check that the run visited every step.
@@ -165,11 +170,11 @@ class Run:
         Raises:
             UnsupportedModelError: if the model made steps that the run did not see, so that they were not edited.
         """
-        if not self.idle and self.clock.end < steps:
+        if not self.idle and self.seen < steps:
             raise UnsupportedModelError(
-                f"the model made {steps} steps, but the lens saw {max(self.clock.end, 0)} of them: edits and "
+                f"the model made {steps} steps, but the lens saw {max(self.seen, 0)} of them: edits and "
                 f"recordings of the others are missing. {REOPEN}"
-            )
+            ) from self.ended
 
 
 def beyond(family: Family, site: Site, stop: int | None) -> bool:

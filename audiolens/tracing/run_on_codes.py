@@ -72,7 +72,7 @@ class Forward:
         guided = guidance_scale > 1
         checked_branch(reading.branch, guided)
         timeline = codes_timeline(codes, traced.config, traced.config.prefix(max(sizes)))
-        stop = _checked_stop(stop_at_layer, traced.config.n_layers)
+        stop = checked_stop(stop_at_layer, traced.config.n_layers)
         if stop and reading.layers is None:
             reading = replace(reading, layers=list(range(stop)))
         for site in traced.family.find(traced.config, reading.sites, reading.layers):
@@ -171,7 +171,12 @@ class Forward:
         return of_branch(shaped, layout.halves, self.reading.branch)
 
 
-def _checked_stop(stop_at_layer: object, n_layers: int) -> int | None:
+def checked_stop(stop_at_layer: object, n_layers: int) -> int | None:
+    """The block before which a run stops, counted from the first one.
+
+    Raises:
+        InputError: if the model has no such block.
+    """
     if stop_at_layer is None:
         return None
     try:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from einops import rearrange
@@ -22,7 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from audiolens.checks import MOST, checked_seed, one_or_listed, real_number, shown, whole_number
+from audiolens.checks import MOST, checked_amount, checked_seed, one_or_listed, real_number, shown, whole_number
 from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError
 from audiolens.model.config import LensConfig
@@ -30,6 +30,8 @@ from audiolens.model.families.family import Half
 from audiolens.model.timeline import Real
 from audiolens.model.traced_model import TracedModel
 
+SECONDS = 4.0
+"""The length of a clip if none is given."""
 MOST_GUIDANCE = 1e6
 TEMPERATURES = (1e-6, 1e6)
 """Within these limits, guided logits divided by a temperature stay finite in float32, which transformers uses to
@@ -48,6 +50,8 @@ _RETURNED = frozenset(("return_dict_in_generate", "output_scores", "output_logit
 class Sampling:
     """The sampling arguments, combined in one object: `lens.generate(prompts, sampling=Sampling(temperature=0.9))`.
 
+    `seconds` is the length of the clips. `None` leaves it to the function that generates them.
+
     Raises:
         InputTypeError, InputError: on creation, for settings that are out of range.
     """
@@ -55,8 +59,13 @@ class Sampling:
     guidance_scale: Real = 3.0
     temperature: Real = 1.0
     top_k: int | None = 250
+    seconds: Real | None = None
+    _open: ClassVar = ("seconds",)
+    """Fields that may also be given as loose arguments, if they are `None` here."""
 
     def __post_init__(self) -> None:
+        if self.seconds is not None:
+            object.__setattr__(self, "seconds", checked_amount("seconds", self.seconds, above=0))
         values = checked_settings(self.guidance_scale, self.temperature, self.top_k)
         for name, value in zip(("guidance_scale", "temperature", "top_k"), values, strict=True):
             object.__setattr__(self, name, value)
@@ -137,26 +146,25 @@ class RowSampler(LogitsProcessor):
         return torch.cat([merged, merged])
 
 
-def sampling_arguments(
-    seeds: Sequence[int] | None, traced: TracedModel, guidance_scale: Real, temperature: Real, top_k: int | None
-) -> dict[str, Any]:
+def sampling_arguments(seeds: Sequence[int] | None, traced: TracedModel, sampling: Sampling) -> dict[str, Any]:
     """Return `generate`'s arguments for guidance and sampling: one stream per row.
 
     If `seeds` is `None`, transformers' own sampler draws the codes.
     """
+    guidance_scale, temperature, top_k = float(sampling.guidance_scale), float(sampling.temperature), sampling.top_k
     if seeds is None:
-        own = {"temperature": float(temperature), "top_k": top_k or 0} if temperature > 0 else {}
-        return {"do_sample": temperature > 0, "guidance_scale": float(guidance_scale), **own}
+        own = {"temperature": temperature, "top_k": top_k or 0} if temperature > 0 else {}
+        return {"do_sample": temperature > 0, "guidance_scale": guidance_scale, **own}
     sampler = RowSampler(
         RowStreams(seeds, traced.config.n_codebooks, traced.config.vocab_size),
-        guidance_scale=float(guidance_scale),
-        temperature=float(temperature),
+        guidance_scale=guidance_scale,
+        temperature=temperature,
         top_k=top_k,
         halves=traced.family.guided,
     )
     return {
         "do_sample": False,
-        "guidance_scale": float(guidance_scale),
+        "guidance_scale": guidance_scale,
         "logits_processor": LogitsProcessorList([sampler]),
     }
 

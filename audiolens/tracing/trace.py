@@ -30,7 +30,7 @@ from audiolens.model.families.family import Half
 from audiolens.model.site_access import Put, View
 from audiolens.model.sites import Site
 from audiolens.model.text import Prompt
-from audiolens.model.timeline import Real, Timeline, clip_timeline, codes_timeline
+from audiolens.model.timeline import Real, clip_timeline, codes_timeline
 from audiolens.model.traced_model import TracedModel
 from audiolens.sound.codec import checked_codes
 from audiolens.tracing import clock, model_calls
@@ -39,10 +39,11 @@ from audiolens.tracing.nnsight_source import envoy_of, open_ahead
 from audiolens.tracing.overflow import Watch
 from audiolens.tracing.recording import refuse_prefix
 from audiolens.tracing.sampling import (
+    SECONDS,
     Forbid,
+    Sampling,
     checked_generation_config,
     checked_seeds,
-    checked_settings,
     sampling_arguments,
 )
 from audiolens.tracing.traced_source import CurrentInvoker, CurrentTracer
@@ -259,25 +260,14 @@ def joined(codes: Sequence[Tensor | None]) -> Tensor | None:
 def opened(
     traced: TracedModel,
     prompts: Prompt | Sequence[Prompt] = (),
-    *,
     codes: Tensor | None = None,
-    guidance_scale: Real = 1.0,
+    *,
     fn: Literal["forward", "generate"] = "forward",
-    seconds: Real = 4.0,
     seeds: int | Sequence[int] | None = None,
-    temperature: Real = 1.0,
-    top_k: int | None = 250,
+    sampling: Sampling,
 ) -> LensTracer:
     """Open nnsight's tracer over a model's rows; see `AudioLens.trace`."""
-    request, run = requested(
-        traced,
-        guidance_scale=guidance_scale,
-        fn=fn,
-        timeline=clip_timeline(seconds, traced.config),
-        seeds=seeds,
-        temperature=temperature,
-        top_k=top_k,
-    )
+    request, run = requested(traced, fn, seeds, sampling)
     # Not `if prompts`: an absent prompt (None) and an empty string are rows; only the empty tuple means no rows.
     given = () if isinstance(prompts, tuple) and not prompts else (prompts,)
     extra: dict[str, Any] = {} if codes is None else {"codes": codes}
@@ -300,21 +290,17 @@ def site_value(
 
 def requested(
     traced: TracedModel,
-    *,
-    guidance_scale: Real,
     fn: Literal["forward", "generate"],
-    timeline: Timeline,
     seeds: int | Sequence[int] | None,
-    temperature: Real,
-    top_k: int | None,
+    sampling: Sampling,
 ) -> tuple[Request, Callable[..., Tensor]]:
     """Return the request for the batcher and the function to run: one forward (logits) or a generation (codes)."""
     if fn not in ("forward", "generate"):
         raise InputError(f"fn={shown(fn)}: expected 'forward' or 'generate'.")
-    guidance_scale, temperature, top_k = checked_settings(guidance_scale, temperature, top_k)
     seeds = one_or_listed("seeds", seeds)
-    guided = guidance_scale > 1
+    guided = sampling.guidance_scale > 1
     model, config = traced.model, traced.config
+    timeline = clip_timeline(SECONDS if sampling.seconds is None else sampling.seconds, config)
     if fn == "generate":
         checked_generation_config(model, config)
 
@@ -336,7 +322,7 @@ def requested(
         encoded = text.encode(prompts, model, traced.tokenizer)
         arguments = traced.family.inputs(model, encoded, guided)
         if fn == "generate":
-            draw = sampling_arguments(drawn, traced, guidance_scale, temperature, top_k)
+            draw = sampling_arguments(drawn, traced, sampling)
             # A trace may write -inf to any logit.
             watch = Watch(layout, config.frame_rate, traced=True)
             processors = LogitsProcessorList([watch, Forbid(), *draw.pop("logits_processor", ())])
@@ -376,7 +362,7 @@ class TracedLens:
         codes: Int[Tensor, "row codebook frame"] | None = None,
         guidance_scale: Real = 1.0,
         fn: Literal["forward", "generate"] = "forward",
-        seconds: Real = 4.0,
+        seconds: Real = SECONDS,
         seeds: int | Sequence[int] | None = None,
         temperature: Real = 1.0,
         top_k: int | None = 250,
@@ -387,17 +373,8 @@ class TracedLens:
         `seeds`, `temperature` and `top_k` as `generate` does. Iterate over its forwards with `tracer.iter[:]`; MusicGen
         runs step 0 twice, so use `lens.position()` to get the step. The caller decides whether gradients are recorded.
         """
-        return opened(
-            self.traced_model,
-            prompts,
-            codes=codes,
-            guidance_scale=guidance_scale,
-            fn=fn,
-            seconds=seconds,
-            seeds=seeds,
-            temperature=temperature,
-            top_k=top_k,
-        )
+        sampling = Sampling(guidance_scale, temperature, top_k, seconds)
+        return opened(self.traced_model, prompts, codes, fn=fn, seeds=seeds, sampling=sampling)
 
     def site(self, name: str, layer: int | None = None, *, branch: Branch = "cond", prefix: bool = False) -> SiteValue:
         """Return a site inside a trace, by full name or by short name and layer; read or assign its `value`."""

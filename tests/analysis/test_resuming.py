@@ -1,6 +1,5 @@
 """A sweep stopped at any point resumes and ends with the same table; another sweep's folder is refused."""
 
-import errno
 import json
 import os
 import shutil
@@ -16,13 +15,13 @@ import pyarrow as pa
 import pytest
 import soundfile
 import torch
-from filelock import FileLock
 from small_runs import conditions, played
+from stops import contents, killed
 
 import audiolens as al
 from analysis import listening, sweep
-from analysis.sweep import Condition, batches, ledger, playing
-from audiolens.errors import BusyError, DamagedError, DamageWarning, InputError, StoppedError
+from analysis.sweep import Condition, ledger, planned, playing
+from audiolens.errors import DamagedError, DamageWarning, InputError, StoppedError
 from audiolens.files.integrity import read_json, sealed_json
 
 
@@ -34,57 +33,11 @@ def whole(lens: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def killed_at_write(number: int, whole_first: bool, work: Callable[[], object]) -> None:
-    """Run `work` in a process that kills itself (-9) at its n-th write: before it is renamed, or in its middle."""
-    child = os.fork()
-    if child:
-        assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
-        return
-    writes = iter(range(1_000))
-    put = batches.put
-
-    def put_and_die(path: Path, content: bytes) -> object:
-        if next(writes) != number:
-            return put(path, content)
-        aside = path.with_name(f"{batches.UNFINISHED}{path.name}")
-        aside.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_bytes(content if whole_first else content[: len(content) // 2])
-        return os.kill(os.getpid(), signal.SIGKILL)
-
-    ledger.put = batches.put = put_and_die
-    try:
-        work()
-    finally:
-        os._exit(0)
-
-
-@pytest.mark.parametrize(
-    ("kills", "whole_first"),
-    # The plan; a sound and the Parquet of a baseline batch; codes of a steered one; the table at the end.
-    [([0, 3, 6], False), ([6, 5, 4], True), ([24], False)],
-)
-def test_killed_at_any_write_it_ends_with_the_same_bytes(
-    lens: Any, whole: Path, tmp_path: Path, kills: list[int], whole_first: bool
-) -> None:
-    out = tmp_path / "sweep"
-    for number in kills:
-        killed_at_write(number, whole_first, lambda: played(lens, out))
-    result = played(lens, out)
-    mine, theirs = contents(out), contents(whole)
-    assert set(mine) == set(theirs)
-    assert [name for name in theirs if mine[name] != theirs[name]] == []
-    assert result.whole
-
-
 def test_what_is_there_is_not_generated_again(
     lens: Any, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "sweep"
-    killed_at_write(1 + 3 * 6, False, lambda: played(lens, out))
+    killed(lambda: played(lens, out), 1 + 3 * 6)
     assert ledger.finished(out) == {0, 1, 2}
     generated: list[int] = []
     generate = playing.Making.generate
@@ -171,7 +124,7 @@ def test_another_sweep_is_refused_with_the_reason(lens: Any, whole: Path, tmp_pa
         (lambda plan: {**plan, "format": "audiolens.sweep.0"}, "format audiolens.sweep.0"),
         (lambda plan: {**plan, "versions": {**plan["versions"], "torch": "1.0"}}, "version of torch 1.0"),
         (lambda plan: {**plan, "clips": plan["clips"][:1]}, "its clips differ"),
-        (lambda plan: {"a": 1}, "not the plan of a sweep"),
+        (lambda plan: {"a": 1}, "does not describe a sweep"),
     ],
 )
 def test_a_plan_of_another_version_is_refused(
@@ -183,8 +136,8 @@ def test_a_plan_of_another_version_is_refused(
     (out / "batches").mkdir(parents=True)
     for batch in theirs.done if "model" in changed else ():
         rows, schema = theirs.rows(batch), pa.Schema.from_pandas(theirs.rows(batch), preserve_index=False)
-        mine = replace(theirs, folder=out, plan=ledger.plan_hash(changed))
-        mine.keep(batch, rows, theirs.codes(batch), {}, schema)
+        mine = replace(theirs, folder=out, plan=planned.plan_hash(changed), schema=schema)
+        mine.keep(batch, rows, theirs.codes(batch), {})
     (out / "plan.json").write_bytes(sealed_json(changed))
     with pytest.raises(InputError, match=message):
         played(lens, out)
@@ -193,7 +146,7 @@ def test_a_plan_of_another_version_is_refused(
 def test_a_plan_that_nothing_was_drawn_by_is_replaced(lens: Any, whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "sweep"
     # Killed at its first batch, of another length.
-    killed_at_write(1, False, lambda: played(lens, out, seconds=0.6))
+    killed(lambda: played(lens, out, seconds=0.6), 1, "cut")
     assert (out / "plan.json").is_file()
     with pytest.raises(InputError, match="no batch is finished yet"):
         sweep.load_folder(out)
@@ -217,13 +170,13 @@ def test_a_folder_that_is_no_sweep_is_left_alone(lens: Any, tmp_path: Path) -> N
 
 def test_a_damaged_batch_is_named(lens: Any, whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "sweep"
-    killed_at_write(1 + 3 * 6, False, lambda: played(lens, out))
+    killed(lambda: played(lens, out), 1 + 3 * 6)
     part = out / "batches" / "00001.parquet"
     part.write_bytes(part.read_bytes()[:100])
     with pytest.raises(InputError, match=r"00001.parquet is damaged: .* Run the same sweep again"):
         sweep.load_folder(out)
     assert contents(out).keys() != contents(whole).keys()
-    with pytest.warns(DamageWarning, match=r"00001.parquet is damaged: .* Batch 1 is made again"):
+    with pytest.warns(DamageWarning, match=r"00001.parquet is damaged: .* batch 1 is made again"):
         assert played(lens, out).whole
     assert contents(out)["clips.parquet"] == contents(whole)["clips.parquet"]
 
@@ -259,7 +212,7 @@ def test_damaged_codes_of_the_baseline_are_made_again(lens: Any, whole: Path, tm
     codes.write_bytes(bytes(content))
     with pytest.raises(DamagedError, match=r"00000.safetensors is damaged"):
         sweep.load_folder(out).codes("baseline")
-    with pytest.warns(DamageWarning, match=r"00000.safetensors is damaged.*Batch 0 is made again"):
+    with pytest.warns(DamageWarning, match=r"00000.safetensors is damaged.*batch 0 is made again"):
         played(lens, out)
     assert contents(out) == contents(whole)
 
@@ -275,35 +228,6 @@ def test_a_folder_of_the_format_before_is_read_and_not_gone_on_with(lens: Any, w
     assert torch.equal(found.codes("late"), theirs.codes("late"))
     with pytest.raises(InputError, match="format audiolens.sweep.1, but this version writes audiolens.sweep.2"):
         played(lens, out)
-
-
-def test_one_process_at_a_time(lens: Any, whole: Path, tmp_path: Path) -> None:
-    out = tmp_path / "sweep"
-    out.mkdir()
-    with FileLock(out / ".lock"), pytest.raises(BusyError, match="another process is sweeping into this folder"):
-        played(lens, out)
-
-
-def test_a_full_disk_keeps_what_was_written(
-    lens: Any, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out, written = tmp_path / "sweep", []
-    fsync = os.fsync
-
-    def fill(file: int) -> None:
-        written.append(file)
-        if len(written) > 14:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        fsync(file)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(ledger.os, "fsync", fill)
-        with pytest.raises(StoppedError, match="the disk is full. 2 of 4 batches are kept"):
-            played(lens, out)
-    assert not list(out.rglob(f"{batches.UNFINISHED}*"))
-    assert len(sweep.load_folder(out).table) == 8
-    assert played(lens, out).whole
-    assert contents(out)["clips.parquet"] == contents(whole)["clips.parquet"]
 
 
 def test_a_disk_that_is_too_small_is_seen_at_the_door(
@@ -374,4 +298,4 @@ def test_the_hash_of_a_condition_is_that_of_every_version_before() -> None:
         al.Clamp(torch.ones(3), 0.5, branch="cond", schedule=[1.0, 0.5]),
     )
     condition = Condition("up", edits, labels={"strength": 1.0})
-    assert ledger._condition_hash(condition, np.arange(2) / 25) == "2b389a7cf7b5d3d9"
+    assert planned.condition_hash(condition, np.arange(2) / 25) == "2b389a7cf7b5d3d9"

@@ -129,7 +129,7 @@ def test_a_view_or_a_range_inside_a_list_is_not_read() -> None:
 
 def test_what_cannot_be_quoted_is_refused_where_it_is_given() -> None:
     for make in (
-        lambda: al.Intervention(layers=10**5000),
+        lambda: al.Scale(0.5, layers=10**5000),
         lambda: al.Add(np.ones(3), heads=[10**5000]),
         lambda: al.Reading(DEEP),
         lambda: al.Scale(0.5, site=DEEP),

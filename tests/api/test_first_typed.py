@@ -150,6 +150,19 @@ def test_names_filter_records_what_sites_does(lens: Any, codes: Tensor, names_fi
     same_cache(found, theirs)
 
 
+@pytest.mark.parametrize("stop", [1, -1])
+def test_a_filter_selects_among_the_sites_that_a_stopped_run_reaches(lens: Any, codes: Tensor, stop: int) -> None:
+    stream, found = lens.run_with_cache(PROMPTS, codes, names_filter=lambda _: True, stop_at_layer=stop)
+    layers = range(stop % 3)
+    inside = {name for name in lens.sites() if any(name.startswith(f"blocks.{layer}.") for layer in layers)}
+    assert {name for name in found if name.startswith("blocks.")} == inside
+    expected, theirs = lens.run_with_cache(PROMPTS, codes, sites=list(found), stop_at_layer=stop)
+    assert torch.equal(stream, expected)
+    same_cache(found, theirs)
+    assert {"hook_embed", "hook_text_states"} <= set(found)
+    assert "hook_logits" not in found
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [
@@ -159,6 +172,11 @@ def test_names_filter_records_what_sites_does(lens: Any, codes: Tensor, names_fi
         ({"names_filter": lambda _: "no"}, "expected True or False"),
         ({"names_filter": lambda _: True, "layers": 1}, "let the function choose"),
         ({"names_filter": []}, "names no site"),
+        (
+            {"names_filter": lambda name: name == "blocks.2.hook_resid_post", "stop_at_layer": 1},
+            r"stop_at_layer=1 ends the run before blocks\.2\.hook_resid_post, the first",
+        ),
+        ({"names_filter": lambda _: True, "stop_at_layer": 9}, "layers 0 to 2"),
     ],
 )
 def test_a_filter_that_is_ambiguous_or_empty_is_refused(
@@ -479,7 +497,12 @@ def test_a_row_of_a_generation_is_a_clip(lens: Any, tmp_path: Any) -> None:
     assert out[::-1].prompts == out.prompts[::-1]
     assert out[1].save(tmp_path / "one").is_dir()
     assert torch.equal(out[0].codes, lens.generate(PROMPTS[:1], 0.4, seeds=[4]).codes)
-    for row, words in ((3, "rows 0 to 2"), (True, "a row number"), ("a", "a row number"), (slice(3, 3), "no clip")):
+    for row, words in (
+        (3, "rows 0 to 2"),
+        (True, "a row number"),
+        ("a", "a row number"),
+        (slice(3, 3), "selects none of the 3 clips"),
+    ):
         with pytest.raises((InputError, InputTypeError), match=words) as refused:
             out[row]  # pyright: ignore[reportArgumentType]
         one_line(refused)

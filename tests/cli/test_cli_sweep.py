@@ -11,7 +11,7 @@ from command_line import Run
 
 from analysis import sweep
 from analysis.commands import sweep as command
-from analysis.sweep import ledger
+from analysis.sweep import batches
 
 SMALL = (
     "--seconds", 0.4, "--prompts", 2, "--seeds", 1, "--controls", 1, "--jobs", 0, "--strengths=-4,4", "--layers", "1",
@@ -83,15 +83,15 @@ def test_stopping_keeps_what_is_finished_and_says_how_to_go_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     words = ("sweep", file, "-m", checkpoint, "-o", "out", "--batch", 4, *SMALL)
-    keep = ledger.Ledger.keep
+    keep = batches.Batches.keep
 
-    def stopped(self: ledger.Ledger, batch: int, *content: object) -> None:
+    def stopped(self: batches.Batches, batch: int, *content: object) -> None:
         if batch == 2:
             raise KeyboardInterrupt
         keep(self, batch, *content)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr(ledger.Ledger, "keep", stopped)
+        patch.setattr(batches.Batches, "keep", stopped)
         code, _, err = run(*words)
     assert code == 130
     assert "Stopped; 2 of 5 batches are kept in out. Run the same command again to resume." in err

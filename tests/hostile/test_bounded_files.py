@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from ends import ends
 from safetensors.torch import save, save_file
 
 import audiolens as al
@@ -22,7 +23,6 @@ from audiolens.cache.activation_cache import ActivationCache
 from audiolens.errors import InputError
 from audiolens.files import bounded as files
 from audiolens.prompts import balance
-from hostile.ends import ends
 
 DEEP = {
     "deep arrays": "[" * 100_000 + "]" * 100_000,

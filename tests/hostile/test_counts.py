@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from ends import ends
 
 import audiolens as al
 from analysis import attention, logit_lens, pca, reading_comparison, statistics, study, sweep
@@ -17,7 +18,6 @@ from analysis.commands import sweep as sweep_command
 from audiolens import measure
 from audiolens.checks import MOST, MOST_ITEMS, bounded, checked_count
 from audiolens.errors import AudioLensError, InputError
-from hostile.ends import ends
 
 HUGE = 10**18
 RATE = 16_000

@@ -21,6 +21,7 @@ import torch
 from analysis import sweep
 from analysis.study import stages, study_set
 from analysis.sweep import ledger
+from analysis.sweep.planned import SWEEP
 from audiolens.errors import DamagedError, DamageWarning, InputError
 from audiolens.files.atomic import remove
 from audiolens.files.integrity import OPEN_SEAL, check_manifest, read_json, seal, sealed_json
@@ -86,7 +87,7 @@ def test_a_plan_that_does_not_say_what_every_plan_says_is_damaged(swept: Path) -
             with pytest.raises(InputError, match=rf"^{path} (is damaged|cannot be used).* to restore it\.$"):
                 sweep.load_folder(swept)
             if name != "format":
-                path.write_text(json.dumps({**changed, "format": ledger.UNSEALED}))
+                path.write_text(json.dumps({**changed, "format": SWEEP.unsealed}))
                 with pytest.raises(InputError, match=rf"^{path} (is damaged|cannot be used).* to restore it\.$"):
                     sweep.load_folder(swept)
     # The bad plan is neither used nor a reason to discard the batches, which identify their sweep.
@@ -140,8 +141,8 @@ def staged(place: Path, name: str = "directions", **more: Any) -> Path:
         (folder / "made").write_text(made)
 
     with stages.begun(place, FACTS, {}, **more) as found:
-        stage = found.stage(name, {})
-        assert stage.kept(lambda: name, write, lambda folder: (folder / "made").read_text()) == name
+        stage = found.stage(name, {}, lambda: name, write, lambda folder: (folder / "made").read_text())
+        assert stage.kept() == name
         assert stage.place is not None
         return stage.place
 

@@ -15,13 +15,13 @@ from typing import Any
 import conftest
 import pytest
 import torch
+from ends import ends
 from safetensors.torch import load_file, save_file
 
 import audiolens as al
 from audiolens.errors import AudioLensError, InputError, ModelFilesError, UnsupportedModelError
 from audiolens.measure import clap
 from audiolens.model import model_files
-from hostile.ends import ends
 
 
 @pytest.fixture

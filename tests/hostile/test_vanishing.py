@@ -23,7 +23,7 @@ def kept(stages_: stages.Stages, name: str) -> str:
     def write(made: str, folder: Path) -> None:
         (folder / "made").write_text(made)
 
-    return stages_.stage(name, {}).kept(lambda: name, write, lambda folder: (folder / "made").read_text())
+    return stages_.stage(name, {}, lambda: name, write, lambda folder: (folder / "made").read_text()).kept()
 
 
 def begun_then(work: Callable[[stages.Stages, Path], object], place: Path) -> None:

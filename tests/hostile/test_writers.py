@@ -17,9 +17,11 @@ import audiolens as al
 from analysis import study, sweep
 from analysis.report import index
 from analysis.store import folder as folders
+from analysis.store import resumable
 from analysis.store.versions import versions
 from analysis.study import assembly, stages
 from analysis.sweep import batches, ledger
+from analysis.sweep.planned import SWEEP
 from audiolens.errors import InputError, InputTypeError
 from audiolens.etude.training import checkpoint as training
 from audiolens.files import atomic
@@ -27,7 +29,7 @@ from audiolens.files.integrity import sealed_json
 from audiolens.sound import soundfiles
 
 SECRET = b"what the sender must not change"
-FACTS = {"format": ledger.FORMAT, "batches": [1]}
+FACTS = {"format": SWEEP.format, "batches": [1]}
 
 
 @pytest.fixture
@@ -52,7 +54,7 @@ def received(tmp_path: Path) -> Path:
     """A folder that claims to hold a study."""
     place = tmp_path / "received"
     place.mkdir()
-    facts = {"format": stages.FORMAT, "concept": "tempo", "weights": "0", "versions": versions()}
+    facts = {"format": stages.STUDY.format, "concept": "tempo", "weights": "0", "versions": versions()}
     (place / "study.json").write_bytes(sealed_json(facts))
     return place
 
@@ -127,7 +129,7 @@ def test_no_write_goes_through_a_name_that_can_be_guessed(tmp_path: Path, outsid
     place.mkdir()
     for name in (".unfinished-summary.json", ".unfinished-page", ".unfinished-00000"):
         linked(place / name, outside / "victim")
-    for put in (stages.put, batches.put, ledger.put, atomic.put):
+    for put in (stages.put, batches.put, resumable.put, atomic.put):
         put(place / "summary.json", b"{}")
     assert (place / "summary.json").read_bytes() == b"{}"
     assert all((place / name).is_symlink() for name in (".unfinished-summary.json", ".unfinished-page"))

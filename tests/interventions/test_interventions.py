@@ -339,3 +339,12 @@ def test_a_small_factor_scales_by_itself(lens, codes):
     plain, _ = lens.run_with_cache(PROMPTS, codes, **read)
     _, scaled = lens.run_with_cache(PROMPTS, codes, interventions=al.Scale(2e-8, layers=1), **read)
     assert torch.equal(scaled["resid_post", 1], plain * torch.tensor(2e-8))
+
+
+def test_an_intervention_without_a_change_is_refused_when_it_is_made() -> None:
+    class Idle(al.Intervention):
+        pass
+
+    for kind in (al.Intervention, Idle):
+        with pytest.raises(errors.InputTypeError, match=f"{kind.__name__} does nothing to activations.*: use Add"):
+            kind(site="resid_post")

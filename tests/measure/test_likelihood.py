@@ -143,11 +143,11 @@ def test_what_does_not_pair_is_refused(lens: Any, own: Any, vector: torch.Tensor
         return lens.generate(**told, decode=False)
 
     for baseline, message in (
-        (again(prompts="calm song"), "other prompts"),
-        (again(seeds=[4, 5, 6, 7]), "other seeds"),
-        (again(seconds=0.4), "same number and length"),
+        (again(prompts="calm song"), "row 0: the prompt of out is"),
+        (again(seeds=[4, 5, 6, 7]), "row 0: the seed of out is .*, that of baseline 4"),
+        (again(seconds=0.4), "out has frames .*, baseline"),
         (again(interventions=al.Add(vector, layers=[1])), "was steered"),
-        (again(temperature=0.5), "generated with temperature=0.5"),
+        (again(temperature=0.5), "baseline with 0.5"),
     ):
         with pytest.raises(al.errors.InputError, match=message):
             measure.drift(lens, own, baseline)

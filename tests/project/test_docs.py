@@ -28,6 +28,7 @@ from parsing import parsed
 
 import audiolens as al
 from analysis import attribution, cli, patching, placement, probing
+from audiolens.groups import groups_of
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("CONTRIBUTING.md")), *sorted((ROOT / "docs").glob("*.md"))]
@@ -97,9 +98,11 @@ def at_most(function: Callable[..., Any], **most: float) -> Callable[..., Any]:
     def smaller(*args: Any, **options: Any) -> Any:
         bound = signature.bind(*args, **options)
         # A length may be given in other words, and once only.
-        cut = {} if "max_new_tokens" in options else most
-        bound.apply_defaults()
-        bound.arguments.update({name: min(bound.arguments[name], value) for name, value in cut.items()})
+        groups = [group for argument, group in groups_of(function).items() if argument in options]
+        other = {name for group in groups for own in group.loose.values() for name in own}
+        cut = {} if "max_new_tokens" in options else {name: most[name] for name in most.keys() - other}
+        usual = {name: signature.parameters[name].default for name in cut}
+        bound.arguments.update({name: min({**usual, **bound.arguments}[name], value) for name, value in cut.items()})
         return function(*bound.args, **bound.kwargs)
 
     return smaller

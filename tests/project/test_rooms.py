@@ -7,8 +7,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 ROOMS = (
-    "errors", "arrays", "ranking", "checks", "kinds", "door", "characters", "tensors", "vectors", "files", "model",
-    "interventions", "cache", "sound", "tracing", "compatibility", "lens", "directions", "measure", "prompts", "etude",
+    "errors", "arrays", "ranking", "checks", "kinds", "door", "groups", "characters", "tensors", "vectors", "files",
+    "model", "interventions", "cache", "sound", "tracing", "compatibility", "lens", "directions", "measure", "prompts",
+    "etude",
 )  # fmt: skip
 """Of `audiolens`, in reading order: a room imports from itself and from those before it."""
 MODULES = {

@@ -152,6 +152,29 @@ def test_a_generation_that_reads_another_text_is_refused_at_load(
         al.AudioLens(lens.model, lens.tokenizer)
 
 
+def test_a_site_that_the_last_step_does_not_reach_ends_the_run_with_an_error(lens: Any) -> None:
+    """The decoder runs that step, so its clock reads the end; only the visits of its sites tell."""
+    model = type(lens.model).from_pretrained(lens.name).eval()
+    block = model.decoder.model.decoder.layers[1]
+
+    class Leaving(type(block)):
+        forwards = -1
+
+        def forward(self, hidden_states: Any, *given: Any, **named: Any) -> Any:
+            type(self).forwards -= 1
+            return hidden_states if self.forwards == 0 else super().forward(hidden_states, *given, **named)
+
+    block.__class__ = Leaving
+    own = al.AudioLens(model, lens.tokenizer)
+    steps = own.timeline(5).steps
+    # Step 0 runs twice.
+    Leaving.forwards = steps + 1
+    with pytest.raises(UnsupportedModelError, match=f"made {steps} steps, but the lens saw {steps - 1} of them"):
+        own.generate("calm", 0.2, seeds=0, interventions=al.Scale(0.5, site="mlp_out", layers=[1]), decode=False)
+    Leaving.forwards = -1
+    own.generate("calm", 0.2, seeds=0, interventions=al.Scale(0.5, site="mlp_out", layers=[1]), decode=False)
+
+
 def recorder(lens: Any, **reading: Any) -> tuple[Recorder, Any]:
     timeline = Timeline(8, 25.0, lens.config.delays)
     found = Recorder.of(Reading(["blocks.0.hook_resid_pre"], **reading), lens.traced_model, 3, timeline)

@@ -23,6 +23,7 @@ from audiolens.model.timeline import codes_timeline
 from audiolens.model.traced_model import TracedModel
 from audiolens.tracing.recording import Reading
 from audiolens.tracing.run_on_codes import Forward
+from audiolens.tracing.sampling import Sampling
 from audiolens.tracing.self_check.projections import prove_projections
 from audiolens.tracing.self_check.steps import prove_time
 from audiolens.tracing.trace import SiteOrderError, SiteValue, opened
@@ -53,7 +54,7 @@ def _reads(traced: TracedModel) -> None:
     # Other implementations (such as flash attention) expose every site except the attention patterns.
     patterns = traced.model.config.decoder._attn_implementation in ("sdpa", "eager")
     sites = [site for site in family.sites(config) if patterns or not isinstance(family.tap(site), Pattern)]
-    with torch.no_grad(), opened(traced, [None] * ROWS, codes=codes):
+    with torch.no_grad(), opened(traced, [None] * ROWS, codes, sampling=Sampling(guidance_scale=1.0)):
         for site in sites:
             _compare(traced, site, sizes, config.prefix(1) + steps)
 

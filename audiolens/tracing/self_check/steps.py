@@ -28,7 +28,7 @@ from audiolens.tracing import model_calls
 from audiolens.tracing.batching import Layout, read_columns
 from audiolens.tracing.plan import Run
 from audiolens.tracing.recording import Reading, Recorder
-from audiolens.tracing.sampling import sampling_arguments, settings_aside
+from audiolens.tracing.sampling import Sampling, sampling_arguments, settings_aside
 
 ROWS, TOKENS = 2, 2
 EDITED_ROW, FIRST, LAST = 1, 1, 3
@@ -137,7 +137,7 @@ class _Plan:
             use_cache=True,
             input_ids=self.text.ids,
             **self.traced.family.inputs(self.traced.model, self.text, True),
-            **sampling_arguments([0] * ROWS, self.traced, 3.0, 0.0, None),
+            **sampling_arguments([0] * ROWS, self.traced, Sampling(3.0, 0.0, None)),
         )
         return made, self._cache(recorder)
 

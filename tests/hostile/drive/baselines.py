@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 import audiolens as al
-from analysis import patching, statistics, sweep
+from analysis import Resampling, patching, statistics, sweep
 from audiolens.compatibility import Hook
 from hostile.drive.world import PROMPTS, RATE, World
 
@@ -24,7 +24,7 @@ INSTANCES: dict[str, Callable[[World], Any]] = {
     "audiolens.Clamp": lambda w: al.Clamp(torch.ones(48), 1.0),
     "audiolens.Directions": lambda w: w.directions,
     "audiolens.Generation": lambda w: w.clips,
-    "audiolens.Intervention": lambda w: al.Intervention(),
+    "audiolens.Intervention": lambda w: al.Add(torch.ones(48)),
     "audiolens.Reading": lambda w: al.Reading("resid_post"),
     "audiolens.Replace": lambda w: al.Replace(torch.ones(48)),
     "audiolens.Sampling": lambda w: al.Sampling(),
@@ -40,6 +40,7 @@ INSTANCES: dict[str, Callable[[World], Any]] = {
     "audiolens.directions.pole_reader.Samples": lambda w: w.directions.samples,
     "audiolens.model.timeline.Timeline": lambda w: w.lens.timeline(12),
     "audiolens.tracing.trace.SiteValue": lambda w: w.lens.site("resid_post", 1),
+    "analysis.Resampling": lambda w: Resampling(n_bootstrap=5, seed=1),
     "analysis.attention.HeadAblation": lambda w: w.ablation,
     "analysis.attention.LagAttention": lambda w: w.lags,
     "analysis.attention.TextAttention": lambda w: w.words,
@@ -358,6 +359,7 @@ EXEMPT = {
         f"audiolens.{operator}.change": "called by a run with what it bound: written by whoever adds an operator"
         for operator in ("Ablate", "Add", "Apply", "Clamp", "Intervention", "Replace", "Scale")
     },
+    "audiolens.Intervention": "refuses: a base class, which does nothing",
     "audiolens.tracing.trace.SiteValue": "made by lens.site",
     "audiolens.tracing.trace.SiteValue.save": "refuses: a site is a place, and its value is saved",
     "audiolens.tracing.trace.SiteValue.value": "read inside the trace that AudioLens.trace opens here",

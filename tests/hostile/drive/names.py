@@ -21,7 +21,7 @@ PARTS = {
     "figures": "what figures share; each is drawn by its result's plot() and figure()",
     "likelihood": "the window that patching, attribution and ablation score",
     "listening": "the processes in which a sweep measures",
-    "resampling": "the bootstrap of statistics",
+    "resampling": "the bootstrap of statistics; `analysis` exports its settings",
     "site_grid": "the cells of patching and attribution",
     "spreadsheets": "tables as files, written by study and sweep",
     "store": "the folders of study and sweep, called by their save, run and load_folder",
@@ -62,7 +62,7 @@ class Name:
 def modules() -> dict[str, Any]:
     """The modules whose exported names are public."""
     found = {f"audiolens.{one.__name__.rpartition('.')[2]}": one for one in (measure, prompts, schedules)}
-    found["audiolens"] = audiolens
+    found |= {"audiolens": audiolens, "analysis": analysis}
     for module in pkgutil.iter_modules(analysis.__path__):
         if module.name not in PARTS:
             found[f"analysis.{module.name}"] = import_module(f"analysis.{module.name}")

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 import audiolens as al
+from analysis import statistics
 from hostile.drive import names, values
 from hostile.drive.baselines import ARGUMENTS, EXEMPT, FURTHER, INSTANCES, ON_PLANTED
 from hostile.drive.names import Name
@@ -143,10 +144,10 @@ def slow(name: Name) -> bool:
 
 
 AT_HAND = {
-    "analysis.patching.LogLikelihood", "analysis.patching.Pairs", "analysis.patching.Sound", "analysis.probing.Dataset",
-    "analysis.study.Settings", "analysis.sweep.Condition", "audiolens.Ablate", "audiolens.ActivationCache",
-    "audiolens.Add", "audiolens.Apply", "audiolens.AudioLens", "audiolens.Clamp", "audiolens.Directions",
-    "audiolens.Intervention", "audiolens.Reading", "audiolens.Replace", "audiolens.Sampling", "audiolens.Scale",
+    "analysis.Resampling", "analysis.patching.LogLikelihood", "analysis.patching.Pairs", "analysis.patching.Sound",
+    "analysis.probing.Dataset", "analysis.study.Settings", "analysis.sweep.Condition", "audiolens.Ablate",
+    "audiolens.ActivationCache", "audiolens.Add", "audiolens.Apply", "audiolens.AudioLens", "audiolens.Clamp",
+    "audiolens.Directions", "audiolens.Reading", "audiolens.Replace", "audiolens.Sampling", "audiolens.Scale",
     "audiolens.prompts.PromptSet",
 }  # fmt: skip
 """Classes that users instantiate; other results are returned by functions."""
@@ -181,6 +182,8 @@ def used(world: World, name: Name, made: Any) -> None:
         world.lens.run_with_interventions(PROMPTS[:2], world.codes[:2], made)
     if name.path == "audiolens.Reading":
         world.lens.run_with_cache(PROMPTS[:2], world.codes[:2], reading=made)
+    if name.path == "analysis.Resampling":
+        statistics.means([0.0, 1.0], ["a", "b"], resampling=made)
     if name.path == "audiolens.Sampling":
         world.lens.generate(PROMPTS[:1], 0.2, seeds=0, decode=False, sampling=made)
     if name.path.startswith("audiolens.schedules."):

@@ -183,7 +183,7 @@ def _resumed(variants: Path) -> Read:
         told: dict[str, Any] = {"partial": True}
         with ledger.ledger(folder, begun, labels, heard) as kept:
             for batch in sorted(kept.done):
-                told[f"{batch}"] = digest(kept.batches.rows(batch).to_csv(), kept.batches.codes(batch))
+                told[f"{batch}"] = digest(kept.rows(batch).to_csv(), kept.codes(batch))
             if len(kept.done) == len(begun["batches"]):
                 kept.close()
         return told
@@ -233,10 +233,11 @@ def _begun(variants: Path) -> Read:
         }
         with stages.begun(folder, facts, {}) as kept:
             for name, reader in readers.items():
-                stage = stages.Stage(name, folder / stages.STAGES / named[name], {}, kept.held)
+                place = folder / stages.STAGES / named[name]
+                stage = stages.Stage(name, _remade, _nothing, reader, place, held=kept.held)
                 if stage.place is not None and stage.place.exists():
                     with suppress(_RemadeError):
-                        told[name] = stage.kept(_remade, _nothing, reader)
+                        told[name] = stage.kept()
         return told
 
     return read

@@ -15,7 +15,7 @@ from safetensors.torch import load, save_file
 
 from analysis.store.folder import SUMMARY
 from analysis.study import made, stages
-from analysis.sweep import batches, ledger
+from analysis.sweep import batches, planned
 from audiolens.files.integrity import (
     HEADER,
     MANIFEST,
@@ -37,14 +37,14 @@ def file(folder: Path) -> None:
 
 def sweep(folder: Path) -> None:
     """Update the hashes of a sweep's plan, batches and table."""
-    _try(_json, folder / ledger.PLAN)
+    _try(_json, folder / planned.PLAN)
     _try(_batches, folder)
 
 
 def study(folder: Path) -> None:
     """Update the hashes of a study: its stages first, then the files that list them."""
     for path in sorted(folder.glob("stages/*")):
-        if (path / ledger.PLAN).is_file():
+        if (path / planned.PLAN).is_file():
             sweep(path)
         elif path.is_dir():
             file(path)
@@ -91,9 +91,9 @@ def _tensors(path: Path) -> None:
 
 
 def _batches(folder: Path) -> None:
-    facts = json.loads((folder / ledger.PLAN).read_text())
+    facts = json.loads((folder / planned.PLAN).read_text())
     facts.pop(SEAL)
-    plan = ledger.plan_hash(facts)
+    plan = planned.plan_hash(facts)
     for path in (*folder.glob("batches/*.parquet"), folder / batches.TABLE):
         table = pq.read_table(io.BytesIO(path.read_bytes()))
         metadata = table.schema.metadata or {}
@@ -111,11 +111,11 @@ def _made(folder: Path) -> None:
     facts: dict[str, Any] = json.loads(path.read_text())
     facts.pop(SEAL, None)
     with suppress(Exception):
-        facts["study"] = made._told(folder)
+        facts["study"] = made._facts(folder)
         facts["hashes"][SUMMARY] = digest((folder / SUMMARY).read_bytes())
     for entry in facts["stages"].values():
         place = folder / stages.STAGES / str(entry)
         with suppress(Exception):
-            plan = place / ledger.PLAN
+            plan = place / planned.PLAN
             facts["hashes"][entry] = made._mark(place) if plan.is_file() else digest((place / MANIFEST).read_bytes())
     path.write_bytes(sealed_json(facts))

@@ -1,4 +1,4 @@
-"""A time limit for code that might not end, so that a test fails instead of hanging."""
+"""A time limit for code that might not end, so that a test or benchmark fails instead of hanging."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ from contextlib import contextmanager
 
 @contextmanager
 def ends(seconds: int = 30) -> Iterator[None]:
+    """Raise an AssertionError in a block that is still at work after this time.
+
+    A TimeoutError would be an OSError, which code that reads damaged files takes for damage.
+    """
+
     def stop(*_: object) -> None:
         raise AssertionError(f"still at work after {seconds} s")
 

@@ -1,0 +1,309 @@
+"""Folders of results that are filled over several runs, and can be resumed after a stop at any moment.
+
+A description with a hash is written first and states what the folder holds. Entries follow, such as a sweep's batches
+or a study's stages, each of them complete or absent and protected by hashes. A run resumes only a folder whose
+description matches its own, because other results would not fit. A damaged entry is removed, with a warning, so that it
+is made again. Only one process writes at a time, and it checks before each write that nothing was removed.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from analysis.store.folder import check_in_place
+from audiolens.errors import AudioLensError, BusyError, DamagedError, DamageWarning, InputError, StoppedError
+from audiolens.files import bounded
+from audiolens.files.atomic import (
+    UNFINISHED,
+    put,
+    refuse_links,
+    refuse_misplaced,
+    refused,
+    remove,
+    remove_unfinished,
+)
+from audiolens.files.integrity import SEAL, read_json, sealed_json
+from audiolens.files.json_shapes import refuse_other
+from audiolens.model.tokens import callers_level
+
+LOCK = ".lock"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class OtherResultsError(InputError):
+    """The folder holds other results, or too little to say which."""
+
+
+@dataclass(frozen=True, eq=False)
+class Held:
+    """A folder that only this process writes to, and the files that must stay in it until it is done.
+
+    Attributes:
+        folder: path of the folder.
+        lock: device and inode of its lock file, which distinguish this folder from another one with the same name.
+        kept: the files that were there at the start or have been written since.
+    """
+
+    folder: Path
+    lock: tuple[int, int] | None
+    kept: set[Path] = field(default_factory=set)
+
+    def keep(self, *places: Path) -> None:
+        """Add files, or all files in folders, to those that must stay."""
+        for place in places if self.lock is not None else ():
+            found = [place] if place.is_file() else place.rglob("*")
+            self.kept.update(path for path in found if path.is_file() and path.name != LOCK)
+
+    def release(self, place: Path) -> None:
+        """Drop a file, or all files in a folder, from those that must stay, before it is removed."""
+        self.kept.difference_update([path for path in self.kept if path.is_relative_to(place)])
+
+    def check(self) -> None:
+        """Raise if the folder was removed or replaced, or lost files, so that nothing more is written to it.
+
+        Raises:
+            StoppedError: if anything is gone. The error names it.
+        """
+        if (gone := self.gone()) is not None:
+            raise StoppedError(f"{gone} while this run was writing: nothing more is written. Start the same run again.")
+
+    def gone(self) -> str | None:
+        """A description of what was removed; `None` if everything is there."""
+        if self.lock != _identity(self.folder / LOCK):
+            return f"{self.folder} was removed or replaced by another folder"
+        there = {path for folder in {path.parent for path in self.kept} for path in _listed(folder)}
+        lost = sorted(self.kept - there)
+        return f"{lost[0]} was removed" if lost else None
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of resumable folder, such as a sweep's.
+
+    Attributes:
+        noun: what such a folder holds, for errors.
+        busy: what a process that fills one is doing, for the error that another process gets.
+        description: the file that states what the folder holds.
+        format, unsealed: the format that the description names, and the previous one, which has no hashes. A folder of
+            that format is read but not resumed.
+        shape: the schema of the description.
+        entries: the folder of the entries.
+        files, folders: the names of the other files and folders.
+        verify: raises an `InputError` if the numbers in a description do not fit together.
+    """
+
+    noun: str
+    busy: str
+    description: str
+    format: str
+    unsealed: str
+    shape: Mapping[str, Any]
+    entries: str
+    files: tuple[str, ...] = ()
+    folders: tuple[str, ...] = ()
+    verify: Callable[[Path, Mapping[str, Any]], None] = lambda *_: None
+
+    def read(self, folder: Path) -> dict[str, Any] | None:
+        """The description in a folder; `None` if there is none.
+
+        Raises:
+            DamagedError: if it is damaged.
+            OtherResultsError: if another program wrote it, because it then never had a hash.
+        """
+        path = folder / self.description
+        try:
+            found = read_json(path, former=(self.unsealed,))
+        except FileNotFoundError:
+            return None
+        except DamagedError:
+            if _is_foreign(path):
+                raise OtherResultsError(f"{path} does not describe a {self.noun}: choose another folder.") from None
+            raise
+        if not str(found.get("format")).startswith(self.format.rstrip("0123456789")):
+            raise DamagedError(f"{path} is damaged: it does not describe a {self.noun}.")
+        if found["format"] in (self.format, self.unsealed):
+            try:
+                refuse_other(path, found, self.shape)
+                self.verify(path, found)
+            except InputError as error:
+                raise DamagedError(str(error)) from None
+        return found
+
+    def check(self, folder: Path, inside: Iterable[Path] = ()) -> bool:
+        """Check, before anything is made, that a folder can be filled. Return whether it has a description or is empty.
+
+        Args:
+            inside: further files of the folder, none of which may be a folder or a link.
+
+        Raises:
+            InputError: if it is a file, cannot be written, or contains links, or a folder in the place of a file.
+        """
+        check_in_place(folder)
+        if any((folder / name).exists() for name in (self.description, self.entries)):
+            files = [folder / name for name in (self.description, *self.files)]
+            refuse_misplaced([*files, *inside], [folder / name for name in (self.entries, *self.folders)])
+        return not folder.exists() or (folder / self.description).is_file() or self.holds_only(folder)
+
+    def holds_only(self, folder: Path, *names: str) -> bool:
+        """Whether a folder holds only these, and what a process leaves that is killed before it writes anything."""
+        return all(one.name in (LOCK, *names) or one.name.startswith(UNFINISHED) for one in folder.iterdir())
+
+    def foreign(self, folder: Path) -> InputError:
+        return OtherResultsError(
+            f"{folder} exists and holds something other than a {self.noun}: choose another folder."
+        )
+
+    def refuse(self, folder: Path, difference: str | None, remedy: str) -> None:
+        """Raise if the results in a folder differ from those of this run.
+
+        Raises:
+            OtherResultsError: naming the difference, and what to do instead of choosing another folder.
+        """
+        if difference is not None:
+            raise OtherResultsError(
+                f"{folder} holds another {self.noun}: {difference}. Choose another folder, or {remedy}"
+            )
+
+    @contextmanager
+    def opened(
+        self, folder: Path, settled: Callable[[], Mapping[str, Any]], kept: Callable[[], str]
+    ) -> Iterator[tuple[Held, Mapping[str, Any]]]:
+        """Lock a folder, describe it and prepare it for entries. Yield the lock and the description.
+
+        Args:
+            settled: called under the lock, because another process may have filled the folder before. It returns the
+                description to go on with, or refuses the folder.
+            kept: says what is kept if the disk is full.
+        """
+        with held(folder, self.busy, kept) as lock:
+            facts = settled()
+            for here in (folder, *(folder / name for name in (self.entries, *self.folders))):
+                remove_unfinished(here)
+            # The description comes first, because entries alone do not always say what they belong to.
+            if not self._says(folder, facts):
+                put(folder / self.description, sealed_json(facts))
+            with refused(folder / self.entries):
+                (folder / self.entries).mkdir(exist_ok=True)
+            lock.keep(folder / self.description)
+            yield lock, facts
+
+    def _says(self, folder: Path, facts: Mapping[str, Any]) -> bool:
+        try:
+            return self.read(folder) == facts
+        except DamagedError:
+            return False
+
+
+UNHELD = Held(Path(os.devnull), None)
+"""In the place of a lock, for what is read or kept in memory: nothing can be missing from it."""
+
+
+@contextmanager
+def held(folder: Path, busy: str, kept: Callable[[], str]) -> Iterator[Held]:
+    """Lock a folder, created if needed, so that no other process writes to it until the block ends.
+
+    The operating system releases the lock when the process ends, however it ends.
+
+    Raises:
+        BusyError: if another process is writing to it; `busy` says what that process is doing.
+        InputError: if it cannot be written, or contains links.
+        StoppedError: if the block fails and the folder was removed in the meantime, or if the disk is full; `kept` says
+            what is kept then.
+    """
+    with refused(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    refuse_links(folder)
+    refuse_misplaced([folder / LOCK])
+    _refuse_shared(folder / LOCK)
+    try:
+        lock = FileLock(folder / LOCK)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise BusyError(f"{folder}: another process is {busy}; wait for it, or stop it.") from None
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written: {error.strerror or error}. Choose another path.") from None
+    found = Held(folder, _identity(folder / LOCK))
+    try:
+        yield found
+    except AudioLensError:
+        raise
+    except Exception as error:
+        found.check()
+        if isinstance(error, OSError) and error.errno in _FULL:
+            raise StoppedError(f"{folder}: the disk is full. {kept()}") from error
+        raise
+    finally:
+        lock.release()
+
+
+def first_difference(begun: Mapping[str, Any], facts: Mapping[str, Any], told: Iterable[tuple[str, str]]) -> str | None:
+    """Describe the first difference between two descriptions in words; `None` if there is none.
+
+    Args:
+        begun, facts: the description in a folder, and that of this run.
+        told: the entries to compare and a sentence for each, with the fields `there`, `here`, `begun` and `facts`. The
+            entry "model.device" is inside "model"; for each entry in "versions.*", `name` is its name.
+    """
+    for path, sentence in told:
+        outer, _, inner = path.rpartition(".")
+        there, here = (one.get(outer) or {} if outer else one for one in (begun, facts))
+        for name in {**there, **here} if inner == "*" else [inner]:
+            if there.get(name) != here.get(name):
+                values = {"there": _short(there.get(name)), "here": _short(here.get(name))}
+                return sentence.format(name=name, **values, begun=begun, facts=facts)
+    return None
+
+
+def drop(name: str, error: Exception, *places: Path, lock: Held = UNHELD) -> None:
+    """Remove the files or folders of a damaged entry, with a warning that it is made again."""
+    reason = " ".join(str(error).split())[:200].rstrip(".")
+    warnings.warn(DamageWarning(f"{reason}: {name} is made again."), stacklevel=callers_level())
+    for place in places:
+        lock.release(place)
+        remove(place)
+
+
+def _refuse_shared(lock: Path) -> None:
+    """Raise if the lock file has other hard links, because opening it would empty the file under all its names."""
+    with suppress(FileNotFoundError):
+        facts = lock.stat()
+        if facts.st_size and facts.st_nlink > 1:
+            raise InputError(f"{lock} is a file with another hard link, and would be emptied: remove it.")
+
+
+def _identity(lock: Path) -> tuple[int, int] | None:
+    try:
+        facts = os.lstat(lock)
+    except OSError:
+        return None
+    return facts.st_dev, facts.st_ino
+
+
+def _listed(folder: Path) -> list[Path]:
+    try:
+        return [folder / name for name in os.listdir(folder)]
+    except OSError:
+        return []
+
+
+def _is_foreign(path: Path) -> bool:
+    """Whether a file is readable JSON without a hash or a format of audiolens."""
+    try:
+        found = bounded.read_json(path)
+    except InputError:
+        return False
+    return not (isinstance(found, dict) and (SEAL in found or str(found.get("format", "")).startswith("audiolens.")))
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) < 60 else f"{text[:57]}..."
