@@ -80,6 +80,7 @@ def calibrated(labels: pd.DataFrame, heard: pd.DataFrame) -> list[Row]:
         _row(heard, "onset_rate", "melody notes per second", f"ρ {_rho(heard['onset_rate'], notes)}"),
         _row(heard, "pulse_clarity", "none", _spread(heard["pulse_clarity"])),
         _hz(heard, "brightness", labels["centroid_hz"], "centroid"),
+        _hz(heard, "ltas_centroid", labels["centroid_hz"], "centroid"),
         _row(heard, "rolloff", "centroid", f"ρ {_rho(heard['rolloff'], labels['centroid_hz'])}"),
         _row(
             heard, "loudness", "level", f"median error {_median(heard['loudness'] - labels['loudness_dbfs']):.2f} dB, "

@@ -8,7 +8,18 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from analysis.commands.common import Force, Json, Model, cell, open_lens, own_prompts, print_table, say, to_json
+from analysis.commands.common import (
+    Force,
+    Json,
+    Model,
+    cell,
+    completed,
+    open_lens,
+    own_prompts,
+    print_table,
+    say,
+    to_json,
+)
 
 
 class _Read(TyperGroup):
@@ -34,6 +45,9 @@ def directions_read(
     model: Model = "etude",
     position: Annotated[str, typer.Option(help="mean, first, last, or eos (MusicGen Melody).")] = "mean",
     branch: Annotated[str, typer.Option(help="Guidance half to read (cond, null or both).")] = "cond",
+    codes: Annotated[
+        str, typer.Option(help="Read the poles over shared clips of neutral prompts, or over their own: shared or own.")
+    ] = "shared",
     seconds: Annotated[float, typer.Option(help="Length of the clips generated for reading.")] = 2.0,
     vocabulary: Annotated[
         str | None, typer.Option(help="Vocabulary of a bundled concept: etude or english [default: the model's].")
@@ -57,14 +71,15 @@ def directions_read(
     own = bool(Path(concept).suffix)
     sets = own_prompts(concept) if own else sets_of.load(concept, vocabulary)
     lens = open_lens(model)
-    if not own:
-        sets = sets_of.load(concept, vocabulary, lens=lens)
+    sets = completed(sets, lens) if own else sets_of.load(concept, vocabulary, lens=lens)
     found = difference_in_means(
         lens,
         sets.positive,
         sets.negative,
         position=position,  # pyright: ignore[reportArgumentType]  # checked there
         branch=branch,  # pyright: ignore[reportArgumentType]
+        codes=codes,  # pyright: ignore[reportArgumentType]
+        neutral=sets.development if codes == "shared" else None,
         seconds=seconds,
         label=sets.concept,
         progress=not as_json,

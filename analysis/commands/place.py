@@ -30,6 +30,9 @@ def place(
     prompts: Annotated[
         int, typer.Option(help="Number of neutral development prompts; a file without any uses the bundled ones.")
     ] = 8,
+    codes: Annotated[
+        str, typer.Option(help="Read the poles over shared clips of neutral prompts, or over their own: shared or own.")
+    ] = "shared",
     seconds: Annotated[float, typer.Option(help="Length of each clip that is read.")] = 2.0,
     by: Annotated[
         str, typer.Option(help="Evidence that decides (alignment, norm, probe, patching or attribution).")
@@ -70,6 +73,7 @@ def place(
         prompts=_neutral(sets.development, prompts, concept),
         seconds=seconds,
         progress=not as_json,
+        read_over=codes,  # pyright: ignore[reportArgumentType]  # checked there
         **options,
     )
     if out is not None:

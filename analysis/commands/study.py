@@ -55,6 +55,10 @@ def study(
     measured: Annotated[
         str | None, typer.Option("--measure", help="Measure of the concept, such as brightness.")
     ] = None,
+    codes: Annotated[
+        str | None,
+        typer.Option(help="Read the poles over shared clips of neutral prompts, or over their own: shared or own."),
+    ] = None,
     seconds: Annotated[float, typer.Option(help="Length of each clip.")] = 5.0,
     seed: Annotated[int, typer.Option(help="0 to 99; each seed is an independent repetition.")] = 0,
     force: Force = False,
@@ -90,6 +94,8 @@ def study(
     if concepts is not None and measured is not None:
         raise InputError("--measure and --concepts were both given, but each concept has its own measure: give one.")
     changes: dict[str, Any] = {"seconds": seconds, "seed": seed, "verify": verify, "measured": measured}
+    if codes is not None:
+        changes["codes"] = codes
     target = out or Path("studies" if len(asked) > 1 else f"study-{_name(asked[0])}")
     own_words = _words(words)
     given = [_given(one, words, measured) for one in asked]

@@ -81,6 +81,9 @@ def sweep(
     ] = None,
     sound: Annotated[str | None, typer.Option(help="Save every clip, as wav or flac.")] = None,
     poles: Annotated[int, typer.Option(help="Prompts per pole that directions are read from.")] = 48,
+    codes: Annotated[
+        str, typer.Option(help="Read the poles over shared clips of neutral prompts, or over their own: shared or own.")
+    ] = "shared",
     measured: Annotated[
         str | None,
         typer.Option("--measure", help="Measure of the effects [default: the concept's own measure, else tempo]."),
@@ -138,7 +141,7 @@ def sweep(
         torch.set_num_threads(begun)
     sets = _sets(given, lens)
     neutral = _neutral(sets, split, prompts, lens)
-    found = _directions(given, sets, lens, poles, guidance, keep_samples=shuffled > 0, progress=not as_json)
+    found = _directions(given, sets, lens, poles, guidance, codes, keep_samples=shuffled > 0, progress=not as_json)
     asked |= {"layers": blocks, "prompts": neutral, "sets": sets}
     estimate = sweeps.plan(lens, found, out=out, **asked)
     _report_missing([one.meta.label for one in found], sets, measured, lens)
@@ -242,6 +245,7 @@ def _directions(
     lens: AudioLens,
     poles: int,
     guidance: float,
+    codes: str,
     *,
     keep_samples: bool,
     progress: bool,
@@ -262,6 +266,8 @@ def _directions(
                 own.positive[:poles],
                 own.negative[:poles],
                 guidance_scale=guidance,
+                codes=codes,  # pyright: ignore[reportArgumentType]  # checked there
+                neutral=own.development if codes == "shared" else None,
                 label=own.concept,
                 keep_samples=keep_samples,
                 progress=progress,

@@ -46,6 +46,7 @@ NAMES: Mapping[str, str] = {
     "onset_rate": "onset rate",
     "pulse_clarity": "pulse clarity",
     "brightness": "brightness (spectral centroid)",
+    "ltas_centroid": "centroid of the average spectrum",
     "loudness": "loudness",
     "pitch": "register (pitch)",
     "mode": "mode",

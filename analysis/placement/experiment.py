@@ -26,6 +26,7 @@ from audiolens import prompts as prompt_sets
 from audiolens.checks import checked_count, checked_flags, in_order, shown
 from audiolens.directions.difference_in_means import difference_in_means
 from audiolens.directions.directions import Directions
+from audiolens.directions.pole_reader import CodesSource
 from audiolens.directions.steering import Strategy
 from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError
@@ -66,6 +67,7 @@ def place(
     progress: bool = True,
     sampling: Sampling | None = None,
     resampling: Resampling | None = None,  # noqa: ARG001 - its values arrive as the loose arguments
+    read_over: CodesSource = "shared",
 ) -> Placement:
     """Choose where, and by which strategy, to apply a concept's direction.
 
@@ -94,6 +96,8 @@ def place(
         progress: show a progress bar.
         sampling: how the clips that follow `prompts` are sampled; if it holds seconds, they replace `seconds`.
         resampling: a `Resampling` instead of `n_bootstrap` and `seed`.
+        read_over: what the poles are read over if no directions are given, as `codes` in `difference_in_means`:
+            "shared", clips of the set's development prompts (or of `prompts`, if it has none), or "own".
 
     Raises:
         InputError: (or a subclass) if strategies, layers or evidence do not exist; if the directions come from another
@@ -107,6 +111,8 @@ def place(
     if not isinstance(sets, PromptSet):
         raise InputTypeError(f"concept={type(concept).__name__}: expected the name of a prompt set, or a PromptSet.")
     checked_strategies(strategies)
+    if read_over not in get_args(CodesSource):
+        raise InputError(f"read_over={read_over!r}: expected 'own' or 'shared'.")
     checked_kinds(compute)
     for name, value, least in (
         ("n_random", n_random, 0),
@@ -134,8 +140,10 @@ def place(
         read = min(READ_PROMPTS, len(sets.positive), len(sets.negative))
         directions = difference_in_means(
             lens, sets.positive[:read], sets.negative[:read], seeds=list(range(read)), batch_size=batch_size,
-            seconds=READ_SECONDS, label=sets.concept, progress=progress,
+            seconds=READ_SECONDS, label=sets.concept, progress=progress, codes=read_over,
+            neutral=(sets.development or neutral) if read_over == "shared" else None,
         )  # fmt: skip
+        # The same over shared codes: half as many clips are generated, and each is read twice without guidance.
         spent += generated_steps(lens, 2 * read, READ_SECONDS)
     directions.meta.refuse_other(lens)
     found = candidates(directions, strategies, layers)

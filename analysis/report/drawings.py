@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import plotly.graph_objects as go
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from analysis.patching import PatchingResult
     from analysis.report.writer import PageSound
     from analysis.study.result import Study
+    from analysis.study.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ def _insides(study: Study) -> list[Drawing]:
         Drawing(
             "pca",
             "The two poles in every block",
-            f"Each point is one prompt: {_read_at(study.settings.position)}, projected onto the block's first two "
+            f"Each point is one prompt: {_read_at(study.settings)}, projected onto the block's first two "
             f"principal components. The slider selects the block and opens at block {_opening(study)}, "
             f"{'where the poles are best separated' if study.choice.layer is None else 'the chosen one'}. "
             "A silhouette of 1 means well separated, and 0 means mixed.",
@@ -202,12 +203,14 @@ def _opening(study: Study) -> int:
     return found.layers[int(found.silhouettes.argmax())] if study.choice.layer is None else study.choice.layer
 
 
-def _read_at(position: Any) -> str:
+def _read_at(settings: Settings) -> str:
     """Describe the activation from which a direction was read."""
+    position, shared = settings.position, settings.codes == "shared"
+    clip = "a clip of a neutral prompt, which its counterpart is read over too" if shared else "the clip it generates"
     names = {
-        "mean": "its mean activation while a clip is generated",
+        "mean": f"its mean activation over {clip}",
         "first": "the activation at the start token, before any sound",
-        "last": "the activation at the last step of the generated clip",
+        "last": f"the activation at the last step of {clip}",
         "eos": "the activation at the last token of its text",
     }
-    return names.get(position) or "its mean activation from {:g} to {:g} s of the generated clip".format(*position)
+    return names.get(str(position)) or "its mean activation from {:g} to {:g} s of ".format(*position) + clip

@@ -194,4 +194,6 @@ def _object(path: Path, former: Collection[str | None] = _UNSEALED) -> dict[str,
 def _settings(values: dict[str, Any]) -> Settings:
     """Return the settings in a summary, without fields that this version does not know."""
     known = {entry.name for entry in fields(Settings)}
+    # Earlier versions read every pole over its own clips, and did not state it.
+    values = {"codes": "own", **values}
     return Settings(**{name: where.tuples(value) for name, value in values.items() if name in known})

@@ -89,7 +89,8 @@ class _Course:
         asked: dict[str, Any] = {
             "position": settings.position, "branch": "cond", "guidance_scale": settings.guidance_scale,
             "seconds": settings.reading_seconds, "batch_size": settings.batch_size,
-            "seeds": [*settings.reading_seeds(sets)], "label": sets.concept,
+            "seeds": [*settings.reading_seeds(sets)], "label": sets.concept, "codes": settings.codes,
+            "neutral": list(sets.development) if settings.codes == "shared" else None,
         }  # fmt: skip
         high, low = (list(side[: settings.poles]) for side in (sets.positive, sets.negative))
         stage = self.stages.stage(

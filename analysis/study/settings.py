@@ -12,7 +12,7 @@ from analysis import sweep
 from analysis.sweep.response import MEASURED, is_ratio
 from audiolens import measure
 from audiolens.checks import checked_amount, checked_count, checked_flags, shown
-from audiolens.directions.pole_reader import Position
+from audiolens.directions.pole_reader import CodesSource, Position
 from audiolens.directions.steering import Strategy
 from audiolens.door import checked_kinds, guarded
 from audiolens.errors import InputError, InputTypeError, nearest
@@ -43,6 +43,21 @@ _COUNTS = (
     "pairs", "shown", "batch_size",
 )  # fmt: skip
 _FEW_ONSETS = f" (a clip of fewer than {FEWEST_ONSETS} onsets counts as failed)"
+_Grid = Mapping[Strategy, tuple[float, ...]]
+_SCANNED: _Grid = {"one-to-one": (1.0, 2.0), "one-to-all": (0.25,)}
+_AT_PLACE: _Grid = {
+    "one-to-one": (0.5, 1.0, 2.0),
+    "one-to-all": (0.125, 0.25, 0.5),
+    "all-to-all": (0.125, 0.25, 0.5),
+}
+_FULL_SCANNED: _Grid = {"one-to-one": (1.0, 2.0), "one-to-all": (0.125, 0.25, 0.5)}
+_FULL_AT_PLACE: _Grid = {
+    "one-to-one": (0.5, 1.0, 1.5, 2.0),
+    "one-to-all": (0.125, 0.25, 0.375, 0.5),
+    "all-to-all": (0.125, 0.25, 0.375, 0.5),
+}
+OWN_IS_LONGER = 2.0
+"""A direction read over own codes holds the music too and is about this much longer, so its strengths are smaller."""
 FEWEST_PROMPTS = 2
 """Minimum number of prompts per pole. A single prompt has no spread, so separation could not be assessed."""
 
@@ -57,6 +72,8 @@ class Settings:
         poles: number of prompts per pole from which directions are read.
         reading_seconds: length of the clip that is generated for each of these prompts.
         position: position in the clip or text at which directions are read, as in `difference_in_means`.
+        codes: what the poles are read over: "shared" (both over the same clips of the development prompts) or "own"
+            (each prompt over its own clip).
         development, development_seeds: number of neutral prompts, and of seeds per prompt, for choosing place and
             strength.
         test, test_seeds: number of neutral prompts, and of seeds per prompt, for the reported results.
@@ -64,7 +81,8 @@ class Settings:
             block at which steering has the largest effect on development prompts.
         verify: also scan the blocks if the place is chosen from evidence, to see what the evidence missed.
         strengths: strengths to try at every block of a scan, per strategy, in differences of means.
-        strengths_at_place: strengths to try at the place that the evidence selects, per strategy.
+        strengths_at_place: strengths to try at the place that the evidence selects, per strategy. The defaults of both
+            are for shared codes; with `codes="own"`, they are divided by `OWN_IS_LONGER`.
         doses: multiples of the chosen strength to report on test prompts; must include 1.
         n_random, n_shuffled: numbers of control directions. 19 controls can reach p = .05, but 5 cannot.
         most_blocks: maximum number of blocks to scan. If the model has more blocks, evenly spaced ones are scanned.
@@ -84,6 +102,7 @@ class Settings:
 
     poles: int = 48
     position: Position = "mean"
+    codes: CodesSource = "shared"
     reading_seconds: float = 2.0
     development: int = 8
     development_seeds: int = 3
@@ -91,16 +110,8 @@ class Settings:
     test_seeds: int = 4
     place_by: Literal["evidence", "scan"] = "evidence"
     verify: bool = False
-    strengths: Mapping[Strategy, tuple[float, ...]] = field(
-        default_factory=lambda: {"one-to-one": (0.5, 1.0), "one-to-all": (0.125,)}
-    )
-    strengths_at_place: Mapping[Strategy, tuple[float, ...]] = field(
-        default_factory=lambda: {
-            "one-to-one": (0.25, 0.5, 1.0),
-            "one-to-all": (0.0625, 0.125, 0.25),
-            "all-to-all": (0.0625, 0.125, 0.25),
-        }
-    )
+    strengths: Mapping[Strategy, tuple[float, ...]] = field(default_factory=lambda: _SCANNED)
+    strengths_at_place: Mapping[Strategy, tuple[float, ...]] = field(default_factory=lambda: _AT_PLACE)
     doses: tuple[float, ...] = (0.5, 1.0)
     n_random: int = 5
     n_shuffled: int = 0
@@ -126,9 +137,7 @@ class Settings:
         """Return settings with full controls and enough prompts for narrow intervals. Such a study takes hours."""
         sizes: dict[str, Any] = {"poles": 100, "development": 16, "test": 24, "n_random": 19,
                                  "n_shuffled": 19, "pairs": 64, "frechet": True}  # fmt: skip
-        sizes["strengths"] = {"one-to-one": (0.5, 1.0), "one-to-all": (0.0625, 0.125, 0.25)}
-        one, every = (0.25, 0.5, 0.75, 1.0), (0.0625, 0.125, 0.1875, 0.25)
-        sizes["strengths_at_place"] = {"one-to-one": one, "one-to-all": every, "all-to-all": every}
+        sizes |= {"strengths": _FULL_SCANNED, "strengths_at_place": _FULL_AT_PLACE}
         return cls(**{**sizes, **changes})
 
     @classmethod
@@ -156,6 +165,7 @@ class Settings:
             )
         protocol: dict[str, Any] = {
             "position": position,
+            "codes": "own",
             "place_by": "scan",
             "strengths": {"one-to-all": (1.25,)},
             "doses": (0.4, 0.8, 1.0, 1.6),
@@ -182,7 +192,10 @@ class Settings:
         return self.seed * SEEDS_APART
 
     def reading_seeds(self, sets: PromptSet) -> range:
-        """Return the seeds of the clips from which directions are read. Prompt i of each pole uses the i-th seed."""
+        """Return the seeds of the clips from which directions are read.
+
+        Prompt i of each pole uses the i-th seed or, with shared codes, so does the i-th clip.
+        """
         first = self.seed * SEEDS_APART
         return range(first, first + min(self.poles, max(len(sets.positive), len(sets.negative))))
 
@@ -197,6 +210,14 @@ class Settings:
 
     def __post_init__(self, sampling: Sampling | None) -> None:  # noqa: ARG002 - its values arrive as the other fields
         checked_flags(verify=self.verify, frechet=self.frechet)
+        if self.codes == "own":
+            for name, defaults in (
+                ("strengths", (_SCANNED, _FULL_SCANNED)), ("strengths_at_place", (_AT_PLACE, _FULL_AT_PLACE)),
+            ):  # fmt: skip
+                given = getattr(self, name)
+                if any(given is default for default in defaults):
+                    smaller = {key: tuple(one / OWN_IS_LONGER for one in amounts) for key, amounts in given.items()}
+                    object.__setattr__(self, name, smaller)
         for name in _COUNTS:
             checked_count(name, getattr(self, name), 0)
         for strategy, amounts in (*self.strengths.items(), *self.strengths_at_place.items()):
@@ -208,6 +229,8 @@ class Settings:
             raise InputError(f"doses={shown(self.doses)}: expected finite numbers above 0, including 1.0.")
         if self.place_by not in ("evidence", "scan"):
             raise InputError(f"place_by={shown(self.place_by)}: expected 'evidence' or 'scan'.")
+        if self.codes not in ("own", "shared"):
+            raise InputError(f"codes={shown(self.codes)}: expected 'own' or 'shared'.")
         checked_kinds(self)
 
     def blocks(self, n_layers: int) -> list[int]:
@@ -229,7 +252,8 @@ class Settings:
         # These positions come before any sound, so no clip is generated.
         generated = self.position not in ("first", "eos")
         sides = [self.poles] * 2 if sets is None else [len(sets.positive), len(sets.negative)]
-        counts = {"reading directions": sum(min(self.poles, side) for side in sides) * generated}
+        read = [min(self.poles, side) for side in sides]
+        counts = {"reading directions": (max(read) if self.codes == "shared" else sum(read)) * generated}
         if self.scans:
             counts["scanning blocks"] = development * (1 + scanned)
         if self.place_by == "evidence":

@@ -9,7 +9,7 @@ from torch import Tensor
 from audiolens.checks import checked_flags, checked_text, shown
 from audiolens.directions.directions import Directions
 from audiolens.directions.evidence import Contrast
-from audiolens.directions.pole_reader import Codes, PoleReader, Position, Samples
+from audiolens.directions.pole_reader import Codes, CodesSource, PoleReader, Position, Samples
 from audiolens.door import guarded
 from audiolens.errors import InputError
 from audiolens.interventions import Branch
@@ -30,7 +30,7 @@ def difference_in_means(
     position: Position = "mean",
     branch: Branch = "cond",
     guidance_scale: float = 3.0,
-    codes: Codes | tuple[Codes, Codes] | None = None,
+    codes: CodesSource | Codes | tuple[Codes, Codes] | None = None,
     audio: Any = None,
     seeds: int | Sequence[int] | None = None,
     seconds: float = 2.0,
@@ -40,13 +40,16 @@ def difference_in_means(
     keep_samples: bool = False,
     progress: bool = True,
     prefix: bool = False,
+    neutral: Sequence[str | None] | None = None,
 ) -> Directions:
     """Return the mean activation under positive prompts minus the mean under negative prompts, at every layer.
 
     The method is that of Marks and Tegmark (2023) and, for music, Facchiano et al. (2025, arXiv 2504.04479), who read
     the activations at the end of the text. By default they are read while one clip per prompt is generated, prompt i of
-    each pole with seed i; with `codes` or `audio`, they are read from given music. Means are running sums, so memory
-    depends only on the batch size.
+    each pole with seed i. The music of the two poles then differs in more than the concept (instruments, decay,
+    loudness), and so does the direction. With `codes="shared"`, both poles are read over the same clips of neutral
+    prompts, so that only the text differs: prefer this for steering. With `codes` or `audio`, they are read from given
+    music. Means are running sums, so memory depends only on the batch size (and the codes, a few kB per clip).
 
     Args:
         positive, negative: the prompts of the poles; `None` means no prompt (for poles that differ in their music).
@@ -57,14 +60,19 @@ def difference_in_means(
             paper's position.
         branch: the guidance branch that is read; "both" is the mean of the two.
         guidance_scale: the guidance scale of the generated clips.
-        codes: one row per prompt, the same for both poles, or a pair (positive pole, negative pole).
+        codes: "own" (the default): each prompt generates its own clip. "shared": prompt i of both poles is read over
+            the i-th clip of the neutral prompts, which are generated once. If the poles have different numbers of
+            prompts, each prompt is read over several of these clips, so that every clip counts the same in both poles.
+            A tensor, one row per prompt, the same for both poles, or a pair of them (positive pole, negative pole).
         audio: (waveform, sample rate) instead of codes, or a pair of them.
-        seeds: prompt i of each pole uses seed i; 0, 1, 2, ... by default.
+        seeds: the seed of prompt i of each pole, or of the i-th shared clip; 0, 1, 2, ... by default.
         seconds: the length of the generated clips.
         layers: blocks to read; `None` means all.
         label: the name of the direction, such as `sets.concept`.
         keep_samples: store one vector per prompt and layer (4 x d_model x layers x prompts bytes), for `shuffled`.
         prefix: include the conditioning before step 0 in the "mean", if it is part of the decoder's own sequence.
+        neutral: the prompts of the shared clips, in cyclic order, such as `sets.development`. Do not give test prompts.
+            At the positions "first" and "eos" nothing is played, so they are not used.
 
     Raises:
         InputError: (or a subclass) before the run, for an empty pole, a prompt in both poles, two poles with the same
@@ -76,7 +84,7 @@ def difference_in_means(
     reader = PoleReader(
         lens, positive, negative, site=site, layers=layers, position=position, branch=branch,
         guidance_scale=guidance_scale, codes=codes, audio=audio, seeds=seeds, seconds=seconds, batch_size=batch_size,
-        progress=progress, prefix=prefix,
+        progress=progress, prefix=prefix, neutral=neutral,
     )  # fmt: skip
     reader.check_text()
     found = read_poles(lens, reader, label, keep_samples)
@@ -124,7 +132,9 @@ def _meta(lens: AudioLens, reader: PoleReader, label: str) -> Provenance:
         branch=reader.branch,
         guidance_scale=float(reader.guidance_scale),
         source=reader.source,
-        seconds=float(reader.seconds) if reader.generates else None,
+        seconds=float(reader.seconds) if reader.plays else None,
+        seeds=reader.played_seeds,
+        neutral=provenance.prompts_hash(reader.neutral) if reader.neutral else "",
         n_prompts=(len(reader.positive), len(reader.negative)),
         prompts=provenance.prompts_hash(reader.positive, reader.negative),
         label=label,

@@ -186,7 +186,8 @@ class Directions(AsArray):
                 "others: leave those layers out with .at([...])."
             )
         names = ", ".join(other.meta.label for other in others)
-        return self._changed(rest, f"({self.meta.label}).orthogonal_to({names})")
+        changed = self._changed(rest, f"({self.meta.label}).orthogonal_to({names})")
+        return replace(changed, meta=replace(changed.meta, source=_sources(self, *others)))
 
     def cosine(self, other: "Directions") -> Float[Tensor, " layer"]:
         """Return the cosine similarity between the two vectors at each layer."""
@@ -289,6 +290,8 @@ class Directions(AsArray):
     def __repr__(self) -> str:
         finding = "" if self.evidence is None else f", {self.evidence.finding}"
         counts = f"{self.meta.n_prompts[0]} + {self.meta.n_prompts[1]} prompts"
+        if "shared" in self.meta.source:
+            counts = f"{counts} over {self.meta.source}"
         span = f"{self.layers[0]} to {self.layers[-1]}" if len(self) > 1 else f"{self.layers[0]}"
         return (
             f"Directions({self.meta.label or 'unnamed'}: layers {span} at {self.meta.site} of "
@@ -313,7 +316,8 @@ class Directions(AsArray):
     def _summed(self, other: "Directions", vectors: Tensor, label: str) -> "Directions":
         # The result is symmetric in the operands: its residual norm is the mean of the two readings.
         lengths = (self.residual_norms + other.residual_norms) / 2
-        return replace(self._changed(vectors, label), residual_norms=lengths)
+        changed = self._changed(vectors, label)
+        return replace(changed, residual_norms=lengths, meta=replace(changed.meta, source=_sources(self, other)))
 
     def _refuse_foreign(self, other: Any) -> None:
         if not isinstance(other, Directions):
@@ -326,6 +330,12 @@ class Directions(AsArray):
         ):
             if mine != theirs:
                 raise InputError(f"directions of different {name} cannot be combined: {mine} and {theirs}.")
+
+
+def _sources(*directions: Directions) -> str:
+    """Return what all of these directions were read over; readings that differ are all named."""
+    named = {part for one in directions for part in one.meta.source.split(", ")}
+    return ", ".join(sorted(named))
 
 
 @guarded

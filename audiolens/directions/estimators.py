@@ -29,8 +29,10 @@ def mean_centred(
 
     The method is that of Jorgensen et al. (2023). Use it for a concept without an opposite. The vector is half as long
     as the difference between two poles on opposite sides of neutral. `reading` is passed to `difference_in_means`,
-    which raises any errors.
+    which raises any errors. With `codes="shared"`, both are read over the clips of the neutral prompts.
     """
+    if isinstance(reading.get("codes"), str) and reading["codes"] == "shared":
+        reading = {**reading, "neutral": neutral}
     found = difference_in_means(lens, pole, neutral, **reading)
     return replace(found, meta=replace(found.meta, estimator="mean-centred"))
 

@@ -1,11 +1,13 @@
-"""Read one vector per prompt and layer for two poles, batch by batch, during generation or from given codes.
+"""Read one vector per prompt and layer for two poles, batch by batch, during generation or over codes.
 
 Only one batch is in memory, and the lens reduces over time as it runs. Positive prompt i and negative prompt i share a
-seed (or codes), so that the poles differ only in what the prompts ask for.
+seed. While each generates its own music, however, the music differs too; over the same codes, which are given or
+played from neutral prompts (`audiolens.directions.shared_codes`), only the text does.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import zip_longest
 from typing import Any, Literal
 
@@ -15,6 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from audiolens.checks import checked_flags, checked_seed, in_order, one_or_listed, shown
+from audiolens.directions.shared_codes import SharedClips, checked_neutral
 from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError, PromptError
 from audiolens.interventions import Branch, checked_branch
@@ -28,6 +31,8 @@ from audiolens.tracing.sampling import checked_settings
 
 Position = Literal["mean", "first", "last", "eos"] | Span
 Codes = Int[Tensor, "row codebook frame"]
+CodesSource = Literal["own", "shared"]
+"""The codes that are played for a reading: each prompt's own, or those of neutral prompts, shared by both poles."""
 
 
 @guarded
@@ -79,13 +84,14 @@ class PoleReader:
         position: Position,
         branch: Branch,
         guidance_scale: float,
-        codes: Codes | tuple[Codes, Codes] | None,
+        codes: CodesSource | Codes | tuple[Codes, Codes] | None,
         audio: Any,
         seeds: int | Sequence[int] | None,
         seconds: float,
         batch_size: int,
         progress: bool,
         prefix: bool = False,
+        neutral: Sequence[str | None] | None = None,
     ) -> None:
         checked_flags(progress=progress, prefix=prefix)
         self.lens = lens
@@ -107,13 +113,23 @@ class PoleReader:
             raise InputError("codes and audio were both given: give one of them.")
         self.guidance_scale, self.seconds = guidance_scale, seconds
         self.batch_size, self.progress = whole_batch_size(batch_size), progress
-        self.codes = self._checked_codes(_encoded(lens, audio) if audio is not None else codes)
-        if self.generates:
+        asked = _checked_source(codes, neutral)
+        given = None if isinstance(codes, str) else codes
+        self.codes = self._checked_codes(_encoded(lens, audio) if audio is not None else given)
+        self.clips: SharedClips | None = None
+        if asked == "shared" and not self.starts:
+            if branch == "null":
+                raise InputError(
+                    "branch='null' does not see the text, so over shared codes both poles are read alike: read the "
+                    "branch 'cond' or 'both', or give codes='own'."
+                )
+            self.clips = SharedClips.of(checked_neutral(neutral), (len(self.positive), len(self.negative)))
+        if self.plays:
             # This is checked before the progress bar is shown.
             clip_timeline(seconds, lens.config)
         checked_settings(guidance_scale, 1.0, None)
         self.seeds = _checked_seeds(seeds, max(len(self.positive), len(self.negative)))
-        if self.generates and isinstance(self.position, tuple) and self.position[1] > seconds:
+        if self.plays and isinstance(self.position, tuple) and self.position[1] > seconds:
             raise InputError(
                 f"position={self.position} ends after the clips, which last {seconds:g} s: raise seconds=."
             )
@@ -132,11 +148,28 @@ class PoleReader:
             reason = f": it does not know {words}" if words else ""
             raise PromptError(f"the model reads both poles alike{reason}. Give prompts that differ in words it knows.")
         text.checked(self.prompts, model, tokenizer)
+        if self.neutral:
+            try:
+                text.checked(self.neutral, model, tokenizer)
+            except PromptError as error:
+                raise PromptError(f"neutral: {error}") from None
 
     @property
-    def generates(self) -> bool:
-        """Whether clips have to be generated."""
-        return self.codes is None and not self.starts
+    def plays(self) -> bool:
+        """Whether clips have to be generated, of the poles' prompts or of neutral ones."""
+        return self.source in ("generation", "shared codes")
+
+    @property
+    def neutral(self) -> tuple[str | None, ...]:
+        """The prompts whose clips both poles are read over; empty unless the codes are shared."""
+        return () if self.clips is None else self.clips.neutral
+
+    @property
+    def played_seeds(self) -> tuple[int, ...]:
+        """The seeds of the clips that are generated, one per pair of prompts or one per shared clip."""
+        if not self.plays:
+            return ()
+        return tuple(self.seeds if self.clips is None else self.seeds[: self.clips.count])
 
     @property
     def starts(self) -> bool:
@@ -145,7 +178,11 @@ class PoleReader:
 
     @property
     def source(self) -> str:
-        return "start" if self.starts else "generation" if self.generates else "codes"
+        if self.starts:
+            return "start"
+        if self.clips is not None:
+            return "shared codes"
+        return "generation" if self.codes is None else "codes"
 
     @property
     def prompts(self) -> tuple[str | None, ...]:
@@ -153,10 +190,13 @@ class PoleReader:
 
     def __iter__(self) -> Iterator[ReadBatch]:
         order = self._order()
-        starts = range(0, len(order), self.batch_size)
-        for start in tqdm(starts, desc="reading", unit="batch", disable=not self.progress):
-            rows = order[start : start + self.batch_size]
-            values, norms = self._read([self.prompts[row] for row in rows], rows)
+        size = self.batch_size if self.clips is None else max(1, self.batch_size // max(self.clips.each))
+        if self.clips is not None:
+            # Played first, so that its progress bar does not interrupt the other.
+            _ = self._shared
+        for start in tqdm(range(0, len(order), size), desc="reading", unit="batch", disable=not self.progress):
+            rows = order[start : start + size]
+            values, norms = self._read(rows)
             index = torch.tensor(rows, device="cpu")
             yield ReadBatch(values, norms, index < len(self.positive), index)
 
@@ -170,8 +210,33 @@ class PoleReader:
         halves = [[pole[: (len(pole) + 1) // 2] for pole in poles], [pole[(len(pole) + 1) // 2 :] for pole in poles]]
         return [row for half in halves for pair in zip_longest(*half) for row in pair if row is not None]
 
-    def _read(self, prompts: list[str | None], rows: list[int]) -> tuple[Tensor, Tensor]:
+    def _read(self, rows: list[int]) -> tuple[Tensor, Tensor]:
         """Return the vectors "layer row d_model" and mean norms "layer row" of some rows."""
+        if self.clips is None:
+            return self._read_over(rows, None if self.codes is None else self._rows_of(self.codes, rows))
+        # With unequal poles, a row's vector is the mean of its readings over several clips.
+        over = [self.clips.read_by(int(row >= len(self.positive)), self._index_in_pole(row)) for row in rows]
+        readings = [(row, clip) for row, clips in zip(rows, over, strict=True) for clip in clips]
+        read: tuple[list[Tensor], list[Tensor]] = ([], [])
+        for start in range(0, len(readings), self.batch_size):
+            some, clips = zip(*readings[start : start + self.batch_size], strict=True)
+            for parts, part in zip(read, self._read_over(list(some), self._shared[list(clips)]), strict=True):
+                parts.append(part)
+        each = [torch.cat(parts, dim=1).split([len(clips) for clips in over], dim=1) for parts in read]
+        values, norms = (torch.stack([one.mean(1) for one in rows_of], dim=1) for rows_of in each)
+        return values, norms
+
+    @cached_property
+    def _shared(self) -> Codes:
+        """The codes of the neutral clips, which are played once."""
+        assert self.clips is not None
+        return self.lens.generate(
+            self.clips.prompts, self.seconds, seeds=list(self.played_seeds), guidance_scale=self.guidance_scale,
+            batch_size=self.batch_size, decode=False, progress=self.progress,
+        ).codes.cpu()  # fmt: skip
+
+    def _read_over(self, rows: list[int], codes: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Read rows over the given codes, one row each, or else over the start token or the music they generate."""
         span = self.position if isinstance(self.position, tuple) else None
         reduce = self.position if self.position in ("last", "eos") else "mean"
         what: dict[str, Any] = {
@@ -181,9 +246,9 @@ class PoleReader:
             "reduce": reduce,
             "prefix": self.prefix,
         }
-        indices = [self._index_in_pole(row) for row in rows]
-        if self.generates:
-            seeds = [self.seeds[index] for index in indices]
+        prompts = [self.prompts[row] for row in rows]
+        if self.source == "generation":
+            seeds = [self.seeds[self._index_in_pole(row)] for row in rows]
             cache: Any = self.lens.generate(
                 prompts, self.seconds, seeds=seeds, guidance_scale=self.guidance_scale, span=span, decode=False,
                 cache_device="cpu", **what,
@@ -192,10 +257,9 @@ class PoleReader:
             # Under given codes the conditional branch does not depend on the null branch, so skipping it halves the
             # cost.
             scale = 1.0 if self.branch == "cond" else self.guidance_scale
-            codes = None if self.starts or self.codes is None else self._rows_of(self.codes, rows)
             _, cache = self.lens.run_with_cache(
                 prompts,
-                codes,
+                None if self.starts else codes,
                 guidance_scale=scale,
                 seconds=span,
                 device="cpu",
@@ -233,6 +297,16 @@ class PoleReader:
                 "codebooks and frames for both poles."
             )
         return sides[0], sides[1]
+
+
+def _checked_source(codes: Any, neutral: Any) -> CodesSource | None:
+    """Return which codes to play, or `None` if codes were given; the default is each prompt's own."""
+    asked = codes if isinstance(codes, str) else "own" if codes is None else None
+    if asked not in ("own", "shared", None):
+        raise InputError(f"codes={codes!r}: expected 'own', 'shared', or a tensor 'row codebook frame'.")
+    if neutral is not None and asked != "shared":
+        raise InputError("neutral= are the prompts whose clips both poles are read over: give codes='shared' as well.")
+    return asked
 
 
 def _checked_poles(positive: Any, negative: Any) -> tuple[tuple[str | None, ...], tuple[str | None, ...]]:

@@ -24,7 +24,7 @@ from audiolens.measure.rhythm import (
     tempo_octave,
 )
 from audiolens.measure.table import EXTRA_MEASURES, MEASURES, UNITS, refuse_lacking, table, table_of_files
-from audiolens.measure.timbre import brightness, loudness, rolloff
+from audiolens.measure.timbre import brightness, loudness, ltas_centroid, rolloff
 
 if TYPE_CHECKING:
     from audiolens.measure.clap import clap_embeddings as clap_embeddings
@@ -54,6 +54,7 @@ __all__ = [
     "onset_rate",
     "pulse_clarity",
     "brightness",
+    "ltas_centroid",
     "rolloff",
     "loudness",
     "pitch",

@@ -85,7 +85,7 @@ class Clip:
 
     @cached_property
     def timbre_spectrum(self) -> Float[np.ndarray, "bin frame"]:
-        """Spectrum of 64 ms windows every 32 ms, for `brightness` and `rolloff`."""
+        """Spectrum of 64 ms windows every 32 ms, for `brightness`, `ltas_centroid` and `rolloff`."""
         n_fft = self.window(0.064)
         return self.spectrum(n_fft, n_fft // 2)
 

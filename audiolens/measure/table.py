@@ -15,7 +15,7 @@ from audiolens.measure.beats import beat_this_tempo, require
 from audiolens.measure.clips import Audio, Clip, is_path, of_file, read
 from audiolens.measure.pitch import key_tonic, major_minor, register_hz
 from audiolens.measure.rhythm import ambiguity, beat_tempo, clarity_of_pulse, ioi_tempo, octave_tempo, rate_of_onsets
-from audiolens.measure.timbre import centroid_hz, level_dbfs, rolloff_hz
+from audiolens.measure.timbre import centroid_hz, level_dbfs, ltas_centroid_hz, rolloff_hz
 from audiolens.sound.soundfiles import SoundPath, Span
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ MEASURES: Mapping[str, Callable[[Clip], float]] = MappingProxyType(
         "onset_rate": rate_of_onsets,
         "pulse_clarity": clarity_of_pulse,
         "brightness": centroid_hz,
+        "ltas_centroid": ltas_centroid_hz,
         "rolloff": rolloff_hz,
         "loudness": level_dbfs,
         "pitch": register_hz,
@@ -49,6 +50,7 @@ UNITS: Mapping[str, str] = MappingProxyType(
         "onset_rate": "onsets/s",
         "pulse_clarity": "",
         "brightness": "Hz",
+        "ltas_centroid": "Hz",
         "rolloff": "Hz",
         "loudness": "dBFS",
         "pitch": "Hz",

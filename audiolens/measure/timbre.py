@@ -1,4 +1,4 @@
-"""Measure timbre and level: brightness (spectral centroid), rolloff and loudness."""
+"""Measure timbre and level: brightness (spectral centroid), of frames and of the whole clip, rolloff and loudness."""
 
 from __future__ import annotations
 
@@ -28,6 +28,17 @@ def brightness(audio: Audio, sample_rate: float | None = None) -> float | Float[
 
 
 @guarded
+def ltas_centroid(audio: Audio, sample_rate: float | None = None) -> float | Float[np.ndarray, " row"]:
+    """Return the centroid in Hz of the clip's long-term average spectrum (LTAS; the root mean square over frames).
+
+    `brightness` gives every sounding frame the same weight, so sounds that decay quickly or slowly change it even if
+    the notes are as bright as before. Here loud frames count more. Both agree on a steady sound. The result is NaN for
+    silence.
+    """
+    return per_row(audio, sample_rate, ltas_centroid_hz)
+
+
+@guarded
 def rolloff(audio: Audio, sample_rate: float | None = None) -> float | Float[np.ndarray, " row"]:
     """Return the spectral rolloff in Hz: the frequency below which 85% of the magnitude lies, averaged over frames.
 
@@ -54,6 +65,15 @@ def centroid_hz(clip: Clip) -> float:
         return float("nan")
     sounding, bins_hz = _sounding(clip)
     return float(np.mean(bins_hz @ sounding / sounding.sum(axis=0)))
+
+
+def ltas_centroid_hz(clip: Clip) -> float:
+    """Return the `ltas_centroid` of one clip."""
+    if clip.silent:
+        return float("nan")
+    magnitude = clip.timbre_spectrum
+    average = np.sqrt(np.square(magnitude).mean(axis=1))
+    return float(clip.bins_hz(2 * (len(magnitude) - 1)) @ average / average.sum())
 
 
 def rolloff_hz(clip: Clip) -> float:

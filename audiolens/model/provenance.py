@@ -33,7 +33,8 @@ UNSEALED = "audiolens.directions.1"
 SHAPE = {
     "model": str, "weights": str, "n_layers": int, "site?": str, "position?": (str, [float, float]), "branch?": str,
     "guidance_scale?": float, "source?": str, "seconds?": (float, None), "estimator?": str, "n_prompts?": [int, int],
-    "prompts?": str, "prefix?": bool, "label?": str, "revision?": (str, None), "versions?": {str: str},
+    "prompts?": str, "prefix?": bool, "seeds?": [int], "neutral?": str, "label?": str, "revision?": (str, None),
+    "versions?": {str: str},
 }  # fmt: skip
 """The shape of a `Provenance` as JSON."""
 
@@ -61,12 +62,16 @@ class Provenance:
         model, revision, weights: the model's name, its hub commit if it has one, and the hash of its decoder.
         n_layers: the number of blocks of that model.
         site, position, branch, guidance_scale: the site, positions and guidance branch that were read.
-        source: `"generation"` (read during generation), `"codes"`, or `"start"` (only the text and the start token).
+        source: what the poles were read over: `"generation"` (each prompt's own clip), `"shared codes"` (clips of
+            neutral prompts, the same for both poles), `"codes"` (given ones), or `"start"` (only the text and the start
+            token). Combinations of directions that differ in it state both ("generation, shared codes").
         seconds: the length of the generated clips, or `None` if none were generated.
         estimator: the method that turned activations into vectors.
         n_prompts: the numbers of prompts of the positive and the negative pole.
         prompts: the hash of the prompts of both poles.
         prefix: whether the mean includes the conditioning before step 0 (MusicGen Melody).
+        seeds: the seeds of the generated clips: one per prompt of a pole, or per shared clip.
+        neutral: the hash of the prompts of the shared clips; empty if there are none.
         label: the name of the direction, and the operations applied to it ("tempo", "-tempo", "tempo + timbre").
         versions: the versions of the packages that the direction was read with.
     """
@@ -84,6 +89,8 @@ class Provenance:
     n_prompts: tuple[int, int] = (0, 0)
     prompts: str = ""
     prefix: bool = False
+    seeds: tuple[int, ...] = ()
+    neutral: str = ""
     label: str = ""
     revision: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -125,9 +132,9 @@ class Provenance:
         )
 
 
-def prompts_hash(positive: Sequence[str | None], negative: Sequence[str | None]) -> str:
-    """Return a hash of the prompts of both poles, in order."""
-    return hashlib.sha256(json.dumps([list(positive), list(negative)]).encode()).hexdigest()[:16]
+def prompts_hash(*lists: Sequence[str | None]) -> str:
+    """Return a hash of lists of prompts, such as those of both poles, in order."""
+    return hashlib.sha256(json.dumps([list(prompts) for prompts in lists]).encode()).hexdigest()[:16]
 
 
 def versions() -> dict[str, str]:

@@ -24,7 +24,19 @@ MODULES = [
 EXPERIMENTS = [f"analysis.{found.name}" for found in pkgutil.iter_modules(analysis.__path__) if found.name != "cli"]
 CODES = torch.zeros(1, 4, 6, dtype=torch.long)
 # Result classes with boolean fields, and helpers of the commands that write folders.
-NO_DOORS = ("Effect", "Scores", "PCAResult", "ProbeResult", "check", "check_file", "fresh", "app", "main")
+NO_DOORS = (
+    "takes",
+    "Intervention",
+    "Effect",
+    "Scores",
+    "PCAResult",
+    "ProbeResult",
+    "check",
+    "check_file",
+    "fresh",
+    "app",
+    "main",
+)
 
 
 def _flags(function: Any) -> list[str]:

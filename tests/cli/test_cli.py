@@ -159,8 +159,20 @@ def test_directions_are_read_and_shown(run: Run, checkpoint: Path, tmp_path: Pat
     assert len(facts["layers"]) == 3
     code, out, _ = run("directions", "show", "mine.safetensors")
     assert code == 0
-    assert "position mean, branch cond, guidance 3, from generation of 0.5 s" in out
+    assert "position mean, branch cond, guidance 3, from shared codes of 0.5 s" in out
     assert facts["weights"] in out
+    assert len(facts["neutral"]) == 16
+
+
+def test_directions_can_be_read_over_each_poles_own_clips(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.csv").write_text("fast,slow\nfast song,slow song\nfast piano,slow piano\n")
+    asked = ("directions", "mine.csv", "-m", checkpoint, "-o", "mine.safetensors", "--seconds", 0.5)
+    code, out, err = run(*asked, "--codes", "own", "--json")
+    assert code == 0, err
+    assert (json.loads(out)["source"], json.loads(out)["neutral"]) == ("generation", "")
+    code, _, err = run(*asked, "--codes", "both", "--force")
+    assert code == 2
+    assert "codes='both': expected 'own', 'shared'" in err
 
 
 def test_models_says_what_works_offline(run: Run) -> None:

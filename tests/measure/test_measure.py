@@ -160,6 +160,26 @@ def test_brightness_agrees_with_librosa_on_steady_sound():
     assert measure.brightness(band, RATE) == pytest.approx(oracle, rel=1e-3)
 
 
+def test_ltas_centroid_agrees_with_scipy_and_with_brightness_on_steady_sound():
+    band = signal.sosfilt(signal.butter(4, (300, 3000), "bandpass", fs=RATE, output="sos"), noise(2))
+    hz, power = signal.welch(band, RATE, nperseg=1024, noverlap=512, detrend=False)
+    # scipy's spectrum is one-sided: it doubles every bin but the first and the last.
+    power[1:-1] /= 2
+    assert measure.ltas_centroid(band, RATE) == pytest.approx(hz @ np.sqrt(power) / np.sqrt(power).sum(), rel=1e-3)
+    assert measure.ltas_centroid(band, RATE) == pytest.approx(measure.brightness(band, RATE), rel=0.05)
+    assert measure.ltas_centroid(noise(), RATE) == pytest.approx(RATE / 4, rel=0.01)
+    assert np.isnan(measure.ltas_centroid(np.zeros(RATE), RATE))
+
+
+def test_a_quiet_dark_tail_lowers_brightness_but_hardly_the_long_term_average():
+    seconds = np.arange(RATE) / RATE
+    loud = np.where(seconds < 0.5, np.sin(2 * np.pi * 3000 * seconds), 0)
+    tail = np.where(seconds >= 0.5, 0.02 * np.sin(2 * np.pi * 300 * seconds), 0)
+    assert measure.brightness(loud + tail, RATE) == pytest.approx((3000 + 300) / 2, rel=0.1)
+    assert measure.ltas_centroid(loud + tail, RATE) > 2700
+    assert measure.ltas_centroid(loud + tail, RATE) == pytest.approx(measure.ltas_centroid(0.1 * (loud + tail), RATE))
+
+
 @pytest.mark.parametrize("seed", [0, 3])
 def test_rolloff_agrees_with_librosa_on_steady_sound_and_is_85_percent_of_white_noise(seed):
     band = signal.sosfilt(signal.butter(4, (300, 3000), "bandpass", fs=RATE, output="sos"), noise(seed))
@@ -228,7 +248,7 @@ def test_the_clicks_of_short_notes_are_no_pitch_classes(rate: int, hz: list[floa
 
 
 NO_PITCH = {"pitch", "pitch_class", "mode"}
-NOWHERE = NO_BEAT | NO_PITCH | {"onset_rate", "pulse_clarity", "brightness", "rolloff"}
+NOWHERE = NO_BEAT | NO_PITCH | {"onset_rate", "pulse_clarity", "brightness", "ltas_centroid", "rolloff"}
 
 
 @pytest.mark.parametrize(

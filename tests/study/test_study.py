@@ -20,6 +20,7 @@ from analysis.study import Settings, scan, test_result
 from analysis.study.scan import Choice
 from analysis.study.settings import REPETITIONS
 from audiolens.errors import InputError
+from audiolens.model.provenance import prompts_hash
 
 TINY = Settings(
     poles=4,
@@ -402,8 +403,36 @@ def test_one_prompt_in_a_pole_is_refused_before_anything_runs(
 def test_the_plan_counts_the_prompts_that_there_are() -> None:
     sets = planted.tempo()
     few = replace(sets, positive=sets.positive[:3], negative=sets.negative[:2])
-    assert Settings(poles=48).clips(8, few)["reading directions"] == 5
-    assert Settings(poles=48).clips(8, sets)["reading directions"] == 96
+    assert Settings(poles=48).clips(8, few)["reading directions"] == 3
+    assert Settings(poles=48).clips(8, sets)["reading directions"] == 48
+    assert Settings(poles=48, codes="own").clips(8, few)["reading directions"] == 5
+    assert Settings(poles=48, codes="own").clips(8, sets)["reading directions"] == 96
+
+
+def test_default_strengths_fit_the_length_of_the_reading_and_given_ones_are_kept() -> None:
+    for made in (Settings, Settings.full):
+        shared, own = made(), made(codes="own")
+        assert shared.codes == "shared"
+        for name in ("strengths", "strengths_at_place"):
+            for strategy, amounts in getattr(shared, name).items():
+                assert getattr(own, name)[strategy] == tuple(amount / 2 for amount in amounts)
+    given = {"one-to-all": (0.5,)}
+    assert dict(Settings(codes="own", strengths=given).strengths) == given
+
+
+def test_a_study_states_what_its_directions_were_read_over(
+    written: tuple[study.Study, Path, list[str]], lens: Any
+) -> None:
+    found, out, _ = written
+    sets = al.prompts.load("tempo", lens=lens)
+    meta = al.Directions.load(out / "directions.safetensors", lens=lens).meta
+    assert (meta.source, meta.neutral) == ("shared codes", prompts_hash(sets.development))
+    assert json.loads((out / "summary.json").read_text())["settings"]["codes"] == "shared"
+    own = study.run(lens, "tempo", settings=replace(TINY, codes="own"), progress=False)
+    assert (own.directions.meta.source, own.settings.codes) == ("generation", "own")
+    assert not torch.equal(own.directions.vectors, found.directions.vectors)
+    with pytest.raises(InputError, match="codes='both': expected 'own' or 'shared'"):
+        Settings(codes="both")  # pyright: ignore[reportArgumentType]
 
 
 def test_a_strength_that_is_no_number_is_refused() -> None:

@@ -16,21 +16,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import typer
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
-from audiolens.etude import synth
 from audiolens.etude.attributes import INSTRUMENTS
 from audiolens.etude.captions import ADJECTIVES, ENDINGS, NEUTRAL_ADJECTIVES, NOUNS
+from audiolens.etude.training import instruments
 from audiolens.files.atomic import written
 from audiolens.ranking import auc
 
 if TYPE_CHECKING:
     import pandas as pd
-    from torch import Tensor
 
     from audiolens.lens import AudioLens
 
-ROWS = 48
 POLES = {
     "tempo": ("low", "high"),
     "timbre": ("low", "high"),
@@ -130,16 +128,9 @@ class Abilities:
 
     def _instrument_auc(self, clips: pd.DataFrame, label: str) -> float:
         """The mean one-vs-rest AUC of a classifier that was fitted on the first half of the reference."""
-        from sklearn.linear_model import LogisticRegression
-        from sklearn.metrics import roc_auc_score
-        from sklearn.pipeline import make_pipeline
-        from sklearn.preprocessing import StandardScaler
-
         fitted = self.reference[: len(self.reference) // 2]
-        classifier = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000))
-        classifier.fit(np.stack(list(fitted.mfcc)), fitted.label_instrument)
-        scores = classifier.predict_proba(np.stack(list(clips.mfcc)))
-        return float(roc_auc_score(clips[label], scores, multi_class="ovr", labels=list(classifier.classes_)))
+        classifier = instruments.Instruments.fitted(np.stack(list(fitted.mfcc)), list(fitted.label_instrument))
+        return classifier.auc(np.stack(list(clips.mfcc)), list(clips[label]))
 
 
 def abilities(
@@ -166,36 +157,24 @@ def abilities(
     neutral = enumerate(neutral_captions(n_neutral))
     plan += [{"concept": "neutral", "level": "", "caption": caption, "seed": seed} for seed, caption in neutral]
     captions, seeds = [clip["caption"] for clip in plan], [clip["seed"] for clip in plan]
-    out = lens.generate(captions, seconds, seeds=seeds, batch_size=ROWS, decode=False, progress=True)
+    out = lens.generate(captions, seconds, seeds=seeds, batch_size=instruments.ROWS, decode=False, progress=True)
     clips = pd.concat(
-        [pd.DataFrame(plan), measures_of(_decoded(lens, out.codes), lens.config.sample_rate, n_jobs)], axis=1
+        [pd.DataFrame(plan), measures_of(instruments.decoded(lens, out.codes), lens.config.sample_rate, n_jobs)], axis=1
     )
-    drawn = list(synth.labelled_clips(n_reference, seed=99, seconds=seconds))
+    drawn, coded = instruments.synthesised(lens, n_reference, seconds)
     labels = pd.DataFrame([{f"label_{c}": d.attributes.level(c) for c in (*POLES, "instrument")} for d in drawn])
-    raw = np.stack([clip.audio for clip in drawn])[:, None]
-    coded = [
-        _decoded(lens, lens.encode_audio(rows, synth.SAMPLE_RATE))
-        for rows in np.split(raw, range(ROWS, len(raw), ROWS))
-    ]
-    measured = measures_of(np.concatenate(coded), lens.config.sample_rate, n_jobs)
-    return Abilities(clips, pd.concat([labels, measured], axis=1))
-
-
-def _decoded(lens: AudioLens, codes: Int[Tensor, "row codebook frame"]) -> Float[np.ndarray, "row channel sample"]:
-    return np.concatenate([lens.decode_codes(part).float().cpu().numpy() for part in codes.split(ROWS)])
+    return Abilities(clips, pd.concat([labels, measures_of(coded, lens.config.sample_rate, n_jobs)], axis=1))
 
 
 def measures_of(audio: Float[np.ndarray, "row channel sample"], sample_rate: int, n_jobs: int = 1) -> pd.DataFrame:
     """Every measure of every clip, with onsets per beat, and the mean and spread of the MFCCs (for the instrument)."""
-    import librosa
     import pandas as pd
 
     from audiolens import measure
 
     frame = measure.table(audio, sample_rate, n_jobs=n_jobs)
     frame["onsets_per_beat"] = frame.onset_rate * 60 / frame.tempo
-    cepstra = (librosa.feature.mfcc(y=clip.mean(0), sr=sample_rate, n_mfcc=20) for clip in audio)
-    frame["mfcc"] = pd.Series([np.concatenate([c.mean(1), c.std(1)]) for c in cepstra])
+    frame["mfcc"] = pd.Series(list(instruments.cepstra(audio, sample_rate)))
     return frame
 
 

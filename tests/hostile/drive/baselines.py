@@ -172,6 +172,7 @@ ARGUMENTS: dict[str, Arguments] = {
     "audiolens.Generation.save": lambda w: {"folder": w.place()},
     "audiolens.difference_in_means": lambda w: {
         "lens": w.lens, "positive": ["fast"], "negative": ["slow"], "seconds": 0.2, "progress": False,
+        "codes": "shared", "neutral": ["piano"],
     },
     "audiolens.orthogonalised": lambda w: {"*directions": w.directions},
     "audiolens.steer": lambda w: {"directions": w.directions, "layer": 1},
@@ -328,7 +329,7 @@ ARGUMENTS: dict[str, Arguments] = {
 }  # fmt: skip
 for _name in (
     "tempo", "tempo_ambiguity", "tempo_candidates", "tempo_octave", "onset_rate", "pulse_clarity", "brightness",
-    "rolloff", "loudness", "pitch", "pitch_class", "mode",
+    "ltas_centroid", "rolloff", "loudness", "pitch", "pitch_class", "mode",
 ):  # fmt: skip
     ARGUMENTS[f"audiolens.measure.{_name}"] = lambda w: {"audio": w.audio[0], "sample_rate": RATE}
 ON_PLANTED = {

@@ -1,0 +1,233 @@
+"""What steering changes apart from the concept, for directions read over own and over shared codes.
+
+`python benchmarks/selectivity.py --update` reads each concept's direction in both ways, gives them the same norm, adds
+them at the same place and strength to étude's neutral test prompts, and measures every clip: the concept's own effect,
+the effect on other measures, the mix of instruments, drift, and failed clips. The rows of words
+and of other seeds show what to compare these with. Stopped runs resume.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import pandas as pd
+import typer
+from pages import renewed
+
+from analysis import sweep
+from analysis.listening import share_cores
+from analysis.study.settings import TEST_SEED
+from analysis.sweep import BASELINE, Condition
+from analysis.sweep.response import effects, unit_of_change
+from audiolens import AudioLens, Directions, difference_in_means, measure, steer
+from audiolens.etude.training.instruments import Instruments, cepstra, decoded, mix_moved
+from audiolens.prompts import PromptSet, load
+
+PAGE = Path(__file__).parent.parent / "docs" / "selectivity.md"
+OWN = {"tempo": "tempo_ioi", "timbre": "brightness"}
+PLACES: Mapping[str, dict[str, Any]] = {
+    "tempo": {"strategy": "one-to-one", "layer": 3},
+    "timbre": {"strategy": "one-to-all", "layer": 7},
+}
+"""The places and, in `STRENGTHS`, the strengths of the README's evidence, which were chosen on development prompts."""
+STRENGTHS = {"tempo": 1.0, "timbre": 0.0625}
+OTHERS = ("tempo", "timbre", "density", "register", "loudness", "mode", "pluck", "organ", "strings", "bells")
+"""The concepts whose shared directions are removed in the reading "shared, orthogonal"."""
+MEASURES = ("tempo_ioi", "brightness", "ltas_centroid", "pitch", "pulse_clarity", "loudness")
+READINGS = ("own", "shared")
+OTHER_SEEDS = 500_000
+"""Added to the seeds of the clips that are not steered either."""
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Folder for the clips (resumable) and tables.")] = Path("runs/selectivity"),
+    model: Annotated[str, typer.Option(help="étude, or a folder from its training recipe.")] = "etude",
+    test: Annotated[int, typer.Option(help="Neutral prompts.")] = 24,
+    seeds: Annotated[int, typer.Option(help="Clips per prompt.")] = 4,
+    poles: Annotated[int, typer.Option(help="Prompts per pole from which directions are read.")] = 100,
+    seconds: Annotated[float, typer.Option(help="Length of each clip.")] = 5.0,
+    readings: Annotated[str, typer.Option(help="Readings, separated by semicolons.")] = ";".join(READINGS),
+    scale: Annotated[str, typer.Option(help="Multiples of the strengths, separated by commas.")] = "1",
+    jobs: Annotated[int | None, typer.Option(help="Processes that measure; 0: this one [default: half].")] = None,
+    development: Annotated[bool, typer.Option(help="Use development prompts, for choosing.")] = False,
+    update: Annotated[bool, typer.Option(help="Write the table into docs/selectivity.md.")] = False,
+) -> None:
+    """Compare the readings at the same place, norm and strength."""
+    share_cores()
+    lens = AudioLens.from_pretrained(model)
+    out.mkdir(parents=True, exist_ok=True)
+    todo, cosines, prompts = baselines(), [], set[tuple[str, ...]]()
+    for concept in OWN:
+        sets = load(concept, lens=lens)
+        prompts.add((sets.development if development else sets.test)[:test])
+        read = {name: reading(lens, out, concept, name, poles) for name in readings.split(";")}
+        cosines.append(alike(concept, read))
+        todo += conditions(sets, read, [float(one) for one in scale.split(",")])
+    if len(prompts) > 1:
+        raise typer.BadParameter("the concepts have different neutral prompts, so they share no baseline.")
+    clips = sweep.clips(prompts.pop(), seeds, 0 if development else TEST_SEED)
+    played = sweep.play(
+        lens, todo, clips, seconds=seconds, measures=MEASURES, out=out / "clips", n_jobs=jobs,
+        progress="selectivity",
+    )  # fmt: skip
+    table = tabled(scores(lens, played, out / "scores.parquet"), played)
+    table.to_csv(out / "selectivity.csv", index=False)
+    split = "development" if development else "test"
+    text = page(table, f"{test} {split} prompts x {seeds} seeds, {poles} prompts per pole", cosines)
+    (out / "selectivity.md").write_text(text, "utf-8")
+    if update:
+        PAGE.write_text(renewed(PAGE.read_text("utf-8"), "selectivity", text), "utf-8")
+    typer.echo(text)
+
+
+def reading(lens: AudioLens, out: Path, concept: str, name: str, poles: int) -> Directions:
+    """The direction of a concept, read over own or shared codes; "orthogonal" removes the other concepts'."""
+    way, *further = (part.strip() for part in name.split(","))
+    found = read_one(lens, out, concept, way, poles)
+    if "orthogonal" in further:
+        found = found.orthogonal_to(*(read_one(lens, out, other, way, poles) for other in OTHERS if other != concept))
+    return found
+
+
+def read_one(lens: AudioLens, out: Path, concept: str, way: str, poles: int) -> Directions:
+    """The difference in means of a concept's poles, which is kept in a file."""
+    file = out / f"{concept}-{way}-{poles}.safetensors"
+    if file.is_file():
+        return Directions.load(file, lens=lens)
+    sets = load(concept, lens=lens)
+    n = min(poles, len(sets.positive), len(sets.negative))
+    found = difference_in_means(
+        lens, sets.positive[:n], sets.negative[:n], codes=way,  # pyright: ignore[reportArgumentType]
+        neutral=sets.development if way == "shared" else None, seeds=list(range(n)), label=concept,
+    )  # fmt: skip
+    found.save(file)
+    return found
+
+
+def baselines() -> list[Condition]:
+    """The clips without steering, and the same prompts at other seeds."""
+    return [
+        Condition(BASELINE, labels=_labels("", "", BASELINE, 0.0)),
+        Condition("other seeds", labels=_labels("", "", "other seeds", 0.0), reseed=OTHER_SEEDS),
+    ]
+
+
+def conditions(sets: PromptSet, read: Mapping[str, Directions], scales: Sequence[float]) -> list[Condition]:
+    """Both poles of a concept in words, and along every direction at the norm of the first."""
+    concept, listed = sets.concept, []
+    where, strength = PLACES[concept], STRENGTHS[concept]
+    first = next(iter(read.values()))
+    for sign, pole in ((1.0, sets.poles[0]), (-1.0, sets.poles[1])):
+        ask = partial(sets.prompted, pole=pole)
+        listed.append(Condition(f"words {pole}", ask=ask, labels=_labels(concept, pole, "words", sign)))
+        for name, directions in read.items():
+            # At that layer, all directions get the length that the first was read with.
+            alike = directions * float(first[where["layer"]].norm() / directions[where["layer"]].norm())
+            for scale in scales:
+                amount = sign * strength * scale
+                way = name if len(scales) == 1 else f"{name} x {scale:g}"
+                steps = tuple(steer(alike, **where, strength=amount))
+                listed.append(Condition(f"{way} {pole}", steps, labels=_labels(concept, pole, way, amount)))
+    return listed
+
+
+def _labels(concept: str, pole: str, way: str, strength: float) -> dict[str, Any]:
+    return {"concept": concept, "pole": pole, "way": way, "strength": strength}
+
+
+def scores(lens: AudioLens, played: sweep.SweepResult, kept: Path) -> pd.DataFrame:
+    """The instrument of every clip, and its nats per code under the unsteered model. Finished conditions are kept."""
+    done = pd.read_parquet(kept) if kept.is_file() else pd.DataFrame({"condition": []})
+    parts = [done] if len(done) else []
+    todo = [name for name in dict.fromkeys(played.table["condition"]) if name not in set(done["condition"])]
+    instruments = Instruments.of(lens) if todo else None
+    for condition in todo:
+        assert instruments is not None
+        mine, codes = played.table[played.table["condition"] == condition], played.codes(condition)
+        named = instruments.named(cepstra(decoded(lens, codes), lens.config.sample_rate))
+        nats = measure.code_nats(lens, list(mine["asked"]), codes, guidance_scale=3.0).mean(dim=(1, 2))
+        parts.append(mine[["condition", "prompt", "seed"]].assign(instrument=named, nats=nats.double().numpy()))
+        pd.concat(parts, ignore_index=True).to_parquet(kept)
+    return pd.concat(parts, ignore_index=True)
+
+
+def tabled(scored: pd.DataFrame, played: sweep.SweepResult) -> pd.DataFrame:
+    """One row per condition: effects on every measure, instrument mix moved, drift and failed clips."""
+    labels = ["concept", "pole", "way"]
+    own = scored[scored.condition == BASELINE].reset_index(drop=True)
+    found = {name: effects(played.table, name).set_index(labels) for name in MEASURES}
+    rows = []
+    for condition in dict.fromkeys(played.table["condition"]):
+        place = tuple(played.table.loc[played.table.condition == condition, labels].iloc[0])
+        mine = scored[scored.condition == condition].reset_index(drop=True)
+        row: dict[str, Any] = dict(zip(labels, place, strict=True))
+        for name, table in found.items():
+            one: Any = table.loc[place]
+            row |= {name: one.effect, f"{name}_low": one.low, f"{name}_high": one.high, "failed": one.failed}
+        row["instruments"] = mix_moved(list(own.instrument), list(mine.instrument))
+        row["changed"] = float((own.instrument != mine.instrument).mean())
+        row["drift"] = float((mine.nats - own.nats).abs().mean())
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+@dataclass(frozen=True)
+class Alike:
+    """How two readings of a concept compare at the place where it is steered."""
+
+    concept: str
+    norms: Mapping[str, float]
+    cosine: float
+
+
+def alike(concept: str, read: Mapping[str, Directions]) -> Alike:
+    """Compare the first two readings at the layer of the concept's place."""
+    layer, (first, *others) = PLACES[concept]["layer"], list(read.values())
+    cosine = float(first.cosine(others[0])[first.layers.index(layer)]) if others else 1.0
+    return Alike(concept, {name: float(one[layer].norm()) for name, one in read.items()}, cosine)
+
+
+def page(table: pd.DataFrame, told: str, cosines: Sequence[Alike]) -> str:
+    """The table in Markdown."""
+    heads = ("tempo_ioi", "brightness", "ltas_centroid", "pitch", "pulse_clarity", "loudness")
+    lines = [
+        f"Measured on {told}. By words: the prompt asks for the pole, without steering; own, shared: steering along "
+        "the direction read over those codes. Directions have the norm of the reading over own codes, and are added at "
+        "the place and strength of the README's evidence. Effects: median of steered / baseline - 1 at the same seed "
+        "(loudness: difference in dB), failed clips counted as no effect, 95% interval over prompts; in bold, the "
+        "concept's own. "
+        "Instruments moved: total variation distance between the distributions of classified instruments. Drift: mean "
+        "|difference| in nats per code under the unsteered model, each clip scored under its own prompt.",
+        "",
+        f"| concept | towards | by | {' | '.join(heads)} | instruments moved | drift | failed |",
+        "|---|---|---|" + "---|" * (len(heads) + 3),
+    ]
+    for row in table[table.way != BASELINE].to_dict("records"):
+        cells = [f"**{_cell(row, name)}**" if OWN.get(row["concept"]) == name else _cell(row, name) for name in heads]
+        lines.append(
+            f"| {row['concept']} | {row['pole']} | {row['way']} | {' | '.join(cells)} | {row['instruments']:.0%} "
+            f"| {row['drift']:.2f} | {row['failed']:.0%} |"
+        )
+    for one in cosines:
+        norms = ", ".join(f"{name} {norm:.1f}" for name, norm in one.norms.items())
+        lines += ["", f"Norms of {one.concept}'s direction at layer {PLACES[one.concept]['layer']}, as read: {norms}; "
+                  f"cosine similarity between the first two {one.cosine:.2f}."]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def _cell(row: Mapping[Any, Any], name: str) -> str:
+    effect, low, high = (row[key] for key in (name, f"{name}_low", f"{name}_high"))
+    if not np.isfinite(effect):
+        return "none measured"
+    if unit_of_change(name) == "ratio":
+        return f"{effect:+.0%} [{low:+.0%}, {high:+.0%}]"
+    return f"{effect:+.1f} dB [{low:+.1f}, {high:+.1f}]"
+
+
+if __name__ == "__main__":
+    typer.run(main)
