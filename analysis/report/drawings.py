@@ -206,7 +206,7 @@ def _opening(study: Study) -> int:
 def _read_at(settings: Settings) -> str:
     """Describe the activation from which a direction was read."""
     position, shared = settings.position, settings.codes == "shared"
-    clip = "a clip of a neutral prompt, which its counterpart is read over too" if shared else "the clip it generates"
+    clip = "a clip of a neutral prompt, the same clip as for its counterpart" if shared else "the clip it generates"
     names = {
         "mean": f"its mean activation over {clip}",
         "first": "the activation at the start token, before any sound",
