@@ -119,13 +119,13 @@ def _evidence(study: Study) -> Drawing:
     if placed is not None:
         figure, screen, named = placed.plot(), placed.figure(), ("placement", "layer_attribution")
         caption = (
-            "The place was chosen by alignment, the cosine between the effects on the next codes of the direction, "
-            "added there, and of the concept's words. A black ring marks the chosen place, and grey shows what random "
-            "directions reach. The other kinds of evidence have their own units. Norm is the length of the direction "
-            "relative to the residual stream. Probe is how well the poles are separated in held-out clips. Patching is "
-            "how much likelier the positive pole's music becomes when the residual stream of its run replaces the "
-            "other run's. Attribution is an estimate of the same from gradients. None of the evidence uses steered "
-            "clips. Bars are 95% intervals."
+            "The place was chosen by alignment. This is the cosine between the direction's effect on the next codes, "
+            "when added there, and the effect of the concept's words. A black ring marks the chosen place, and grey "
+            "shows what random directions reach. The other kinds of evidence have their own units. Norm is the length "
+            "of the direction relative to the residual stream. Probe is how well the poles are separated in held-out "
+            "clips. Patching is how much likelier the positive pole's music becomes when the residual stream of its "
+            "run replaces the other run's. Attribution is an estimate of the same from gradients. None of the evidence "
+            "uses steered clips. Bars are 95% intervals."
         )
         screen = screens.bare(screen, "alignment")
     else:
@@ -206,7 +206,7 @@ def _opening(study: Study) -> int:
 def _read_at(settings: Settings) -> str:
     """Describe the activation from which a direction was read."""
     position, shared = settings.position, settings.codes == "shared"
-    clip = "a clip of a neutral prompt, which its counterpart is read over too" if shared else "the clip it generates"
+    clip = "a clip of a neutral prompt, the same clip as for its counterpart" if shared else "the clip it generates"
     names = {
         "mean": f"its mean activation over {clip}",
         "first": "the activation at the start token, before any sound",
