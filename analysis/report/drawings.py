@@ -47,10 +47,11 @@ def _responses(study: Study) -> list[Drawing]:
             "dose_response",
             "Dose-response",
             f"Change in {name} on {settings.test} neutral test prompts x {settings.test_seeds} seeds, relative to the "
-            "unsteered clip of the same prompt and seed (median, with 95% interval over prompts). Crosses are control "
-            "directions of the same length at the same place. Green lines are clips with the same seeds, prompted for "
-            "the pole. Hollow markers, and bars above the dotted line, mean that more than a tenth of the clips "
-            "failed, that is, were no longer music. Failed clips count as no change.",
+            "unsteered clip of the same prompt and seed (median, with 95% interval over prompts). Crosses and diamonds "
+            "are control directions of the same length at the same place, on fewer of these clips. Green lines are "
+            "clips with the same seeds, prompted for the pole. Hollow markers, and bars above the dotted line, mean "
+            "that more than a tenth of the clips failed, that is, were no longer music. Failed clips count as no "
+            "change.",
             plots.dose_response(study.response, study.measure, study.poles),
             ("dose_response",),
         ),
@@ -169,7 +170,8 @@ def _insides(study: Study) -> list[Drawing]:
         Drawing(
             "norms",
             "Norm of the direction",
-            "Norm of the difference of means at each block, raw and relative to that of the residual stream.",
+            "Norm of the difference of means at each block, raw and relative to that of the residual stream."
+            + _longer(study),
             plots.norms(study.directions.to_frame()),
             ("directions",),
         ),
@@ -194,6 +196,17 @@ def _pairs(grid: PatchingResult) -> str:
     return (
         f"Mean over {len(grid.clean)} pairs of prompts, scored on the first {grid.scored[1]:g} s. Dots mark p at most "
         f"{LEVEL:g}, adjusted over the whole grid.{slider}"
+    )
+
+
+def _longer(study: Study) -> str:
+    """Compare the direction's length with those of shuffled labels."""
+    if study.directions.samples is None:
+        return ""
+    test = study.directions.permutation_test()
+    return (
+        f" It is {float(test.ratio.min()):.1f} to {float(test.ratio.max()):.1f} times the median norm under "
+        f"{test.n_shuffles} shuffles of the poles' labels (smallest p = {float(test.p.min()):.2g}, over all blocks)."
     )
 
 
