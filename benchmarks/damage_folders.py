@@ -32,7 +32,8 @@ from audiolens.files.integrity import sealed_json, tensor_hash
 MAKING: dict[str, Any] = {"seconds": 0.4, "batch_size": 4, "measures": ("brightness", "loudness"), "n_jobs": 0}
 TINY = Settings(
     poles=2, reading_seconds=0.5, development=2, development_seeds=1, test=2, test_seeds=1,
-    strengths={"one-to-all": (0.5,)}, doses=(1.0,), n_random=1, seconds=1.0, shown=1, pairs=2, batch_size=8, n_jobs=0,
+    strengths={"one-to-all": (0.5,)}, doses=(1.0,), n_random=1, n_shuffled=1, seconds=1.0, shown=1, pairs=2,
+    batch_size=8, n_jobs=0,
 )  # fmt: skip
 FEW_DRAWS = 20
 """The number of bootstrap draws: intervals take most of a study's time, and their number does not matter here."""
@@ -120,7 +121,8 @@ def studies(lens: Any, work: Path) -> list[Kept]:
     begun = _without(whole, work / "begun-study", "lost")
     for file in ("clips.parquet", "batches/00000.parquet"):
         (next(path for path in begun.glob("stages/dose-response-*") if path.is_dir()) / file).unlink()
-    first = _without(whole, work / "first-study", "lost", "dose-response", "strength", "placement", "patching")
+    later = ("lost", "controls", "others", "dose-response", "strength", "placement", "patching")
+    first = _without(whole, work / "first-study", *later)
     starts = {"finished study": whole, "unfinished study": begun, "study of one stage": first}
     return [Kept(name, start, whole, other, read_study, run) for name, start in starts.items()]
 

@@ -1,7 +1,7 @@
 """Measure the numbers in the README and the model card: `make evidence`.
 
-This measures étude's abilities on held-out captions, then studies tempo and timbre with the full controls, and writes
-one Markdown page of tables. With `--update` the tables also replace those in the README and in the model card.
+This measures étude's abilities on held-out captions, then studies tempo and timbre with 199 controls of each kind, and
+writes one Markdown page of tables. With `--update` the tables also replace those in the README and in the model card.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from analysis import statistics, sweep
 from analysis import study as studies
 from analysis.figures import spectrograms
 from analysis.listening import share_cores
+from analysis.study.study_set import Several
 from analysis.study.test_result import CROSSED
 from analysis.sweep import BASELINE, Condition
 from analysis.sweep.response import MEASURED, effects
@@ -40,7 +41,7 @@ def main(
     model: Annotated[str, typer.Option(help="étude, or a folder from its training recipe.")] = "etude",
     test: Annotated[int, typer.Option(help="Neutral test prompts, four seeds each.")] = 24,
     clips: Annotated[int, typer.Option(help="Clips of each caption that names a pole.")] = 2,
-    shuffled: Annotated[int, typer.Option(help="Directions of shuffled labels, in addition to 19 random ones.")] = 19,
+    controls: Annotated[int, typer.Option(help="Random directions, and as many balanced shuffles.")] = 199,
     scan: Annotated[bool, typer.Option(help="Choose the place by steering at every block, else by placement.")] = True,
     update: Annotated[bool, typer.Option(help="Write the tables into the README and the model card.")] = False,
 ) -> None:
@@ -52,14 +53,17 @@ def main(
     tables = {"abilities": with_intervals(heard), "neutral": heard.neutral()}
     heard.clips.drop(columns="mfcc").to_parquet(out / "abilities.parquet")
     # The place is chosen by steering at every block; benchmarks/placement.py compares placement with that.
-    settings = studies.Settings.full(test=test, n_shuffled=shuffled, place_by="scan" if scan else "evidence")
-    found = [
+    place = "scan" if scan else "evidence"
+    settings = studies.Settings.full(test=test, n_random=controls, n_shuffled=controls, place_by=place)
+    alone = [
         studies.run(
             lens, concept, out / concept, settings=settings, overwrite=True, tell=typer.echo,
             command="python benchmarks/evidence.py " + " ".join(sys.argv[1:]),
         )  # fmt: skip
         for concept in ("tempo", "timbre")
     ]  # fmt: skip
+    # The page reports both poles of both concepts, so their p-values are corrected together.
+    found = list(Several(tuple(alone)).studies)
     tables |= {
         "steering": pd.DataFrame(
             [{"concept": s.concept} | o.as_dict() | {"spearman": s.monotonicity.rho} for s in found for o in s.outcomes]
@@ -164,7 +168,8 @@ def page(tables: dict[str, pd.DataFrame], found: list[studies.Study], clips: int
     steered = [
         f"| {row.concept} | {row.pole} | {row.strength:+g} | {row.effect:+.1%} {_interval(row.low, row.high, '+.0%')} "
         f"| {row.failed:.0%} | {row.median:.0f} | {_ranked(row.p_random, row.n_random)} "
-        f"| {_ranked(row.p_shuffled, row.n_shuffled)} | {row.prompted:+.1%} | {row.opposed:+.1%} | {row.spearman:.2f} |"
+        f"| {_ranked(row.p_shuffled, row.n_shuffled)} | {row.p_corrected:.3f} ({row.n_controls}) "
+        f"| {row.rivals or 'none'} of {row.n_other} | {row.prompted:+.1%} | {row.opposed:+.1%} | {row.spearman:.2f} |"
         for row in tables["steering"].itertuples()
     ]
     dose = [
@@ -194,12 +199,12 @@ def page(tables: dict[str, pd.DataFrame], found: list[studies.Study], clips: int
         "",
         "**What steering does** on neutral test prompts, with place and strength chosen on development prompts. The "
         "effect is the median of steered / baseline - 1 at the same seed, with a 95% interval over prompts; failed "
-        "clips count as no effect. p is the rank among norm-matched random directions, or among directions from "
-        "shuffled labels (the number of directions is in brackets).",
+        "clips count as no effect. p is the rank among norm-matched random directions, or among balanced shuffles (the "
+        "number of directions is in brackets); the corrected p is that among all controls, after Holm over all rows.",
         "",
-        "| concept | towards | strength | effect | failed | median | p, random | p, shuffled | prompted | "
-        "steered against the prompt | Spearman |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| concept | towards | strength | effect | failed | median | p, random | p, shuffled | p, corrected "
+        "| other concepts with as large an effect | prompted | steered against the prompt | Spearman |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
         *steered,
         "",
         *(f"- {study.finding} {study.qualification}" for study in found),

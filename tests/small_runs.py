@@ -15,7 +15,8 @@ from analysis.sweep import Condition
 
 TINY = Settings(
     poles=2, reading_seconds=0.5, development=2, development_seeds=1, test=2, test_seeds=1,
-    strengths={"one-to-all": (0.5,)}, doses=(1.0,), n_random=1, seconds=1.0, shown=1, pairs=2, batch_size=8, n_jobs=0,
+    strengths={"one-to-all": (0.5,)}, doses=(1.0,), n_random=1, n_shuffled=1, seconds=1.0, shown=1, pairs=2,
+    batch_size=8, n_jobs=0,
 )  # fmt: skip
 CLIPS = sweep.clips(["a calm song", "fast piano"], 2)
 MAKING: dict[str, Any] = {"seconds": 0.4, "batch_size": 4, "measures": ("brightness", "loudness"), "n_jobs": 0}

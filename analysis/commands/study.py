@@ -35,7 +35,7 @@ def study(
     ] = None,
     model: Model = "etude",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write [default: study-CONCEPT].")] = None,
-    full: Annotated[bool, typer.Option("--full", help="Run all controls on more prompts; takes hours.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Run more controls on more prompts; takes hours.")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Takes about five minutes; the default.")] = False,
     paper: Annotated[
         bool,
@@ -59,6 +59,13 @@ def study(
         str | None,
         typer.Option(help="Read the poles over shared clips of neutral prompts, or over their own: shared or own."),
     ] = None,
+    others: Annotated[
+        str | None,
+        typer.Option(
+            help="Other concepts or prompt files whose directions are controls, or none [default: bundled concepts "
+            "with another measure]."
+        ),
+    ] = None,
     seconds: Annotated[float, typer.Option(help="Length of each clip.")] = 5.0,
     seed: Annotated[int, typer.Option(help="0 to 99; each seed is an independent repetition.")] = 0,
     force: Force = False,
@@ -67,7 +74,7 @@ def study(
     """Run the whole experiment, from a concept to the effect of steering along its direction, and write a results page.
 
     Directions are read at every block and compared. Evidence decides where to add one. The strength is chosen on
-    development prompts and tested on test prompts. The effect is compared with that of random directions, and with
+    development prompts and tested on test prompts. The effect is compared with that of control directions, and with
     that of prompts that ask for the concept. Finished stages stay in the folder. After a stop at any moment, the same
     command resumes the study.
 
@@ -97,7 +104,7 @@ def study(
     if codes is not None:
         changes["codes"] = codes
     target = out or Path("studies" if len(asked) > 1 else f"study-{_name(asked[0])}")
-    own_words = _words(words)
+    own_words, compared = _words(words), _others(others)
     given = [_given(one, words, measured) for one in asked]
     for one in asked:
         stages.check(target / one if len(asked) > 1 else target, overwrite=force)
@@ -109,7 +116,7 @@ def study(
         settings = studies.Settings.full(**changes) if full else studies.Settings(**changes)
     share_cores()
     options: dict[str, Any] = {
-        "settings": settings, "overwrite": force, "progress": not as_json and sys.stderr.isatty(),
+        "settings": settings, "others": compared, "overwrite": force, "progress": not as_json and sys.stderr.isatty(),
         "tell": lambda line: say(line, err=True), "command": command_line(),
     }  # fmt: skip
     try:
@@ -178,6 +185,26 @@ def _given(asked: Any, words: str | None, measured: str | None) -> PromptSet | s
     except InputError as error:
         raise InputError(f"{' and '.join(map(str, asked)) if isinstance(asked, tuple) else asked}: {error}") from None
     return own
+
+
+def _others(given: str | None) -> list[PromptSet | str] | None:
+    """Return the other concepts: names of bundled ones, and prompts from files."""
+    from audiolens.errors import nearest
+    from audiolens.prompts import concepts
+
+    if given is None:
+        return None
+    names = [name.strip() for name in given.split(",") if name.strip()]
+    if names == ["none"]:
+        return []
+    unknown = [name for name in names if not is_prompt_file(name) and name not in concepts()]
+    if unknown or not names:
+        name = unknown[0] if unknown else given
+        raise InputError(
+            f"--others {given}: no concept {name!r}.{nearest(name, concepts())} Known: {', '.join(concepts())}; or "
+            "prompt files; or none."
+        )
+    return [own_prompts(name) if is_prompt_file(name) else name for name in names]
 
 
 def _words(words: str | None) -> tuple[str, str] | None:

@@ -65,8 +65,12 @@ def sweep(
     seeds: Annotated[int, typer.Option(help="Number of seeds per prompt.")] = 2,
     controls: Annotated[int, typer.Option(help="Random directions per place; 19 can reach p = .05.")] = 5,
     shuffled: Annotated[
-        int, typer.Option(help="Number of control directions from shuffled labels; not for .safetensors files.")
+        int, typer.Option(help="Number of balanced shuffles as controls; not for .safetensors files.")
     ] = 0,
+    others: Annotated[
+        str | None,
+        typer.Option(help="Other concepts, or files, whose directions are controls; separate several with commas."),
+    ] = None,
     control_strengths: Annotated[
         str | None, typer.Option(help="Strengths at which controls are run [default: all].")
     ] = None,
@@ -134,6 +138,7 @@ def sweep(
     blocks = _blocks(layers)
     _check_measure(measured)
     given = _given(sources, split)
+    compared = [] if others is None else _given(_listed(others), split)
     lens = open_lens(model)
     share_cores()
     # A resumed sweep estimates its directions again, and a different number of threads would change their last bits.
@@ -141,7 +146,10 @@ def sweep(
         torch.set_num_threads(begun)
     sets = _sets(given, lens)
     neutral = _neutral(sets, split, prompts, lens)
-    found = _directions(given, sets, lens, poles, guidance, codes, keep_samples=shuffled > 0, progress=not as_json)
+    reading: dict[str, Any] = {"progress": not as_json}
+    found = _directions(given, sets, lens, poles, guidance, codes, keep_samples=shuffled > 0, **reading)
+    own = _sets(compared, lens)
+    asked["others"] = _directions(compared, own, lens, poles, guidance, codes, keep_samples=False, **reading) or None
     asked |= {"layers": blocks, "prompts": neutral, "sets": sets}
     estimate = sweeps.plan(lens, found, out=out, **asked)
     _report_missing([one.meta.label for one in found], sets, measured, lens)
@@ -168,7 +176,8 @@ def _tell(result: SweepResult, out: Path, measured: str | None, as_json: bool) -
         return
     for dose in doses:
         say(f"\n{dose!r}")
-        columns = ("strength", "effect", "low", "high", "median", "failed", "p_random", "p_corrected")
+        columns = ("strength", "effect", "low", "high", "median", "failed", "p_random", "p_shuffled", "p_controls",
+                   "p_corrected", "rivals")  # fmt: skip
         rows = [{name: cell(row[name]) for name in columns} for _, row in dose.widest().iterrows()]
         print_table(rows)
         if len(dose.monotonicity) > 1:

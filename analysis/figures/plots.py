@@ -31,6 +31,14 @@ from analysis.figures.style import (
 )
 from analysis.statistics import MOST_FAILED
 
+CONTROL_MARKS: Mapping[str, tuple[str, str, str]] = {
+    "random": (GREY, "x", "random directions"),
+    "balanced": (PURPLE, "+", "balanced shuffles"),
+    "other": (BLACK, "d", "other concepts"),
+    "shuffled": (PURPLE, "1", "freely shuffled labels"),
+}
+"""Colour, marker and name of each kind of control. Only folders of earlier versions hold the last one."""
+
 
 def layers(scan: pd.DataFrame, measured: str, *, chosen: Mapping[str, Any] | None = None) -> Figure:
     """Draw the effect of steering at each block on development prompts, one panel per strategy.
@@ -72,8 +80,8 @@ def layers(scan: pd.DataFrame, measured: str, *, chosen: Mapping[str, Any] | Non
 def dose_response(table: pd.DataFrame, measured: str, poles: Sequence[str]) -> Figure:
     """Plot effect against strength for the chosen strategy, its controls and references, and the other strategies.
 
-    `table` has the columns kind ("baseline", "steered", "alternative", "random", "shuffled", "prompted"), strategy,
-    strength, pole, effect, low, high and failed. The lower panels show the share of failed clips.
+    `table` has the columns kind ("baseline", "steered", "alternative", "prompted", and those of `CONTROL_MARKS`),
+    strategy, strength, pole, effect, low, high and failed. The lower panels show the share of failed clips.
     """
     strategies = list(dict.fromkeys(table.loc[table["kind"].isin(["steered", "alternative"]), "strategy"]))
     with styled():
@@ -200,10 +208,7 @@ def _points(
 
 
 def _controls(axes: Axes, table: pd.DataFrame) -> None:
-    for kind, colour, marker, words in (
-        ("random", GREY, "x", "random directions"),
-        ("shuffled", PURPLE, "+", "shuffled labels"),
-    ):
+    for kind, (colour, marker, words) in CONTROL_MARKS.items():
         mine = table[table["kind"] == kind]
         if len(mine):
             axes.plot(

@@ -9,8 +9,10 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from analysis.figures.literal import literally
-from analysis.figures.plots import lines
-from analysis.figures.style import BLACK, GREEN, GREY, PURPLE, SEVERAL, SYMBOLS, change_of, plain, screen_errors
+from analysis.figures.plots import CONTROL_MARKS, lines
+from analysis.figures.style import BLACK, GREEN, SEVERAL, SYMBOLS, change_of, plain, screen_errors
+
+_CONTROLS = {"x": "x-thin-open", "+": "cross-thin-open", "d": "diamond-open", "1": "y-down-open"}
 
 
 @literally
@@ -33,15 +35,15 @@ def dose_response(table: pd.DataFrame, measured: str, poles: Sequence[str]) -> g
             marker={"symbol": SYMBOLS[marker], "size": 8},
             name=str(strategy),
         )
-    for kind, colour, symbol in (("random", GREY, "x-thin-open"), ("shuffled", PURPLE, "cross-thin-open")):
+    for kind, (colour, marker, words) in CONTROL_MARKS.items():
         mine = table[table["kind"] == kind]
         if len(mine):
             figure.add_scatter(
                 x=mine["strength"],
                 y=mine["effect"],
                 mode="markers",
-                marker={"color": colour, "symbol": symbol, "size": 8},
-                name={"random": "random directions", "shuffled": "shuffled labels"}[kind],
+                marker={"color": colour, "symbol": _CONTROLS[marker], "size": 8},
+                name=words,
             )
     for pole, dash in zip(poles, ("dash", "dashdot"), strict=True):
         mine = table[(table["kind"] == "prompted") & (table["pole"] == pole)]

@@ -47,10 +47,11 @@ def _responses(study: Study) -> list[Drawing]:
             "dose_response",
             "Dose-response",
             f"Change in {name} on {settings.test} neutral test prompts x {settings.test_seeds} seeds, relative to the "
-            "unsteered clip of the same prompt and seed (median, with 95% interval over prompts). Crosses are control "
-            "directions of the same length at the same place. Green lines are clips with the same seeds, prompted for "
-            "the pole. Hollow markers, and bars above the dotted line, mean that more than a tenth of the clips "
-            "failed, that is, were no longer music. Failed clips count as no change.",
+            "unsteered clip of the same prompt and seed (median, with 95% interval over prompts). Crosses and diamonds "
+            "are control directions of the same length at the same place, on fewer of these clips. Green lines are "
+            "clips with the same seeds, prompted for the pole. Hollow markers, and bars above the dotted line, mean "
+            "that more than a tenth of the clips failed, that is, were no longer music. Failed clips count as no "
+            "change.",
             plots.dose_response(study.response, study.measure, study.poles),
             ("dose_response",),
         ),
@@ -119,13 +120,13 @@ def _evidence(study: Study) -> Drawing:
     if placed is not None:
         figure, screen, named = placed.plot(), placed.figure(), ("placement", "layer_attribution")
         caption = (
-            "The place was chosen by alignment, the cosine between the effects on the next codes of the direction, "
-            "added there, and of the concept's words. A black ring marks the chosen place, and grey shows what random "
-            "directions reach. The other kinds of evidence have their own units. Norm is the length of the direction "
-            "relative to the residual stream. Probe is how well the poles are separated in held-out clips. Patching is "
-            "how much likelier the positive pole's music becomes when the residual stream of its run replaces the "
-            "other run's. Attribution is an estimate of the same from gradients. None of the evidence uses steered "
-            "clips. Bars are 95% intervals."
+            "The place was chosen by alignment. This is the cosine between the direction's effect on the next codes, "
+            "when added there, and the effect of the concept's words. A black ring marks the chosen place, and grey "
+            "shows what random directions reach. The other kinds of evidence have their own units. Norm is the length "
+            "of the direction relative to the residual stream. Probe is how well the poles are separated in held-out "
+            "clips. Patching is how much likelier the positive pole's music becomes when the residual stream of its "
+            "run replaces the other run's. Attribution is an estimate of the same from gradients. None of the evidence "
+            "uses steered clips. Bars are 95% intervals."
         )
         screen = screens.bare(screen, "alignment")
     else:
@@ -169,7 +170,8 @@ def _insides(study: Study) -> list[Drawing]:
         Drawing(
             "norms",
             "Norm of the direction",
-            "Norm of the difference of means at each block, raw and relative to that of the residual stream.",
+            "Norm of the difference of means at each block, raw and relative to that of the residual stream."
+            + _longer(study),
             plots.norms(study.directions.to_frame()),
             ("directions",),
         ),
@@ -197,6 +199,17 @@ def _pairs(grid: PatchingResult) -> str:
     )
 
 
+def _longer(study: Study) -> str:
+    """Compare the direction's length with those of shuffled labels."""
+    if study.directions.samples is None:
+        return ""
+    test = study.directions.permutation_test()
+    return (
+        f" It is {float(test.ratio.min()):.1f} to {float(test.ratio.max()):.1f} times the median norm under "
+        f"{test.n_shuffles} shuffles of the poles' labels (smallest p = {float(test.p.min()):.2g}, over all blocks)."
+    )
+
+
 def _opening(study: Study) -> int:
     """Return the block at which the direction is added or read, or else the block with the best separation."""
     found = study.components
@@ -206,7 +219,7 @@ def _opening(study: Study) -> int:
 def _read_at(settings: Settings) -> str:
     """Describe the activation from which a direction was read."""
     position, shared = settings.position, settings.codes == "shared"
-    clip = "a clip of a neutral prompt, which its counterpart is read over too" if shared else "the clip it generates"
+    clip = "a clip of a neutral prompt, the same clip as for its counterpart" if shared else "the clip it generates"
     names = {
         "mean": f"its mean activation over {clip}",
         "first": "the activation at the start token, before any sound",

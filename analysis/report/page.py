@@ -82,6 +82,8 @@ def render(
         frechet=study.lost is not None and bool(study.lost["frechet"].notna().any()),
         downloads=downloads(everything, {name: _file_of(name) for name in everything}),
         chosen=words.strength(study),
+        controls=words.controls(study),
+        tested=all(outcome.testable for outcome in study.outcomes),
         minutes=sum(study.seconds.values()) / 60,
     )  # fmt: skip
 
@@ -179,7 +181,8 @@ def _thumbnail(samples: np.ndarray, sample_rate: int) -> bytes:
 def _outcome(values: dict[str, Any]) -> dict[str, Any]:
     percent = {key: number(values[key], "+.0%") for key in ("effect", "low", "high", "prompted", "opposed")}
     percent["strength"] = number(values["strength"], "+g")
-    ranks = {key: number(values[key], ".2f") for key in ("p_random", "p_shuffled")}
+    ranks = {key: number(values[key], ".2f") for key in ("p_random", "p_shuffled", "p_other")}
+    ranks |= {key: number(values[key], ".3f") for key in ("p_controls", "p_corrected")}
     return {**values, **percent, **ranks, "failed": number(values["failed"], ".0%"),
             "median": number(values["median"], ".0f")}  # fmt: skip
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from analysis.figures.style import name_of
 from analysis.statistics import CHOSEN_FAILED
+from analysis.sweep.controls import BALANCED, OTHER, RANDOM
 
 if TYPE_CHECKING:
     from analysis.study.result import Study
@@ -52,4 +53,24 @@ def strength(study: Study) -> str:
         f"Strength ±{chosen} was chosen from {tried} on {settings.development} development prompts x "
         f"{settings.development_seeds} seeds{where}, because {rule} "
         f"({span if np.isfinite(choice.span) else 'not measured'}; {choice.failed:.0%} failed)."
+    )
+
+
+def controls(study: Study) -> str:
+    """Describe how far the controls point along the direction; empty if that was not stored."""
+    table = study.controls
+    if not table["cosine"].notna().any():
+        return ""
+    table = table.assign(cosine=table["cosine"].abs())
+    found = []
+    for kind, words in ((RANDOM, "random directions"), (BALANCED, "balanced shuffles")):
+        mine = table.loc[table["kind"] == kind, "cosine"]
+        if len(mine):
+            found.append(f"{words} {mine.median():.2f} in the median, at most {mine.max():.2f}")
+    mine = table[table["kind"] == OTHER]
+    found += [f"{row.other} {row.cosine:.2f}" for row in mine.itertuples()]
+    clips = study.settings.test * study.settings.control_seeds
+    return (
+        f"Cosine similarity of the controls to the direction at its place, without sign: {'; '.join(found)}. They were "
+        f"played on {clips} of the test clips, and the steering is ranked by its effect on the same clips."
     )

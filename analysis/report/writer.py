@@ -91,9 +91,10 @@ def tables(study: Study) -> dict[str, pd.DataFrame]:
     return {
         "outcome": pd.DataFrame([outcome.as_dict() for outcome in study.outcomes]),
         "dose_response": study.response,
+        "controls": study.controls,
         "cross_effects": study.cross,
         "scan": study.scan,
-        "directions": study.directions.to_frame(),
+        "directions": directions(study),
         "cosines": study.cosines.to_frame(),
         "pca": study.components.summary(),
         "pca_points": study.components.to_frame(),
@@ -101,6 +102,15 @@ def tables(study: Study) -> dict[str, pd.DataFrame]:
         **({} if study.lost is None else {"lost": losses.with_effects(study.lost, study.response)}),
         **_where_tables(study),
     }
+
+
+def directions(study: Study) -> pd.DataFrame:
+    """Return the norms and evidence of the directions, with their permutation test."""
+    table = study.directions.to_frame()
+    if study.directions.samples is None:
+        return table
+    test = study.directions.permutation_test()
+    return table.assign(times_shuffled=test.ratio.numpy(), permutation_p=test.p.numpy())
 
 
 def _where_tables(study: Study) -> dict[str, pd.DataFrame]:
@@ -134,7 +144,7 @@ def summary(study: Study, command: str) -> dict[str, Any]:
             "cross_effects": study.cross.to_dict("records"),
             "clips": len(study.clips),
             "seconds": study.seconds,
-            "settings": asdict(study.settings),
+            "settings": {**asdict(study.settings), "others": study.others},
             "directions": study.directions.meta.as_dict(),
             "versions": versions(),
             "command": command,

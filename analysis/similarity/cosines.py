@@ -187,9 +187,9 @@ def cosine_map(
     """Return the cosine similarity between every layer of `directions` and every layer of `other` (default: itself).
 
     Args:
-        null: "random" directions of the same width, or "shuffled": the same estimate with labels shuffled over the
-            prompts, which preserves how the stream's geometry affects any direction (needs directions read with
-            `keep_samples=True`).
+        null: "random" directions of the same width, or "shuffled": the same estimate from balanced shuffles of the
+            labels (`Directions.shuffled`), which preserves how the stream's geometry affects any direction (needs
+            directions read with `keep_samples=True`).
         n_draws: number of shuffles; p is at least 1 / (n + 1).
 
     Raises:

@@ -5,7 +5,7 @@ This module does not need a model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,15 +20,19 @@ from analysis.study.result import Study
 from analysis.study.scan import Choice
 from analysis.study.settings import Settings
 from analysis.study.where import Where
-from analysis.sweep import SweepResult
+from analysis.sweep import BASELINE, SweepResult
 from audiolens.directions.directions import Directions
+
+_NUMBERS, _TEXTS = ("layer", "draw", "cosine"), ("strategy", "pole", "other")
+"""Labels that some conditions lack."""
 
 
 @dataclass(frozen=True, eq=False)
 class StudyParts:
     """The results of a study's stages.
 
-    `tried` maps the name of each stage that informs the choice of place and strength to its sweep.
+    `tried` maps the name of each stage that informs the choice of place and strength to its sweep. `controlled` is the
+    sweep of the controls; `None` in folders of earlier versions, which have them in `tested`.
     """
 
     directions: Directions
@@ -37,6 +41,7 @@ class StudyParts:
     tried: Mapping[str, SweepResult]
     tested: SweepResult
     scored: pd.DataFrame
+    controlled: SweepResult | None = None
 
 
 def assembled(
@@ -50,8 +55,15 @@ def assembled(
     """Build the study from its parts. `seconds` is the time that each stage took."""
     measured, tested = settings.measure_of(concept), parts.tested
     choice, alternatives, scanned = chosen(parts.tried, parts.placement, settings, measured)
-    response = tested.effects(measured)
+    response, same_clips = tested.effects(measured), None
     clips = [*(one.table for one in parts.tried.values()), tested.table]
+    if parts.controlled is not None:
+        controls = parts.controlled.table
+        found = parts.controlled.effects(measured, n_bootstrap=0)
+        response = _joined([response, found[found["kind"] != BASELINE]])
+        same_clips = test_result.on_same_clips(tested.table, controls, measured)
+        # Their baseline clips are those of the test, played again.
+        clips.append(controls[controls["kind"] != BASELINE])
     return Study(
         concept=concept,
         poles=poles,
@@ -63,10 +75,10 @@ def assembled(
         choice=choice,
         alternatives=alternatives,
         response=response,
-        outcomes=test_result.outcomes(response, poles, choice),
+        outcomes=test_result.outcomes(response, poles, choice, same_clips),
         monotonicity=test_result.monotonicity(response),
         cross=test_result.cross_effects(tested.table, measures=[*dict.fromkeys((*test_result.CROSSED, measured))]),
-        clips=pd.concat(clips, ignore_index=True).drop(columns="file", errors="ignore"),
+        clips=_joined(clips).drop(columns="file", errors="ignore"),
         sounds=_sounds(tested),
         settings=settings,
         model=model,
@@ -96,6 +108,14 @@ def chosen(
 def places(placed: Placement, settings: Settings) -> list[dict[str, Any]]:
     """Return the place that the evidence selects, and the same block with the other strategies."""
     return [placed.where, *scan.other_strategies(placed.where, settings.strengths)]
+
+
+def _joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Join tables by rows. Labels that one table lacks are NaN there, and labels of numbers stay numbers."""
+    found = pd.concat(tables, ignore_index=True)
+    numbers = {name: pd.to_numeric(found[name]) for name in _NUMBERS if name in found}
+    texts = {name: found[name].mask(found[name].isna(), np.nan) for name in _TEXTS if name in found}
+    return found.assign(**numbers, **texts)
 
 
 def _components(directions: Directions, poles: tuple[str, str]) -> PCAResult:

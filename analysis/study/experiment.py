@@ -2,7 +2,7 @@
 
 Directions are read at every block and compared. The place is chosen from evidence without steering, or by steering at
 every block on development prompts. The chosen place and strength are then tested on test prompts. The effect is
-compared with that of random directions, and with that of prompts that ask for the concept. Finished stages stay in the
+compared with that of control directions, and with that of prompts that ask for the concept. Finished stages stay in the
 folder, and the same call resumes from them.
 """
 
@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from analysis.study import others as other_concepts
 from analysis.study import pipeline, stages
 from analysis.study.made import made_of
 from analysis.study.result import Study
@@ -61,6 +62,7 @@ def run(
     out: str | os.PathLike[str] | None = None,
     *,
     settings: Settings | None = None,
+    others: Sequence[str | PromptSet] | None = None,
     overwrite: bool = False,
     progress: bool = True,
     tell: Callable[[str], None] = lambda _: None,
@@ -77,6 +79,9 @@ def run(
             tables. If the settings changed, only the stages that depend on them run again. A finished study with
             different settings is replaced only with `overwrite`.
         settings: sizes and sampling (default: `Settings()`, a quick study; use `Settings.full()` for evidence).
+        others: other concepts, by name or as prompt sets, whose directions are controls. By default, these are
+            the bundled concepts that the model can read and that have a different measure. An effect is claimed only
+            if none of their directions has as large an effect.
         overwrite: replace a study that has a different concept, model, version or settings. A folder that contains
             anything else raises an error. Stages that this study can reuse are kept; remove the folder to redo them
             all.
@@ -95,14 +100,16 @@ def run(
     chosen = settings_or_default(settings)
     sets = prompts_of(concept, lens, chosen)
     chosen.check(lens, sets)
+    compared = other_concepts.chosen(lens, sets, chosen.measure_of(sets.concept), others)
     if out is not None and not overwrite:
-        stages.refuse_other_settings(Path(out), asdict(chosen))
+        names = [one.concept for one in compared]
+        stages.refuse_other_settings(Path(out), {**asdict(chosen), "others": names})
     if out is None:
-        return _run(lens, sets, chosen, Stages(), progress, tell)
+        return _run(lens, sets, chosen, Stages(), progress, tell, compared)
     common = stages.common_of(lens)
     facts = {"concept": sets.concept, "model": lens.name, "weights": common["weights"], "versions": common["versions"]}
     with stages.begun(out, facts, common, overwrite=overwrite) as kept:
-        study = _run(lens, sets, chosen, kept, progress, tell)
+        study = _run(lens, sets, chosen, kept, progress, tell, compared)
         started = time.perf_counter()
         write(study, Path(out), command, kept.used, kept.check)
         tell(f"figures and page: {time.perf_counter() - started:.0f} s")
@@ -128,5 +135,6 @@ def _run(
     kept: Stages,
     progress: bool,
     tell: Callable[[str], None],
+    others: Sequence[PromptSet],
 ) -> Study:
-    return pipeline.follow(lens, sets, settings, kept, progress, tell)
+    return pipeline.follow(lens, sets, settings, kept, progress, tell, others)

@@ -34,6 +34,7 @@ _SHAPE = {
         "doses?": [float], "measured?": (str, None), "heard_by?": {str: str}, "seconds?": float, "branch?": str,
         "guidance_scale?": float, "temperature?": (float, None), "top_k?": (int, None), "substitutes?": [str],
         "verify?": bool, "frechet?": bool, "shown?": int, "seed?": int,
+        "control_seeds?": int, "n_random?": int, "n_shuffled?": int,
     },
 }  # fmt: skip
 """The types of those fields of a summary from which a study is restored."""
@@ -66,6 +67,7 @@ def load_folder(folder: str | os.PathLike[str]) -> Study:
             tried={name: _swept(at[name]) for name in ("scan", "strength") if name in at},
             tested=_swept(at["dose-response"]),
             scored=side_effects.read(at["lost"]),
+            controlled=_swept(at["controls"]) if "controls" in at else None,
         )
         high, low = summary["poles"]
         return assembled(

@@ -6,7 +6,7 @@ The order is directions, patching, placement, then steering. `study.run` calls t
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -19,9 +19,9 @@ from analysis import placement, sweep
 from analysis.listening import Listener
 from analysis.placement import Placement
 from analysis.placement.shifts import words_of
-from analysis.statistics import FEWEST_CONTROLS
+from analysis.statistics import FEWEST_CONTROLS, LEVEL
 from analysis.store.resumable import OtherResultsError
-from analysis.study import scan, side_effects, storage, test_result, where
+from analysis.study import others, scan, side_effects, storage, test_result, where
 from analysis.study.assembly import StudyParts, assembled, chosen, places
 from analysis.study.result import Study
 from analysis.study.scan import Choice
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 SHOWN = (BASELINE, "steered", "prompted")
 """The kinds of conditions whose clips can be played on the page."""
+N_POLES = 2
+"""Number of tests of a study, for which its p-values are corrected."""
 FIGURES_SECONDS = 25.0
 """Approximate time in seconds to draw and write the page."""
 
@@ -52,12 +54,12 @@ def follow(
     stages: Stages,
     progress: bool,
     tell: Callable[[str], None],
+    others: Sequence[PromptSet] = (),
 ) -> Study:
     """Run every stage of a study, or read the stage if it is already stored."""
     with ExitStack() as until_the_end:
-        return _Course(
-            lens, sets, settings, stages, progress, Teller(lens, sets, settings, tell), until_the_end
-        ).study()
+        teller = Teller(lens, sets, settings, tell, others)
+        return _Course(lens, sets, settings, stages, progress, teller, until_the_end, others).study()
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ class _Course:
     progress: bool
     teller: Teller
     until_the_end: ExitStack
+    others: Sequence[PromptSet] = ()
 
     def study(self) -> Study:
         settings, sets = self.settings, self.sets
@@ -80,18 +83,24 @@ class _Course:
         choice, alternatives, _ = chosen(tried, placed, settings, measured)
         self.teller.tell(f"chosen on development prompts: {choice!r}")
         tested = self._tested(directions, choice, alternatives)
+        controlled = self._controlled(directions, choice)
         scored = self._scored(tested)
-        parts = StudyParts(directions, found, placed, tried, tested, scored)
+        parts = StudyParts(directions, found, placed, tried, tested, scored, controlled)
         return assembled(parts, sets.concept, sets.poles, settings, self.lens.name, self.stages.seconds)
 
-    def _directions(self) -> Directions:
+    @cached_property
+    def _reading(self) -> dict[str, Any]:
+        """How directions are read, which is the same for other concepts."""
         settings, sets = self.settings, self.sets
-        asked: dict[str, Any] = {
+        return {
             "position": settings.position, "branch": "cond", "guidance_scale": settings.guidance_scale,
             "seconds": settings.reading_seconds, "batch_size": settings.batch_size,
             "seeds": [*settings.reading_seeds(sets)], "label": sets.concept, "codes": settings.codes,
             "neutral": list(sets.development) if settings.codes == "shared" else None,
         }  # fmt: skip
+
+    def _directions(self) -> Directions:
+        settings, sets, asked = self.settings, self.sets, self._reading
         high, low = (list(side[: settings.poles]) for side in (sets.positive, sets.negative))
         stage = self.stages.stage(
             "directions",
@@ -102,6 +111,17 @@ class _Course:
         )
         self.teller.begin("directions", stage.there)
         return stage.kept(self.lens, high, low, **asked, keep_samples=True, progress=self.progress)
+
+    def _others(self) -> dict[str, Directions]:
+        """Read the directions of the other concepts."""
+        if not self.others:
+            return {}
+        most = self.settings.other_poles
+        poles = {one.concept: [one.positive[:most], one.negative[:most]] for one in self.others}
+        follows = {**self._reading, "poles": poles}
+        stage = self.stages.stage("others", follows, others.read, others.write, others.read_back)
+        self.teller.begin("directions of other concepts", stage.there)
+        return stage.kept(self.lens, self.others, most, {**self._reading, "progress": self.progress})
 
     def _where(self) -> Where | None:
         """Patch a few matched pairs. Returns `None` if the prompts of the poles are not matched."""
@@ -161,13 +181,24 @@ class _Course:
             self.sets,
             choice,
             alternatives,
+            branch=settings.branch,
+            doses=settings.doses,
+        )
+        return self._swept("dose-response", "dose-response", todo, pairs, shown)
+
+    def _controlled(self, directions: Directions, choice: Choice) -> SweepResult:
+        """Steer along the controls at the chosen place and strength."""
+        settings = self.settings
+        todo = test_result.control_conditions(
+            directions,
+            choice,
+            self._others(),
             n_random=settings.n_random,
             n_shuffled=settings.n_shuffled,
             branch=settings.branch,
             first_draw=settings.first_draw,
-            doses=settings.doses,
         )
-        return self._swept("dose-response", "dose-response", todo, pairs, shown)
+        return self._swept("controls", "controls", todo, settings.control_clips(self.sets))
 
     def _scored(self, tested: SweepResult) -> pd.DataFrame:
         settings = self.settings
@@ -241,16 +272,19 @@ class Teller:
     sets: PromptSet
     settings: Settings
     line: Callable[[str], None]
+    others: Sequence[PromptSet] = ()
 
     def __post_init__(self) -> None:
         settings = self.settings
-        self.counts = settings.clips(self.lens.config.n_layers, self.sets)
+        self.counts = settings.clips(self.lens.config.n_layers, self.sets, self.others)
         parts = ", ".join(f"{count} for {stage}" for stage, count in self.counts.items())
         self.tell(f"{sum(self.counts.values())} clips of {settings.seconds:g} s: {parts}")
-        if settings.n_random < FEWEST_CONTROLS:
+        controls = settings.n_random + settings.n_shuffled + len(self.others)
+        if min(settings.n_random, settings.n_shuffled) < FEWEST_CONTROLS or N_POLES / (controls + 1) > LEVEL:
             self.tell(
-                f"quick controls: {settings.n_random} random directions cannot reach p = .05 "
-                f"(directions of shuffled labels: {settings.n_shuffled}); the full study runs 19 of each"
+                f"quick controls: {settings.n_random} random directions, {settings.n_shuffled} balanced shuffles and "
+                f"{len(self.others)} other concepts cannot show an effect at p = {LEVEL:g} for both poles; the default "
+                "is 19, 19 and the other bundled concepts"
             )
         for sentence in settings.substitutes:
             self.tell(f"differs from the paper. {sentence}")
@@ -263,6 +297,7 @@ class Teller:
 
     def begin(self, label: str, kept: bool) -> None:
         """Announce a stage that is not a sweep."""
+        # The count covers the other concepts' directions, too, which are read later.
         count = self.counts.pop("reading directions", 0.0) if label == "directions" else 0.0
         if kept:
             self.tell(f"{label}: kept from before")

@@ -16,13 +16,14 @@ from analysis.layer_attribution import LayerAttribution
 from analysis.pca import PCAResult
 from analysis.placement import Placement
 from analysis.similarity import CosineMap
-from analysis.statistics import FEWEST_CONTROLS, Monotonicity
+from analysis.statistics import LEVEL, Monotonicity
 from analysis.study import where
 from analysis.study.pace import by_the_beat
 from analysis.study.scan import Choice
 from analysis.study.settings import Settings
 from analysis.study.test_result import Outcome
 from analysis.study.where import Where
+from analysis.sweep.controls import KINDS
 from audiolens.checks import checked_flags, checked_text
 from audiolens.directions.directions import Directions
 from audiolens.door import guarded
@@ -91,6 +92,24 @@ class Study:
         """Return the dose-response table, with one row per condition on test prompts."""
         return self.response
 
+    @property
+    def controls(self) -> pd.DataFrame:
+        """One row per control: `kind`, `draw`, `other`, `cosine` with the direction, and its effect with either sign.
+
+        `positive` and `negative` are the effects at plus and minus the chosen strength. Folders of earlier versions
+        hold no cosines.
+        """
+        mine = self.response[self.response["kind"].isin([*KINDS])]
+        columns = {name: mine.get(name, np.nan) for name in ("kind", "draw", "other", "cosine")}
+        sides = [mine["effect"].where(side) for side in (mine["strength"] > 0, mine["strength"] < 0)]
+        rows = pd.DataFrame({**columns, "positive": sides[0], "negative": sides[1]})
+        return rows.groupby(["kind", "draw"], sort=False).first().reset_index()
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """The other concepts whose directions were controls."""
+        return tuple(self.controls["other"].dropna())
+
     @drawable
     def plot(self) -> Any:
         """Plot the dose-response (matplotlib figure)."""
@@ -136,8 +155,8 @@ class Study:
         """The context of the finding, with the place, the controls, failed clips, and the effect of prompting."""
         sentences = [f"Strategy: {self.choice.description}.", *(_qualified(one) for one in self.outcomes)]
         sentences += by_the_beat(self.measure, self.cross, self.choice.strength)
-        if any(one.towards and one.n_random < FEWEST_CONTROLS for one in self.outcomes):
-            sentences.append("Too few controls were run to say whether a random direction would do the same.")
+        if any(one.towards and not one.testable for one in self.outcomes):
+            sentences.append("Too few controls were run to say whether another direction would do the same.")
         return " ".join(sentences)
 
     def __repr__(self) -> str:
@@ -171,12 +190,26 @@ def _qualified(one: Outcome) -> str:
     if not _is_measured(one):
         return f"Towards {one.pole}: no clip could be measured."
     facts = [f"{one.failed:.0%} of clips failed", f"prompting gave {_signed(one.prompted)}"]
-    if one.towards and one.n_random >= FEWEST_CONTROLS:
-        ranked = f"p = {one.p_random:.2g} among {one.n_random} random directions"
-        if one.n_shuffled:
-            ranked += f" and {one.p_shuffled:.2g} among {one.n_shuffled} from shuffled labels"
-        facts.insert(0, ranked if one.claimable else f"no better than random directions: {ranked}")
+    if one.towards and one.testable:
+        facts.insert(0, _ranked(one))
+    if one.towards and one.rivals:
+        facts.insert(0, f"the direction of {' and '.join(one.rivals)} has as large an effect")
     return f"Towards {one.pole}: {'; '.join(facts)}."
+
+
+def _ranked(one: Outcome) -> str:
+    """State the rank among the controls, such as "p = 0.024 among 41 controls, 0.048 corrected for 2 tests (...)"."""
+    counts = [
+        f"{n} {words}{'s' * (n != 1)}"
+        for n, words in ((one.n_random, "random direction"), (one.n_shuffled, "balanced shuffle"),
+                         (one.n_other, "other concept"))
+        if n
+    ]  # fmt: skip
+    found = (
+        f"p = {one.p_controls:.2g} among {one.n_controls} controls, {one.p_corrected:.2g} corrected for {one.n_tests} "
+        f"tests ({', '.join(counts)})"
+    )
+    return found if one.p_corrected <= LEVEL else f"no better than the controls: {found}"
 
 
 def _is_measured(one: Outcome) -> bool:

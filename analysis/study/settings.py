@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import InitVar, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -36,11 +36,14 @@ DRAWS_APART = 1_000
 """Offset between the seeds of two repetitions' control directions."""
 REPETITIONS = TEST_SEED // SEEDS_APART
 """Number of values of `Settings.seed`. With more, development seeds would reach the test seeds."""
+OTHER_POLES = 24
+"""Maximum number of prompts per pole from which another concept's direction is read: about as many as make it stable
+(`Evidence.stable_at`)."""
 LEAST_SECONDS = FEWEST_ONSETS * 60 / FASTEST_BPM
 """Length of the shortest clip that can have four onsets. Anything shorter would count as failed."""
 _COUNTS = (
-    "poles", "development", "development_seeds", "test", "test_seeds", "n_random", "n_shuffled", "most_blocks",
-    "pairs", "shown", "batch_size",
+    "poles", "development", "development_seeds", "test", "test_seeds", "n_random", "n_shuffled", "control_seeds",
+    "most_blocks", "pairs", "shown", "batch_size",
 )  # fmt: skip
 _FEW_ONSETS = f" (a clip of fewer than {FEWEST_ONSETS} onsets counts as failed)"
 _Grid = Mapping[Strategy, tuple[float, ...]]
@@ -66,7 +69,7 @@ FEWEST_PROMPTS = 2
 @takes("sampling", Sampling)
 @dataclass(frozen=True)
 class Settings:
-    """Sizes and sampling of a study. The defaults take under five minutes on two cores with the bundled model.
+    """Sizes and sampling of a study. The defaults take about five minutes on two cores with the bundled model.
 
     Attributes:
         poles: number of prompts per pole from which directions are read.
@@ -84,7 +87,11 @@ class Settings:
         strengths_at_place: strengths to try at the place that the evidence selects, per strategy. The defaults of both
             are for shared codes; with `codes="own"`, they are divided by `OWN_IS_LONGER`.
         doses: multiples of the chosen strength to report on test prompts; must include 1.
-        n_random, n_shuffled: numbers of control directions. 19 controls can reach p = .05, but 5 cannot.
+        n_random, n_shuffled: numbers of random directions and of balanced shuffles. A claim needs 19 of each, and so
+            many controls in all that the corrected p of both poles can reach .05. With another concept
+            (`study.run(others=)`), 19 of each are enough for one study.
+        control_seeds: number of seeds per test prompt on which controls are run. The steering is ranked among them by
+            its effect on the same clips.
         most_blocks: maximum number of blocks to scan. If the model has more blocks, evenly spaced ones are scanned.
         pairs: number of matched prompt pairs to patch activations between; 0 skips patching.
         measured: the measure of the concept (default: its entry in `analysis.sweep.response.MEASURED`).
@@ -113,8 +120,9 @@ class Settings:
     strengths: Mapping[Strategy, tuple[float, ...]] = field(default_factory=lambda: _SCANNED)
     strengths_at_place: Mapping[Strategy, tuple[float, ...]] = field(default_factory=lambda: _AT_PLACE)
     doses: tuple[float, ...] = (0.5, 1.0)
-    n_random: int = 5
-    n_shuffled: int = 0
+    n_random: int = 19
+    n_shuffled: int = 19
+    control_seeds: int = 1
     most_blocks: int = 12
     pairs: int = 16
     measured: str | None = None
@@ -134,9 +142,12 @@ class Settings:
 
     @classmethod
     def full(cls, **changes: Any) -> Settings:
-        """Return settings with full controls and enough prompts for narrow intervals. Such a study takes hours."""
-        sizes: dict[str, Any] = {"poles": 100, "development": 16, "test": 24, "n_random": 19,
-                                 "n_shuffled": 19, "pairs": 64, "frechet": True}  # fmt: skip
+        """Return settings with more controls and enough prompts for narrow intervals. Such a study takes hours.
+
+        Its 198 controls are enough to correct for both poles of four concepts (Holm).
+        """
+        sizes: dict[str, Any] = {"poles": 100, "development": 16, "test": 24, "n_random": 99,
+                                 "n_shuffled": 99, "pairs": 64, "frechet": True}  # fmt: skip
         sizes |= {"strengths": _FULL_SCANNED, "strengths_at_place": _FULL_AT_PLACE}
         return cls(**{**sizes, **changes})
 
@@ -238,28 +249,50 @@ class Settings:
         n_layers = checked_count("n_layers", n_layers)
         return np.unique(np.linspace(0, n_layers - 1, min(self.most_blocks, n_layers)).round().astype(int)).tolist()
 
-    def clips(self, n_layers: int, sets: PromptSet | None = None) -> dict[str, int]:
+    def control_clips(self, sets: PromptSet) -> list[sweep.PromptSeed]:
+        """Return the test clips on which controls are run, which have the first seeds of every test prompt."""
+        clips = self.test_clips(sets)
+        return [clip for first in range(0, len(clips), self.test_seeds)
+                for clip in clips[first : first + self.control_seeds]]  # fmt: skip
+
+    def clips(self, n_layers: int, sets: PromptSet | None = None, others: Sequence[PromptSet] = ()) -> dict[str, int]:
         """Return the number of clips that each stage generates.
 
-        Without `sets`, the number for directions is an upper bound.
+        Without `sets`, the number for directions is an upper bound. With few prompts there are fewer different shuffles
+        than `n_shuffled`, and so fewer clips for controls.
         """
         development = self.development * self.development_seeds
         by_strategy = {name: 2 * len(set(amounts)) for name, amounts in self.strengths.items()}
         # The strategy of the chosen place is compared with every other strategy.
         strategies = max(1, len(self.strengths))
         scanned = sum(by_strategy.values()) * len(self.blocks(n_layers))
-        conditions = 1 + 2 * len(set(self.doses)) * strategies + 2 * (self.n_random + self.n_shuffled) + 4
+        conditions = 1 + 2 * len(set(self.doses)) * strategies + 4
+        controls = 1 + 2 * (self.n_random + self.n_shuffled + len(others))
         # These positions come before any sound, so no clip is generated.
         generated = self.position not in ("first", "eos")
-        sides = [self.poles] * 2 if sets is None else [len(sets.positive), len(sets.negative)]
-        read = [min(self.poles, side) for side in sides]
-        counts = {"reading directions": (max(read) if self.codes == "shared" else sum(read)) * generated}
+        pairs = [(sets, self.poles), *((one, self.other_poles) for one in others)]
+        lengths = [
+            [min(most, len(side)) for side in (() if one is None else (one.positive, one.negative))] or [most] * 2
+            for one, most in pairs
+        ]
+        # Over shared codes, each clip is read under a prompt of both poles.
+        read = sum(max(one) if self.codes == "shared" else sum(one) for one in lengths)
+        counts = {"reading directions": read * generated}
         if self.scans:
             counts["scanning blocks"] = development * (1 + scanned)
         if self.place_by == "evidence":
             tried = {2 * len(set(amounts)) for amounts in self.strengths_at_place.values()}
             counts["choosing a strength"] = development * (1 + max(tried) * strategies)
-        return {**counts, "dose-response": self.test * self.test_seeds * conditions}
+        return {
+            **counts,
+            "dose-response": self.test * self.test_seeds * conditions,
+            "controls": self.test * self.control_seeds * controls,
+        }
+
+    @property
+    def other_poles(self) -> int:
+        """Number of prompts per pole from which another concept's direction is read."""
+        return min(self.poles, OTHER_POLES)
 
     @property
     def scans(self) -> bool:
@@ -315,6 +348,8 @@ class Settings:
                 raise InputError(f"{name}={getattr(self, name)}: expected at least {least}.")
         if self.pairs < 0:
             raise InputError(f"pairs={self.pairs}: expected at least 0.")
+        if not 1 <= self.control_seeds <= self.test_seeds:
+            raise InputError(f"control_seeds={self.control_seeds}: expected 1 to test_seeds={self.test_seeds}.")
         if self.n_random < 1:
             raise InputError("n_random=0: an effect needs a control to compare with; expected at least 1.")
         if self.position == "eos":

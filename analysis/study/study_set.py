@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +18,11 @@ from analysis.figures.canvas import drawable
 from analysis.similarity import Comparison
 from analysis.store.folder import SUMMARY, refuse_path
 from analysis.study import experiment as study
+from analysis.study import others as other_concepts
 from analysis.study import stages
 from analysis.study.result import Study
 from analysis.study.settings import Settings, settings_or_default
-from analysis.study.test_result import cross_effects
+from analysis.study.test_result import corrected, cross_effects
 from audiolens.checks import checked_flags, shown
 from audiolens.errors import InputError, InputTypeError
 from audiolens.files.atomic import as_path, inside
@@ -38,9 +39,17 @@ class Several:
 
     The cross-effects do not show that two concepts are the same or independent. A cross-effect may come from a musical
     correlation (fast tunes are busier), and directions with a low cosine similarity may still affect the same property.
+
+    The p-values of its studies are corrected for both poles of all concepts (Holm). On their own pages, they are
+    corrected for the poles of one concept.
     """
 
     studies: tuple[Study, ...]
+
+    def __post_init__(self) -> None:
+        every = iter(corrected([outcome for one in self.studies for outcome in one.outcomes]))
+        jointly = tuple(replace(one, outcomes=(next(every), next(every))) for one in self.studies)
+        object.__setattr__(self, "studies", jointly)
 
     def to_frame(self) -> pd.DataFrame:
         """Return the cross-effects, with one row per steered concept, strength, and measured concept.
@@ -100,6 +109,7 @@ def run(
     out: str | os.PathLike[str] | None = None,
     *,
     settings: Settings | None = None,
+    others: Sequence[str | PromptSet] | None = None,
     overwrite: bool = False,
     progress: bool = True,
     tell: Callable[[str], None] = lambda _: None,
@@ -107,7 +117,7 @@ def run(
 ) -> Several:
     """Study several concepts, each in a subfolder of `out` with its name.
 
-    The other arguments are as in `study.run`.
+    The other arguments are as in `study.run`. Each concept is also a control for the others.
 
     Raises:
         InputError: (or a subclass) in the same cases as `study.run`, before the first study runs.
@@ -127,13 +137,15 @@ def run(
         raise InputError(f"concepts {', '.join(names)}: expected two or more different ones.")
     for name in names:
         refuse_path(name)
+    compared = {one.concept: _others(lens, one, sets, chosen, others) for one in sets}
     folder = None if out is None else as_path(out)
     for one in sets:
         chosen.check(lens, one)
         if folder is not None:
             stages.check(inside(folder, one.concept), overwrite=overwrite)
             if not overwrite:
-                stages.refuse_other_settings(folder / one.concept, asdict(chosen))
+                other_names = [other.concept for other in compared[one.concept]]
+                stages.refuse_other_settings(folder / one.concept, {**asdict(chosen), "others": other_names})
     if folder is not None:
         _check_index(folder, overwrite)
     found = []
@@ -142,8 +154,16 @@ def run(
         where = None if folder is None else folder / one.concept
         found.append(
             study.run(
-                lens, one, where, settings=chosen, overwrite=overwrite, progress=progress, tell=tell, command=command
-            )
+                lens,
+                one,
+                where,
+                settings=chosen,
+                others=compared[one.concept],
+                overwrite=overwrite,
+                progress=progress,
+                tell=tell,
+                command=command,
+            )  # fmt: skip
         )
     result = Several(tuple(found))
     if folder is not None:
@@ -151,6 +171,21 @@ def run(
 
         index.write(result, folder, command)
     return result
+
+
+def _others(
+    lens: AudioLens,
+    own: PromptSet,
+    sets: Sequence[PromptSet],
+    settings: Settings,
+    given: Sequence[str | PromptSet] | None,
+) -> tuple[PromptSet, ...]:
+    """Return the controls of one concept: the other concepts that are studied, and further ones."""
+    names = {one.concept for one in sets}
+    if given is not None and not isinstance(given, str):
+        given = [one for one in given if (one if isinstance(one, str) else one.concept) not in names]
+    further = other_concepts.chosen(lens, own, settings.measure_of(own.concept), given)
+    return (*(one for one in sets if one is not own), *(one for one in further if one.concept not in names))
 
 
 def _effects_on(one: Study, measures: Iterable[str]) -> list[Any]:

@@ -1,22 +1,26 @@
 """Test the chosen steering on test prompts, against controls and references.
 
-Controls are norm-matched random directions and directions of shuffled labels, added in the same way. References use
-the same seeds with prompts that ask for a pole in words, both without steering and with steering towards the other
-pole.
+Controls are random directions, balanced shuffles and other concepts' directions (`analysis.sweep.controls`), added with
+the same norm at the same place. They are played on fewer clips than the steering, which is ranked among them by its
+effect on those clips. References use the same seeds with prompts that ask for a pole in words, both without steering
+and with steering towards the other pole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from analysis.statistics import FEWEST_CONTROLS, LEVEL, MOST_FAILED, Monotonicity, spearman
+from analysis.statistics import FEWEST_CONTROLS, LEVEL, MOST_FAILED, Monotonicity, correct, spearman
 from analysis.study.scan import Choice
 from analysis.sweep import BASELINE, Condition, effects
-from analysis.sweep.response import rank_among, unit_of_change
+from analysis.sweep.controls import KINDS, drawn
+from analysis.sweep.ranks import ranked
+from analysis.sweep.response import KEYS, unit_of_change
 from audiolens.directions.directions import Directions
 from audiolens.directions.steering import steer
 from audiolens.errors import InputError
@@ -38,8 +42,13 @@ class Outcome:
         median: median of the measure over the steered clips that did not fail.
         prompted: the effect of asking for the pole in words instead.
         opposed: the effect of this steering while the prompt asks for the other pole.
+        ranked: the effect on the controls' clips, which is ranked among theirs.
         p_random, n_random: p from the rank among n random directions. It is at least 1 / (n + 1).
-        p_shuffled, n_shuffled: p from the rank among n directions of shuffled labels (NaN if there are none).
+        p_shuffled, n_shuffled: p from the rank among n balanced shuffles of the poles (NaN if there are none).
+        p_other, n_other: p from the rank among n other concepts' directions.
+        p_controls, n_controls: p from the rank among all these controls together.
+        p_corrected, n_tests: `p_controls`, corrected for n tests (Holm): both poles of every concept that is reported.
+        rivals: other concepts whose direction has at least as large an effect.
     """
 
     pole: str
@@ -51,10 +60,18 @@ class Outcome:
     median: float
     prompted: float
     opposed: float
-    p_random: float
-    n_random: int
-    p_shuffled: float
-    n_shuffled: int
+    ranked: float = float("nan")
+    p_random: float = float("nan")
+    n_random: int = 0
+    p_shuffled: float = float("nan")
+    n_shuffled: int = 0
+    p_other: float = float("nan")
+    n_other: int = 0
+    p_controls: float = float("nan")
+    n_controls: int = 0
+    p_corrected: float = float("nan")
+    n_tests: int = 1
+    rivals: tuple[str, ...] = ()
 
     @property
     def towards(self) -> bool:
@@ -63,12 +80,21 @@ class Outcome:
         return bool(right and self.failed <= MOST_FAILED)
 
     @property
+    def testable(self) -> bool:
+        """Whether there are enough random directions and shuffles, and enough controls in all for `p_corrected`."""
+        least = self.n_tests / (self.n_controls + 1)
+        return min(self.n_random, self.n_shuffled) >= FEWEST_CONTROLS and least <= LEVEL
+
+    @property
     def claimable(self) -> bool:
-        """Whether the effect is `towards` the pole and larger than that of random directions, so it can be claimed."""
-        return bool(self.towards and self.n_random >= FEWEST_CONTROLS and self.p_random <= LEVEL)
+        """Whether the effect is `towards` the pole and larger than that of the controls, so it can be claimed.
+
+        `p_corrected` must be at most .05, and no other concept's direction may have as large an effect.
+        """
+        return bool(self.towards and self.testable and self.p_corrected <= LEVEL and not self.rivals)
 
     def as_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "claimable": self.claimable}
+        return {**asdict(self), "rivals": ", ".join(self.rivals), "claimable": self.claimable}
 
 
 def conditions(
@@ -77,38 +103,19 @@ def conditions(
     choice: Choice,
     alternatives: Sequence[Choice] = (),
     *,
-    n_random: int = 5,
-    n_shuffled: int = 0,
     branch: Branch = "both",
-    first_draw: int = 0,
     doses: Sequence[float] = (0.5, 1.0),
 ) -> list[Condition]:
-    """Return all conditions of the test clips, which the module's docstring describes.
+    """Return the conditions of the test clips: baseline, steering and references.
 
-    The strengths are `doses` times the chosen one, with both signs. Controls use the seeds `first_draw`,
-    `first_draw` + 1, ...
+    The strengths are `doses` times the chosen one, with both signs.
     """
     shares = sorted({sign * dose for dose in doses for sign in (-1, 1)})
     listed = [Condition(BASELINE, labels=_labels(BASELINE))]
-
-    def add(kind: str, source: Directions, place: Choice, strength: float, **labels: Any) -> None:
-        steps = tuple(steer(source, **place.where, strength=strength, branch=branch))
-        known = {"strategy": place.strategy, "layer": place.layer, "strength": strength, **labels}
-        name = " ".join([kind, place.strategy, *(f"{value}" for value in labels.values()), f"{strength:+g}"])
-        listed.append(Condition(name, steps, labels=_labels(kind, **known)))
-
     for kind, places in (("steered", [choice]), ("alternative", alternatives)):
         for place in places:
             for share in shares:
-                add(kind, directions, place, share * place.strength)
-    for kind, count, draw in (
-        ("random", n_random, directions.random_like),
-        ("shuffled", n_shuffled, directions.shuffled),
-    ):
-        for number in range(count):
-            control = draw(first_draw + number)
-            for sign in (-1, 1):
-                add(kind, control, choice, sign * choice.strength, draw=number)
+                listed.append(_steered(kind, directions, place, share * place.strength, branch))
     for pole, other, sign in zip(sets.poles, reversed(sets.poles), (1, -1), strict=True):
         asked = Condition(f"prompted {pole}", ask=_asking(sets, pole), labels=_labels("prompted", pole=pole))
         steps = tuple(steer(directions, **choice.where, strength=sign * choice.strength, branch=branch))
@@ -117,11 +124,44 @@ def conditions(
     return listed
 
 
-def outcomes(response: pd.DataFrame, poles: Sequence[str], choice: Choice) -> tuple[Outcome, Outcome]:
+def control_conditions(
+    directions: Directions,
+    choice: Choice,
+    others: Mapping[str, Directions] | None = None,
+    *,
+    n_random: int,
+    n_shuffled: int,
+    branch: Branch = "both",
+    first_draw: int = 0,
+) -> list[Condition]:
+    """Return the baseline and the controls, with both signs of the chosen strength.
+
+    Random directions and shuffles use the seeds `first_draw`, `first_draw` + 1, ...
+    """
+    listed = [Condition(BASELINE, labels=_labels(BASELINE))]
+    for one in drawn(directions, n_random=n_random, n_shuffled=n_shuffled, others=others, first_draw=first_draw):
+        for sign in (-1, 1):
+            labels = one.labels(choice.layer)
+            listed.append(_steered(one.kind, one.directions, choice, sign * choice.strength, branch, **labels))
+    return listed
+
+
+def on_same_clips(tested: pd.DataFrame, controls: pd.DataFrame, measured: str) -> pd.DataFrame:
+    """Return the effects of the test conditions on the controls' clips only, without intervals."""
+    clips = pd.MultiIndex.from_frame(controls[list(KEYS)].drop_duplicates())
+    return effects(tested[pd.MultiIndex.from_frame(tested[list(KEYS)]).isin(clips)], measured, n_bootstrap=0)
+
+
+def outcomes(
+    response: pd.DataFrame, poles: Sequence[str], choice: Choice, same_clips: pd.DataFrame | None = None
+) -> tuple[Outcome, Outcome]:
     """Return the outcomes of steering towards the positive and the negative pole.
 
-    `response` is `sweep.effects` of the concept's measure over `conditions`.
+    `response` is `sweep.effects` of the concept's measure over `conditions` and `control_conditions`. `same_clips` has
+    the effects of steering on the controls' clips (`on_same_clips`), by default those in `response`.
     """
+    controls = response[response["kind"].isin([*KINDS]) & (response["strength"].abs() == choice.strength)]
+    among = response if same_clips is None else same_clips
     found = []
     for pole, sign in zip(poles, (1, -1), strict=True):
         strength = sign * choice.strength
@@ -131,10 +171,8 @@ def outcomes(response: pd.DataFrame, poles: Sequence[str], choice: Choice) -> tu
                 f"strength {strength:+g} was chosen, but no clip was steered with it: run the study again."
             )
         steered = here[here["kind"] == "steered"].iloc[0]
-        ranks = {
-            kind: rank_among(steered["effect"], here.loc[here["kind"] == kind, "effect"], sign)
-            for kind in ("random", "shuffled")
-        }
+        compared = float(among[(among["kind"] == "steered") & (among["strength"] == strength)]["effect"].iloc[0])
+        ranks = ranked(compared, strength, controls)
         prompted = response[(response["kind"] == "prompted") & (response["pole"] == pole)]
         opposed = here[here["kind"] == "opposed"]
         found.append(
@@ -144,13 +182,25 @@ def outcomes(response: pd.DataFrame, poles: Sequence[str], choice: Choice) -> tu
                 **{name: float(steered[name]) for name in ("effect", "low", "high", "failed", "median")},
                 prompted=float(prompted["effect"].iloc[0]) if len(prompted) else float("nan"),
                 opposed=float(opposed["effect"].iloc[0]) if len(opposed) else float("nan"),
-                p_random=ranks["random"][0],
-                n_random=ranks["random"][1],
-                p_shuffled=ranks["shuffled"][0],
-                n_shuffled=ranks["shuffled"][1],
+                ranked=compared,
+                **ranks.columns(),
+                rivals=ranks.rivals,
             )
         )
-    return found[0], found[1]
+    first, second = corrected(found)
+    return first, second
+
+
+def corrected(outcomes: Sequence[Outcome]) -> tuple[Outcome, ...]:
+    """Correct the p-values of all outcomes that are reported together, such as both poles of several concepts (Holm).
+
+    An outcome that could not be measured counts as a test without effect.
+    """
+    p = correct([1.0 if np.isnan(one.p_controls) else one.p_controls for one in outcomes])
+    return tuple(
+        replace(one, p_corrected=one.p_controls if np.isnan(one.p_controls) else float(value), n_tests=len(outcomes))
+        for one, value in zip(outcomes, p, strict=True)
+    )
 
 
 def monotonicity(response: pd.DataFrame) -> Monotonicity:
@@ -174,12 +224,27 @@ def cross_effects(table: pd.DataFrame, n_bootstrap: int = 1000, measures: Sequen
     return pd.concat(frames, ignore_index=True)[wanted]
 
 
+def _steered(kind: str, source: Directions, place: Choice, strength: float, branch: Branch, **labels: Any) -> Condition:
+    steps = tuple(steer(source, **place.where, strength=strength, branch=branch))
+    known = {"strategy": place.strategy, "layer": place.layer, "strength": strength, **labels}
+    named = [labels[key] for key in ("draw", "other") if labels.get(key) is not None]
+    name = " ".join([kind, place.strategy, *map(str, named), f"{strength:+g}"])
+    return Condition(name, steps, labels=_labels(kind, **known))
+
+
 def _asking(sets: PromptSet, pole: str) -> Any:
     return lambda prompt: sets.prompted(prompt, pole)
 
 
 def _labels(
-    kind: str, strategy: Any = None, layer: Any = None, strength: float = 0.0, draw: Any = None, pole: Any = None
+    kind: str,
+    strategy: Any = None,
+    layer: Any = None,
+    strength: float = 0.0,
+    draw: Any = None,
+    pole: Any = None,
+    other: Any = None,
+    cosine: Any = None,
 ) -> dict[str, Any]:
     return {"split": "test", "kind": kind, "strategy": strategy, "layer": layer, "strength": strength, "draw": draw,
-            "pole": pole}  # fmt: skip
+            "pole": pole, "other": other, "cosine": cosine}  # fmt: skip

@@ -19,8 +19,10 @@ import pandas as pd
 from analysis.figures.canvas import drawable
 from analysis.statistics import MOST_FAILED, correct, spearman
 from analysis.sweep.conditions import BASELINE
+from analysis.sweep.controls import KINDS
 from analysis.sweep.factorial import PLACE, spoken
-from analysis.sweep.response import CONTROLS, is_ratio, rank_among, unit_of_change
+from analysis.sweep.ranks import ranked
+from analysis.sweep.response import CONTROLS, is_ratio, unit_of_change
 from audiolens.checks import shown
 from audiolens.door import guarded
 from audiolens.errors import InputError
@@ -34,11 +36,12 @@ class DoseResponse:
     Attributes:
         concept, measured: the concept that was steered, and the measure of its effect.
         table: one row per condition, with its labels, `effect`, `low`, `high`, `median`, `failed`, and further losses
-            if they were measured (`drift`, distances). Steered conditions have further columns. `p_random` and
-            `p_shuffled` are the rank p among controls at the same place and strength, towards the pole of the
-            strength's sign (NaN without controls). `n_random` and `n_shuffled` are the numbers of controls.
-            `p_corrected` is `p_random` corrected for testing several layers (Holm, over the layers of one strategy,
-            branch and strength).
+            if they were measured (`drift`, distances). Steered conditions have more columns. `p_random`, `p_shuffled`
+            (balanced shuffles) and `p_other` (other concepts) are the rank p among controls of that kind at the same
+            place and strength, towards the pole of the strength's sign (NaN without controls). `p_controls` is the
+            rank p among all of them. `n_random`, `n_shuffled`, `n_other` and `n_controls` are the numbers of controls.
+            `rivals` names the other concepts with at least as large an effect. `p_corrected` is `p_controls` corrected
+            for testing several layers (Holm, over the layers of one strategy, branch and strength).
         monotonicity: one row per place, with Spearman's `rho` of the median with strength, its `p`, and the number `n`
             of strengths.
 
@@ -158,28 +161,26 @@ def dose_response(effects: pd.DataFrame, concept: str, measured: str) -> DoseRes
     if not steered.any():
         known = effects.loc[effects["kind"] == "steered", "concept"].unique()
         raise InputError(f"{shown(concept)} was not steered. Steered concepts: {', '.join(map(str, known))}.")
-    at = mine.groupby([*PLACE, "strength"], dropna=False).ngroup()
-    columns: dict[str, list[float]] = {}
-    for kind in CONTROLS:
-        drawn = mine["kind"] == kind
-        controls = {key: group.to_numpy() for key, group in mine.loc[drawn, "effect"].groupby(at[drawn])}
-        ranks = [
-            rank_among(effect, controls.get(key, ()) if own else (), 1 if strength > 0 else -1)
-            for effect, key, own, strength in zip(mine["effect"], at, steered, mine["strength"], strict=True)
-        ]
-        columns |= {f"p_{kind}": [p for p, _ in ranks], f"n_{kind}": [n for _, n in ranks]}
-    table = mine.assign(**columns)
+    at = mine.groupby([*PLACE, mine["strength"].abs().rename("size")], dropna=False).ngroup()
+    controls = {key: group for key, group in mine[mine["kind"].isin([*KINDS])].groupby(at)}
+    columns = []
+    for place, row in zip(at[steered], mine[steered].to_dict("records"), strict=True):
+        found = ranked(row["effect"], row["strength"], controls.get(place, mine.iloc[:0]))
+        columns.append({**found.columns(), "rivals": ", ".join(found.rivals)})
+    table = mine.join(pd.DataFrame(columns, index=mine.index[steered]))
+    counts = [name for name in table.columns if name.startswith("n_")]
+    table[counts] = table[counts].fillna(0).astype(int)
     table["p_corrected"] = np.nan
     family = [name for name in PLACE if name != "layer"]
-    ranked = table[steered & table["p_random"].notna()]
-    for _, group in ranked.groupby([*family, "strength"], dropna=False):
-        table.loc[group.index, "p_corrected"] = correct(group["p_random"])
+    tested = table[steered & table["p_controls"].notna()]
+    for _, group in tested.groupby([*family, "strength"], dropna=False):
+        table.loc[group.index, "p_corrected"] = correct(group["p_controls"])
     base = float(table.loc[table["kind"] == BASELINE, "median"].iloc[0])
-    found = []
+    rising_at = []
     for _, group in table[steered].groupby(list(PLACE), dropna=False, sort=False):
         rising = spearman([*group["strength"], 0.0], [*group["median"], base])
-        found.append({**place_of(group.iloc[0]), "rho": rising.rho, "p": rising.p, "n": rising.n})
-    return DoseResponse(concept, measured, table, pd.DataFrame(found))
+        rising_at.append({**place_of(group.iloc[0]), "rho": rising.rho, "p": rising.p, "n": rising.n})
+    return DoseResponse(concept, measured, table, pd.DataFrame(rising_at))
 
 
 def widest(steered: pd.DataFrame, measured: str, **where: Any) -> pd.DataFrame:

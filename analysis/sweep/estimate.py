@@ -89,8 +89,8 @@ class Prepared:
         **asked: Any,
     ) -> Prepared:
         clip_timeline(seconds, lens.config)
-        own = named(directions)
-        for one in own.values():
+        own, others = named(directions), {} if asked.get("others") is None else named(asked["others"])
+        for one in (*own.values(), *others.values()):
             one.meta.refuse_other(lens)
         if sets is not None and not isinstance(sets, Mapping):
             raise InputTypeError(f"sets={shown(sets)}: expected prompt sets by name.")
@@ -101,7 +101,8 @@ class Prepared:
                 raise InputError(f"there are no neutral prompts for {', '.join(own)}: give prompts=[...].")
             prompts = neutral
         names = {entry.name for entry in fields(Factors)}
-        factors = Factors(**{name: value for name, value in asked.items() if name in names})
+        given = {name: value for name, value in asked.items() if name in names}
+        factors = Factors(**{**given, "others": others})
         plan = packed(conditions(own, factors, words), _pairs(prompts, seeds), batch_size)
         tokens.note_unread(plan.asked(), lens.tokenizer)
         return cls(plan, float(seconds))

@@ -95,6 +95,7 @@ def run(
     sets: Mapping[str, PromptSet] | None = None,
     n_random: int = Factors.n_random,
     n_shuffled: int = Factors.n_shuffled,
+    others: Directions | Sequence[Directions] | Mapping[str, Directions] | None = None,
     control_strengths: Sequence[float] | None = None,
     opposed: bool = False,
     seconds: float = 5.0,
@@ -128,8 +129,10 @@ def run(
             these prompts, and report results on others.
         seeds: number of seeds per prompt, different for each prompt; or a list of seeds that every prompt uses.
         sets: prompt sets by concept, for the poles' words (default: the bundled sets with these names).
-        n_random, n_shuffled: numbers of control directions. With 19, p can reach .05. Shuffled controls need directions
-            read with `keep_samples=True`.
+        n_random, n_shuffled: numbers of control directions, random ones and balanced shuffles (`Directions.shuffled`).
+            With 19 controls, p can reach .05. Shuffles need directions read with `keep_samples=True`.
+        others: directions of other concepts, read at the same site and layers, which are controls, too: with the norms
+            of the direction that is steered. A concept is no control for itself.
         control_strengths: the strengths at which controls are run (default: all).
         opposed: also steer against prompts that ask for the other pole, at the strengths of the controls.
         seconds, guidance_scale, temperature, top_k: as in `lens.generate`.
@@ -152,7 +155,7 @@ def run(
     checked_flags(opposed=opposed, progress=progress)
     prepared = Prepared.of(
         lens, directions, strengths=strengths, strategies=strategies, layers=layers, band=band, branches=branches,
-        unit=unit, prompts=prompts, seeds=seeds, sets=sets, n_random=n_random, n_shuffled=n_shuffled,
+        unit=unit, prompts=prompts, seeds=seeds, sets=sets, n_random=n_random, n_shuffled=n_shuffled, others=others,
         control_strengths=control_strengths, opposed=opposed, seconds=seconds, guidance_scale=guidance_scale,
         temperature=temperature, top_k=top_k, batch_size=batch_size,
     )  # fmt: skip

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from analysis.sweep.conditions import BASELINE, Condition
+from analysis.sweep.controls import drawn
 from audiolens.checks import checked_count, checked_flags, listed, one_or_listed, real_number, shown
 from audiolens.directions.directions import Directions
 from audiolens.directions.steering import Strategy, Unit, steer
@@ -20,8 +21,9 @@ from audiolens.interventions import Branch
 from audiolens.model.sites import counted, layers_once
 from audiolens.prompts import PromptSet
 
-LABELS = ("kind", "concept", "strategy", "layer", "band", "branch", "strength", "draw", "pole")
-"""The columns that identify a condition."""
+LABELS = ("kind", "concept", "strategy", "layer", "band", "branch", "strength", "draw", "pole", "other", "cosine")
+"""The columns that describe a condition. Controls of other concepts name that concept in `other`; `cosine` is the
+cosine similarity of a control to the real direction."""
 PLACE = ("concept", "strategy", "layer", "band", "branch")
 """The columns that identify where a direction is added."""
 REDRAWN = "redrawn"
@@ -42,6 +44,7 @@ class Factors:
     unit: Unit = "raw"
     n_random: int = 5
     n_shuffled: int = 0
+    others: Mapping[str, Directions] = field(default_factory=dict)
     control_strengths: Sequence[float] | None = None
     opposed: bool = False
 
@@ -103,14 +106,15 @@ def conditions(
     found.append(Condition(REDRAWN, labels=_labels(kind=REDRAWN), reseed=RESEED))
     for concept, own in directions.items():
         words = (sets or {}).get(concept)
-        draws = [("random", number, own.random_like(number)) for number in range(factors.n_random)]
-        draws += [("shuffled", number, own.shuffled(number)) for number in range(factors.n_shuffled)]
+        others = {name: one for name, one in factors.others.items() if name != concept}
+        draws = drawn(own, n_random=factors.n_random, n_shuffled=factors.n_shuffled, others=others)
         for place, where in _places(concept, own, factors):
             for strength in factors.strengths:
                 found.append(_steered("steered", own, place, where, strength, factors))
             for strength in factors.controlled:
-                for kind, number, control in draws:
-                    found.append(_steered(kind, control, place, where, strength, factors, draw=number))
+                for one in draws:
+                    labels = one.labels(place.get("layer"))
+                    found.append(_steered(one.kind, one.directions, place, where, strength, factors, **labels))
                 if words is not None and factors.opposed:
                     pole = words.poles[1] if strength > 0 else words.poles[0]
                     found.append(_steered("opposed", own, place, where, strength, factors, words, pole=pole))
@@ -134,7 +138,8 @@ def _steered(
 ) -> Condition:
     steps = steer(source, strength=strength, unit=factors.unit, **where)
     values = _labels(kind=kind, strength=strength, **place, **further)
-    name = " ".join(str(value) for key, value in values.items() if value is not None and key != "strength")
+    unnamed = ("strength", "cosine")
+    name = " ".join(str(value) for key, value in values.items() if value is not None and key not in unnamed)
     ask = None if words is None else _asking(words, further["pole"])
     return Condition(f"{name} {strength:+.12g}", tuple(steps), ask, values)
 

@@ -30,7 +30,7 @@ from audiolens.model.weight_hash import content_hash
 PLAN = "plan.json"
 _BEFORE = (
     ("format", "it has format {there}, but this version writes {here}"),
-    ("versions.*", "it was begun with version of {name} {there}, but this one has {here}"),
+    ("versions.*", "it was begun with {name} {there}, but this one has {here}"),
     ("settings.*", "it was begun with {name} {there}, but this one has {here}"),
     ("model.weights", "it was begun with other weights ({begun[model][name]!r}; this is {facts[model][name]!r})"),
     ("model.device", "it was begun with device {there}, but this is {here}"),

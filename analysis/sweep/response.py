@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike
 
 from analysis.resampling import Resampling
-from analysis.statistics import effect, rank_test
+from analysis.statistics import effect
 from analysis.sweep.conditions import BASELINE
+from analysis.sweep.controls import KINDS, UNBALANCED
 from audiolens import measure
 from audiolens.checks import shown
 from audiolens.door import guarded
@@ -29,7 +29,8 @@ MEASURED: Mapping[str, str] = {
 """The measure in which the effect of each concept is reported."""
 LOST = ("rms_ratio", "onsets", "entropy_ratio", "failed")
 """Columns that describe damage to a clip."""
-CONTROLS = ("random", "shuffled")
+CONTROLS = (*KINDS, UNBALANCED)
+"""The kinds of condition that steer along a control direction."""
 KEYS = ["prompt", "seed"]
 _RATIOS = ("BPM", "Hz", "onsets/s")
 
@@ -99,17 +100,6 @@ def effects(
             }
         )
     return pd.DataFrame(rows)
-
-
-def rank_among(observed: float, controls: ArrayLike, sign: int) -> tuple[float, int]:
-    """Return the rank p of an effect among those of controls, towards `sign`, and the number of controls.
-
-    p is NaN if an effect could not be measured or there are no controls.
-    """
-    values = np.asarray(controls, dtype=float)
-    if not len(values) or not np.isfinite(observed) or not np.isfinite(values).all():
-        return float("nan"), len(values)
-    return rank_test(observed, values, "greater" if sign > 0 else "less").p, len(values)
 
 
 def _effect(group: pd.DataFrame, measured: str, before: np.ndarray, resampling: Resampling) -> dict[str, float]:

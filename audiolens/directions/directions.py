@@ -17,7 +17,9 @@ from torch.nn.functional import cosine_similarity
 
 from audiolens.arrays import AsArray
 from audiolens.checks import checked_flags, checked_seed, shown, whole_number
+from audiolens.directions import shuffles
 from audiolens.directions.evidence import Evidence
+from audiolens.directions.permutation import N_SHUFFLES, PermutationTest, permutation_test
 from audiolens.directions.pole_reader import Samples
 from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError, SiteError, shortened
@@ -201,21 +203,46 @@ class Directions(AsArray):
         drawn = torch.randn(self.vectors.shape, generator=generator, dtype=torch.float32, device="cpu")
         return self._changed(unit(drawn) * self.norms[:, None], f"random {seed} like ({self.meta.label})")
 
-    def shuffled(self, seed: int, *, match_norms: bool = True) -> "Directions":
-        """Return the direction estimated with shuffled pole labels, as a control that does not contain the concept.
+    def shuffled(self, seed: int, *, match_norms: bool = True, balanced: bool = True) -> "Directions":
+        """Return the difference between two groups that each hold half of either pole: a control without the concept.
 
-        The means of shuffled poles nearly cancel, so the vectors are rescaled to the norms of these directions, unless
-        `match_norms` is false. This needs samples (`keep_samples=True`).
+        If the poles have the same number of prompts, exactly half of the pairs (positive prompt i, negative prompt i)
+        are swapped. Where a number is odd, one pair or prompt is left out. The concept cancels, so the vectors are
+        short, and are rescaled to the norms of these directions, unless `match_norms` is false. This needs samples
+        (`keep_samples=True`).
+
+        `balanced=False` permutes the labels over all prompts. Such shuffles keep a part of the concept, and rescaling
+        magnifies it: use them only to see how much.
+
+        Raises:
+            InputError: without samples or, if balanced, with fewer than two prompts in a pole.
         """
-        checked_flags(match_norms=match_norms)
-        if self.samples is None:
-            raise InputError("shuffled needs one vector per prompt: read the directions with keep_samples=True.")
-        generator = torch.Generator("cpu").manual_seed(checked_seed(seed))
-        order = torch.randperm(len(self.samples.labels), generator=generator, device="cpu")
-        vectors = self.samples.difference(self.samples.labels[order])
+        checked_flags(match_norms=match_norms, balanced=balanced)
+        samples = self._samples("shuffled")
+        first, second = (shuffles.balanced if balanced else shuffles.free)(samples.labels, seed)
+        vectors = samples.values[:, first].mean(1) - samples.values[:, second].mean(1)
         if match_norms:
             vectors = unit(vectors) * self.norms[:, None]
         return self._changed(vectors, f"shuffled {seed} of ({self.meta.label})")
+
+    def with_norms_of(self, other: "Directions") -> "Directions":
+        """Return these directions scaled to the norms of `other`, layer by layer.
+
+        Another concept's direction then is a control: it is steered with the same length at the same places.
+        """
+        self._refuse_foreign(other)
+        return self._changed(unit(self.vectors) * other.norms[:, None], f"{self.meta.label} like ({other.meta.label})")
+
+    def permutation_test(self, n_shuffles: int = N_SHUFFLES, seed: int = 0) -> PermutationTest:
+        """Test whether the difference in means is longer than under shuffled labels, family-wise over layers.
+
+        It uses the samples (`keep_samples=True`), so no model runs. The difference in means is tested even if another
+        estimator made the vectors.
+
+        Raises:
+            InputError: without samples.
+        """
+        return permutation_test(self._samples("permutation_test"), n_shuffles, checked_seed(seed))
 
     def to_frame(self) -> Any:
         """Return a pandas DataFrame with one row per layer: norms in the model's units, and the evidence, if any."""
@@ -297,6 +324,11 @@ class Directions(AsArray):
             f"Directions({self.meta.label or 'unnamed'}: layers {span} at {self.meta.site} of "
             f"{shown(self.meta.model)}, {self.meta.estimator} of {counts}{finding})"
         )
+
+    def _samples(self, wanted_by: str) -> Samples:
+        if self.samples is None:
+            raise InputError(f"{wanted_by} needs one vector per prompt: read the directions with keep_samples=True.")
+        return self.samples
 
     def _index(self, layer: int) -> int:
         try:

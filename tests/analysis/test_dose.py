@@ -43,6 +43,8 @@ def test_effects_and_ranks_are_those_planted(dose: Any) -> None:
     assert small["p_corrected"] == pytest.approx(3 / 20)
     assert np.isnan(at(dose.table, "one-to-all", 3, 0.5)["p_random"])
     assert np.isnan(small["p_shuffled"])
+    assert (small["p_controls"], small["n_controls"]) == (small["p_random"], 19)
+    assert (small["n_shuffled"], small["n_other"], small["rivals"]) == (0, 0, "")
 
 
 def test_the_rank_is_towards_the_strengths_own_pole() -> None:

@@ -122,7 +122,7 @@ def test_another_sweep_is_refused_with_the_reason(lens: Any, whole: Path, tmp_pa
     ("change", "message"),
     [
         (lambda plan: {**plan, "format": "audiolens.sweep.0"}, "format audiolens.sweep.0"),
-        (lambda plan: {**plan, "versions": {**plan["versions"], "torch": "1.0"}}, "version of torch 1.0"),
+        (lambda plan: {**plan, "versions": {**plan["versions"], "torch": "1.0"}}, "begun with torch 1.0"),
         (lambda plan: {**plan, "clips": plan["clips"][:1]}, "its clips differ"),
         (lambda plan: {"a": 1}, "does not describe a sweep"),
     ],

@@ -1,6 +1,7 @@
 """Tables of clips with known effects, as a sweep would measure them, without a model."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from analysis.study import Settings, Study, scan, side_effects, test_result
 from analysis.study.where import Where
 from analysis.sweep import Condition, clips
 from audiolens.directions.directions import Directions
+from audiolens.directions.pole_reader import Samples
 from audiolens.directions.steering import Strategy
 from audiolens.model.provenance import Provenance
 from audiolens.prompts import PromptSet, load
@@ -32,6 +34,17 @@ def directions(width: int = 32, seed: int = 0) -> Directions:
         residual_norms=torch.linspace(10, 30, N_LAYERS),
         meta=Provenance(model="planted", weights="0" * 16, n_layers=N_LAYERS, label="tempo"),
     )
+
+
+def sampled(n_pairs: int = 12, width: int = 32, seed: int = 0) -> Directions:
+    """The same directions, with samples from which they are the difference in means."""
+    real = directions(width, seed)
+    draw = torch.Generator().manual_seed(seed)
+    noise = torch.randn(N_LAYERS, 2 * n_pairs, width, generator=draw)
+    labels = torch.arange(2 * n_pairs) < n_pairs
+    samples = Samples(noise + labels[None, :, None] * real.vectors[:, None], labels, real.layers,
+                      tuple(map(str, range(2 * n_pairs))))  # fmt: skip
+    return replace(real, vectors=samples.difference(), samples=samples)
 
 
 def tempo() -> PromptSet:
@@ -97,16 +110,28 @@ def scanned(best: int = 3, **options: object) -> pd.DataFrame:
 
 
 def steered(
-    choice: scan.Choice, alternatives: Sequence[scan.Choice], *, n_random: int = 5, **options: object
+    choice: scan.Choice,
+    alternatives: Sequence[scan.Choice],
+    *,
+    n_random: int = 5,
+    n_shuffled: int = 0,
+    others: Mapping[str, float] | None = None,
+    **options: object,
 ) -> pd.DataFrame:
-    """Test clips in which the real direction works and random ones do not."""
-    sets = tempo()
-    real = directions()
-    real = Directions(**{**vars(real), "samples": None})
-    todo = test_result.conditions(real, sets, choice, alternatives, n_random=n_random)
+    """Test clips in which the real direction works and random ones do not.
+
+    `others` maps other concepts to the effect of their direction, relative to that of the real one.
+    """
+    sets, also = tempo(), others or {}
+    real = sampled() if n_shuffled else directions()
+    drawn = {name: directions(seed=number + 1) for number, name in enumerate(also)}
+    todo = test_result.conditions(real, sets, choice, alternatives)
+    todo += test_result.control_conditions(real, choice, drawn, n_random=n_random, n_shuffled=n_shuffled)[1:]
 
     def factor(labels: dict) -> float:
         kind = labels["kind"]
+        if kind == "other":
+            return float(np.exp(0.4 * labels["strength"] / choice.strength * also[labels["other"]]))
         if kind in ("steered", "alternative"):
             return float(np.exp(0.4 * labels["strength"] / choice.strength * (0.5 if kind == "alternative" else 1)))
         if kind == "prompted":

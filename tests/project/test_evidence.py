@@ -31,6 +31,7 @@ def tables() -> dict[str, pd.DataFrame]:
     steering = {
         "concept": "tempo", "pole": "slow", "strength": -1.0, "effect": -0.4, "low": -0.5, "high": -0.3,
         "failed": 0.03, "median": 66.0, "p_random": 0.05, "n_random": 19, "p_shuffled": 0.091, "n_shuffled": 10,
+        "p_corrected": 0.041, "n_controls": 32, "rivals": "", "n_other": 3,
         "prompted": -0.36, "opposed": -0.1, "spearman": 1.0,
     }  # fmt: skip
     response = {
@@ -54,7 +55,8 @@ def test_the_page_says_what_the_tables_hold(evidence: ModuleType, tables: dict[s
     text = evidence.page(tables, [SimpleNamespace(finding="tempo turns.", qualification="Nothing failed.")])
     assert "| tempo | tempo_ioi | 71 | 158 | 0.961 [0.930, 0.980] | 0.990 | -0.029 |" in text
     assert "| instrument | classifier | 71 | 158 | 0.961  | 0.990 | -0.029 |" in text
-    assert "| tempo | slow | -1 | -40.0% [-50%, -30%] | 3% | 66 | 0.050 (19) | 0.091 (10) | -36.0% |" in text
+    ranks = "0.050 (19) | 0.091 (10) | 0.041 (32) | none of 3"
+    assert f"| tempo | slow | -1 | -40.0% [-50%, -30%] | 3% | 66 | {ranks} | -36.0% |" in text
     assert "| tempo | steered | one-to-one 4, -1 | 66 | -40.0% [-50%, -30%] | 3% |" in text
     assert "- tempo turns. Nothing failed." in text
     assert "| tempo | +0.5 | tempo_ioi | +30.0% [+20%, +40%], 0% failed | +25.0% [+20%, +40%], 0% failed |" in text

@@ -156,7 +156,7 @@ def test_the_preset_is_the_protocol_and_changes_stand_over_it(melody_lens: Any, 
     assert (paper.poles, paper.position, paper.branch, paper.seconds) == (100, "eos", "both", 10.0)
     assert dict(paper.strengths) == {"one-to-all": (1.25,)}
     assert paper.blocks(3) == list(range(3))
-    assert (paper.n_random, paper.n_shuffled) == (19, 19)
+    assert (paper.n_random, paper.n_shuffled) == (99, 99)
     other = Settings.paper(lens)
     assert other.position == "last"
     assert other.substitutes[0].startswith("Directions are read at the clip's last step")

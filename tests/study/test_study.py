@@ -113,32 +113,117 @@ def test_moving_towards_a_pole_needs_the_right_side_an_interval_and_sound_clips(
     assert slow.towards
 
 
-def test_a_claim_needs_nineteen_random_directions_that_do_less() -> None:
-    def found(table: pd.DataFrame) -> test_result.Outcome:
-        return test_result.outcomes(sweep.effects(table, "tempo_ioi", n_bootstrap=200), planted.tempo().poles, CHOICE)[
-            0
-        ]
+CLAIM: dict[str, Any] = {"noise": 0.02, "n_random": 19, "n_shuffled": 19, "others": {"timbre": 0.1, "density": 0.2}}
+"""Clips with enough controls, of which none does as much as the real direction."""
 
-    full = planted.steered(CHOICE, [], noise=0.02, n_random=19)
-    claim = found(full)
-    assert (claim.p_random, claim.claimable, claim.as_dict()["claimable"]) == (0.05, True, True)
-    quick = found(planted.steered(CHOICE, [], noise=0.02))
-    assert (quick.towards, quick.claimable) == (True, False)
-    # Random directions that do as much as the real one.
-    as_good = full.assign(tempo_ioi=full["tempo_ioi"].where(full["kind"] != "random", 2 * full["tempo_ioi"]))
-    beaten = found(as_good)
-    assert (beaten.p_random, beaten.towards, beaten.claimable) == (1.0, True, False)
+
+def _outcomes(table: pd.DataFrame) -> tuple[test_result.Outcome, test_result.Outcome]:
+    response = sweep.effects(table, "tempo_ioi", n_bootstrap=200)
+    return test_result.outcomes(response, planted.tempo().poles, CHOICE)
+
+
+def test_a_claim_needs_enough_controls_that_all_do_less() -> None:
+    full = planted.steered(CHOICE, [], **CLAIM)
+    for claim in _outcomes(full):
+        assert (claim.n_random, claim.n_shuffled, claim.n_other, claim.n_controls) == (19, 19, 2, 40)
+        assert (claim.p_random, claim.p_shuffled, claim.p_other) == (0.05, 0.05, pytest.approx(1 / 3))
+        assert claim.p_controls == pytest.approx(1 / 41)
+        assert (claim.p_corrected, claim.n_tests) == (pytest.approx(2 / 41), 2)
+        assert (claim.claimable, claim.as_dict()["claimable"]) == (True, True)
+    quick = _outcomes(planted.steered(CHOICE, [], noise=0.02))[0]
+    assert (quick.towards, quick.testable, quick.claimable) == (True, False, False)
+
+
+@pytest.mark.parametrize("kind", ["random", "balanced"])
+def test_controls_of_either_kind_that_do_as_much_forbid_a_claim(kind: str) -> None:
+    full = planted.steered(CHOICE, [], **CLAIM)
+    as_good = full.assign(tempo_ioi=full["tempo_ioi"].where(full["kind"] != kind, 2 * full["tempo_ioi"]))
+    fast, slow = _outcomes(as_good)
+    assert getattr(fast, "p_random" if kind == "random" else "p_shuffled") == 1.0
+    assert fast.p_controls == pytest.approx(20 / 41)
+    assert (fast.towards, fast.claimable) == (True, False)
+    # They only push upwards, and Holm multiplies the smallest p of the two.
+    assert slow.p_corrected == pytest.approx(2 / 41)
+    assert slow.claimable
+
+
+@pytest.mark.parametrize("share", [1.5, -1.5])
+def test_another_concept_that_does_as_much_forbids_a_claim_with_either_sign(share: float) -> None:
+    """One control among forty leaves p below .05, but the effect is then not this concept's own."""
+    table = planted.steered(CHOICE, [], **{**CLAIM, "others": {"timbre": 0.1, "density": share}})
+    for found in _outcomes(table):
+        assert found.p_corrected <= 0.1
+        assert (found.towards, found.testable, found.claimable) == (True, True, False)
+        assert found.rivals == ("density",)
+        assert found.as_dict()["rivals"] == "density"
+    named = planted.study()
+    told = replace(named, outcomes=_outcomes(table)).qualification
+    assert "Towards fast: the direction of density has as large an effect; " in told
+
+
+def test_steering_is_ranked_by_its_effect_on_the_controls_clips() -> None:
+    """On the first seeds it does nothing, on the others as much as planted: only the first have controls."""
+    table = planted.steered(CHOICE, [], **CLAIM)
+    first = table.groupby("prompt")["seed"].transform("min") == table["seed"]
+    base = table[table["condition"] == "baseline"].set_index(["prompt", "seed"])["tempo_ioi"]
+    own = base.reindex(pd.MultiIndex.from_frame(table[["prompt", "seed"]])).to_numpy()
+    table["tempo_ioi"] = table["tempo_ioi"].where(~(first & (table["kind"] == "steered")), own)
+    controls = table[first & table["kind"].isin(["baseline", "random", "balanced", "other"])]
+    tested = table[~table["kind"].isin(["random", "balanced", "other"])]
+    effects = [sweep.effects(one, "tempo_ioi", n_bootstrap=0) for one in (tested, controls)]
+    response = pd.concat([effects[0], effects[1][effects[1]["kind"] != "baseline"]], ignore_index=True)
+    same = test_result.on_same_clips(tested, controls, "tempo_ioi")
+    fast, _ = test_result.outcomes(response, planted.tempo().poles, CHOICE, same)
+    assert fast.effect > 0.3
+    assert fast.ranked == 0
+    assert fast.p_controls > 0.3
+    assert set(same["clips"]) == {8}
+
+
+def test_outcomes_that_are_reported_together_are_corrected_together() -> None:
+    one = _outcomes(planted.steered(CHOICE, [], **CLAIM))
+    four = test_result.corrected([*one, *one])
+    assert [outcome.n_tests for outcome in four] == [4] * 4
+    assert [outcome.p_corrected for outcome in four] == [pytest.approx(4 / 41)] * 4
+    assert not any(outcome.testable or outcome.claimable for outcome in four)
+    unmeasured = replace(one[0], p_controls=float("nan"))
+    found = test_result.corrected([unmeasured, one[1]])
+    assert np.isnan(found[0].p_corrected)
+    assert found[1].p_corrected == pytest.approx(2 / 41)
+
+
+def test_controls_state_how_far_they_point_along_the_direction() -> None:
+    real, other = planted.sampled(), planted.directions(seed=5)
+    listed = test_result.control_conditions(real, CHOICE, {"timbre": other}, n_random=2, n_shuffled=3)
+    assert listed[0].name == "baseline"
+    assert len(listed) == 1 + 2 * (2 + 3 + 1)
+    for condition in listed[1:]:
+        labels, step = condition.labels, condition.interventions[0]
+        assert isinstance(step, al.Add)
+        vector = torch.as_tensor(step.vector).double()
+        expected = torch.nn.functional.cosine_similarity(vector, real[CHOICE.layer or 0].double(), dim=0)
+        assert labels["cosine"] == pytest.approx(float(expected), abs=1e-4)
+        assert float(vector.norm()) == pytest.approx(float(real[CHOICE.layer or 0].norm()), rel=1e-5)
+    everywhere = Choice("all-to-all", None, 0.5, 2.0, 0.0, 32)
+    (control,) = (one for one in test_result.control_conditions(real, everywhere, n_random=1, n_shuffled=0)
+                  if one.labels["strength"] > 0)  # fmt: skip
+    mean = float(real.random_like(0).cosine(real).abs().mean())
+    assert control.labels["cosine"] == pytest.approx(mean, abs=1e-4)
 
 
 def test_the_finding_says_what_the_controls_allow() -> None:
     quick = planted.study()
-    few = "Too few controls were run to say whether a random direction would do the same."
+    few = "Too few controls were run to say whether another direction would do the same."
     assert quick.qualification.endswith(few)
-    claimed = replace(quick, outcomes=tuple(replace(o, n_random=19, p_random=0.05) for o in quick.outcomes))
+    assert "controls, " not in quick.qualification
+    claimed = replace(quick, outcomes=_outcomes(planted.steered(CHOICE, [], **CLAIM)))
     assert few not in claimed.qualification
-    assert "p = 0.05 among 19 random directions" in claimed.qualification
-    beaten = replace(quick, outcomes=tuple(replace(o, n_random=19, p_random=0.4) for o in quick.outcomes))
-    assert "no better than random directions: p = 0.4 among 19" in beaten.qualification
+    assert (
+        "p = 0.024 among 40 controls, 0.049 corrected for 2 tests (19 random directions, 19 balanced shuffles, 2 other "
+        "concepts)" in claimed.qualification
+    )
+    beaten = replace(claimed, outcomes=tuple(replace(o, p_corrected=0.4) for o in claimed.outcomes))
+    assert "no better than the controls: p = 0.024 among 40 controls, 0.4 corrected" in beaten.qualification
 
 
 RELIABLE = {"effect": 0.746, "low": 0.42, "high": 1.0, "failed": 0.0, "prompted": 0.71}
@@ -181,12 +266,12 @@ def test_the_reliable_pole_comes_first() -> None:
 def test_the_qualification_keeps_place_controls_words_and_failed_clips() -> None:
     found = planted.study()
     up, down = found.outcomes
-    ranks = {"n_random": 19, "p_random": 0.05, "n_shuffled": 19, "p_shuffled": 0.1}
+    ranks = {"n_random": 99, "n_shuffled": 99, "n_other": 1, "n_controls": 199, "p_controls": 0.01, "p_corrected": 0.02}
     full = replace(found, outcomes=(replace(up, **RELIABLE, **ranks), replace(down, **UNMEASURED)))
     assert full.qualification.startswith(
-        f"Strategy: {found.choice.description}. Towards fast: p = 0.05 among 19 random directions and 0.1 among 19 "
-        "from shuffled labels; 0% of clips failed; prompting gave +71%. Towards slow: no clip could be measured. "
-        "Tempo is measured by the interval between onsets"
+        f"Strategy: {found.choice.description}. Towards fast: p = 0.01 among 199 controls, 0.02 corrected for 2 tests "
+        "(99 random directions, 99 balanced shuffles, 1 other concept); 0% of clips failed; prompting gave +71%. "
+        "Towards slow: no clip could be measured. Tempo is measured by the interval between onsets"
     )
 
 
@@ -208,7 +293,8 @@ def test_a_finding_in_intervals_also_states_the_beat() -> None:
 
 def test_test_conditions_pair_controls_and_references_with_the_steering() -> None:
     sets = planted.tempo()
-    listed = test_result.conditions(planted.directions(), sets, CHOICE, n_random=3)
+    listed = test_result.conditions(planted.directions(), sets, CHOICE)
+    listed += test_result.control_conditions(planted.directions(), CHOICE, n_random=3, n_shuffled=0)[1:]
     kinds = [condition.labels["kind"] for condition in listed]
     assert {kind: kinds.count(kind) for kind in set(kinds)} == {
         "baseline": 1,
@@ -240,34 +326,39 @@ def test_the_plan_is_counted_before_the_start(written: tuple[study.Study, Path, 
     counts = TINY.clips(found.directions.meta.n_layers)
     splits = found.clips["split"].value_counts()
     assert splits["development"] == counts["scanning blocks"]
-    assert splits["test"] == counts["dose-response"]
+    # The baseline of the controls is played again, and not reported again.
+    assert splits["test"] == counts["dose-response"] + counts["controls"] - 3 + 2 * len(found.others) * 3
     assert told[0].startswith(f"{sum(counts.values())} clips of 2 s")
-    assert any("2 random directions cannot reach" in line for line in told)
+    assert any("2 random directions, 1 balanced shuffles and" in line for line in told)
 
 
 def test_the_default_fits_its_budget() -> None:
-    assert sum(Settings().clips(8).values()) <= 1200
-    assert sum(Settings(place_by="scan").clips(8).values()) <= 2100
+    others = (planted.tempo(),) * 3
+    assert sum(Settings().clips(8, planted.tempo(), others).values()) <= 1650
+    assert sum(Settings(place_by="scan").clips(8, planted.tempo(), others).values()) <= 2600
     assert "scanning blocks" not in Settings().clips(8)
     assert Settings(verify=True).clips(8).keys() >= {"scanning blocks", "choosing a strength"}
     full = Settings.full()
     assert full.test * full.test_seeds >= 32
-    assert (full.n_random, full.n_shuffled) == (19, 19)
+    assert (full.n_random, full.n_shuffled) == (99, 99)
+    assert min(Settings().n_random, Settings().n_shuffled) == 19
 
 
 def test_repetitions_share_no_clip_and_no_control() -> None:
-    sets, directions = planted.tempo(), planted.directions()
+    sets, directions = planted.tempo(), planted.sampled(24)
     clips, draws = [], []
     for seed in (0, 1, REPETITIONS - 1):
         settings = Settings.full(seed=seed)
         reading = [(prompt, n) for n in settings.reading_seeds(sets) for prompt in (*sets.positive, *sets.negative)]
         clips.append({*reading, *settings.development_clips(sets), *settings.test_clips(sets)})
-        listed = test_result.conditions(directions, sets, CHOICE, n_random=19, first_draw=settings.first_draw)
-        controls = [condition.interventions[0] for condition in listed if condition.labels["kind"] == "random"]
+        listed = test_result.control_conditions(
+            directions, CHOICE, n_random=19, n_shuffled=19, first_draw=settings.first_draw
+        )
+        controls = [condition.interventions[0] for condition in listed[1:]]
         draws.append({tuple(step.vector.tolist()) for step in controls})
     for sets_of in (clips, draws):
         assert len(set.union(*sets_of)) == sum(map(len, sets_of))
-    assert all(len(drawn) == 19 for drawn in draws)
+    assert all(len(drawn) == 38 for drawn in draws)
     seeds = [seed for _, seed in Settings.full(seed=REPETITIONS - 1).development_clips(sets)]
     assert max(seeds) < min(seed for _, seed in Settings.full().test_clips(sets))
 
@@ -386,6 +477,7 @@ def test_a_concept_that_cannot_be_studied_is_refused(lens: Any, concept: str, me
         ({"seconds": 600.0}, "expected 1 to"),
         ({"test": 1000}, "has 40"),
         ({"n_random": 0}, "needs a control"),
+        ({"control_seeds": 5}, "control_seeds=5: expected 1 to test_seeds=4"),
         ({"seed": -1}, "seed=-1"),
         ({"seed": 100}, "expected 0 to 99"),
         ({"test_seeds": 2000}, "test x test_seeds=16000"),

@@ -191,7 +191,15 @@ def test_verifying_scans_beside_the_evidence_and_changes_nothing(
     pd.testing.assert_frame_equal(beside.response, alone.response)
     assert {line for line in told if "kept from before" in line} == {
         f"{stage}: kept from before"
-        for stage in ("directions", "patching", "placement", "choosing a strength", "dose-response", "side effects")
+        for stage in (
+            "directions",
+            "patching",
+            "placement",
+            "choosing a strength",
+            "dose-response",
+            "controls",
+            "side effects",
+        )
     }
 
 

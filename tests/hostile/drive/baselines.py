@@ -167,7 +167,9 @@ ARGUMENTS: dict[str, Arguments] = {
     "audiolens.Directions.random_like": lambda w: {"seed": 0},
     "audiolens.Directions.residual_norm": lambda w: {"layer": 1},
     "audiolens.Directions.save": lambda w: {"path": w.folder / "d.safetensors"},
+    "audiolens.Directions.permutation_test": lambda w: {"n_shuffles": 3},
     "audiolens.Directions.shuffled": lambda w: {"seed": 0},
+    "audiolens.Directions.with_norms_of": lambda w: {"other": w.directions},
     "audiolens.Generation.__getitem__": lambda w: {"row": 0},
     "audiolens.Generation.save": lambda w: {"folder": w.place()},
     "audiolens.difference_in_means": lambda w: {

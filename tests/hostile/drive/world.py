@@ -250,7 +250,7 @@ class World:
     def settings(self) -> Any:
         return study.Settings(
             poles=2, reading_seconds=0.5, development=2, development_seeds=1, test=2, test_seeds=1, n_random=1,
-            strengths={"one-to-one": (1.0,)}, doses=(1.0,), seconds=1.0, shown=1, pairs=2, n_jobs=0,
+            n_shuffled=1, strengths={"one-to-one": (1.0,)}, doses=(1.0,), seconds=1.0, shown=1, pairs=2, n_jobs=0,
         )  # fmt: skip
 
     @cached_property

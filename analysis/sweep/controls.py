@@ -1,0 +1,82 @@
+"""Control directions: random ones, balanced shuffles of the same prompts, and the directions of other concepts.
+
+All have the norms of the direction that they control for, and are steered with at the same places and strengths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from audiolens.directions import shuffles
+from audiolens.directions.directions import Directions
+from audiolens.errors import InputError
+
+RANDOM, BALANCED, OTHER = "random", "balanced", "other"
+"""The kinds of control. Folders of earlier versions also hold the kind "shuffled": labels permuted freely."""
+KINDS: Mapping[str, str] = {RANDOM: "random", BALANCED: "shuffled", OTHER: "other"}
+"""For each kind, its name in columns such as `p_shuffled` and `n_shuffled`."""
+UNBALANCED = "shuffled"
+"""The kind of freely shuffled labels in folders of earlier versions. It is drawn, but not ranked."""
+
+
+@dataclass(frozen=True)
+class Control:
+    """A control for `real`.
+
+    Attributes:
+        kind: one of `KINDS`.
+        draw: its number among those of its kind.
+        directions: its vectors, with the norms of `real`.
+        real: the directions that it is a control for.
+        concept: the name of the other concept; `None` for the other kinds.
+    """
+
+    kind: str
+    draw: int
+    directions: Directions
+    real: Directions
+    concept: str | None = None
+
+    def labels(self, layer: int | None) -> dict[str, Any]:
+        """The labels of its condition at a layer, or, with `None`, where every layer has its own direction."""
+        return {"draw": self.draw, "other": self.concept, "cosine": self.cosine(layer)}
+
+    def cosine(self, layer: int | None) -> float:
+        """Return its cosine similarity to the real direction at a layer; with `None`, the mean |cosine| over layers."""
+        found = self.directions.cosine(self.real)
+        value = found.abs().mean() if layer is None else found[self.real.layers.index(layer)]
+        # Labels identify a condition when a sweep resumes, and the last bits of a cosine are not part of that.
+        return round(float(value), 4)
+
+
+def drawn(
+    directions: Directions,
+    *,
+    n_random: int,
+    n_shuffled: int,
+    others: Mapping[str, Directions] | None = None,
+    first_draw: int = 0,
+) -> list[Control]:
+    """Draw all controls. Random directions and shuffles use the seeds `first_draw`, `first_draw` + 1, ...
+
+    No shuffle is drawn twice, so a set of few prompts may give fewer than `n_shuffled`.
+
+    Raises:
+        InputError: for shuffles of directions without samples, or other concepts' directions of another model, site or
+            layers.
+    """
+    seeds = [first_draw + number for number in range(n_random)]
+    found = [Control(RANDOM, at, directions.random_like(seed), directions) for at, seed in enumerate(seeds)]
+    if n_shuffled:
+        if directions.samples is None:
+            raise InputError(
+                f"n_shuffled={n_shuffled}: shuffles need one vector per prompt: read the directions with "
+                "keep_samples=True, or give n_shuffled=0."
+            )
+        seeds = shuffles.different(directions.samples.labels, n_shuffled, first_draw)
+        found += [Control(BALANCED, at, directions.shuffled(seed), directions) for at, seed in enumerate(seeds)]
+    for at, (name, other) in enumerate((others or {}).items()):
+        found.append(Control(OTHER, at, other.with_norms_of(directions), directions, name))
+    return found

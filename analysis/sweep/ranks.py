@@ -1,0 +1,77 @@
+"""Rank the effect of a direction among those of its controls, by kind and all together.
+
+The functions work on the table of `response.effects` and need no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+
+from analysis.statistics import rank_test
+from analysis.sweep.controls import KINDS, OTHER
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The rank p-values of one effect among its controls.
+
+    Attributes:
+        p: p by kind ("random", "shuffled", "other") and among all controls together ("controls"). It is NaN if an
+            effect could not be measured or there are no controls.
+        n: number of controls by kind and in all.
+        rivals: other concepts whose direction, with either sign, has at least as large an effect.
+    """
+
+    p: Mapping[str, float]
+    n: Mapping[str, int]
+    rivals: tuple[str, ...]
+
+    def columns(self) -> dict[str, Any]:
+        """The p-values and numbers as columns `p_random`, `n_random` and so on."""
+        return {f"p_{name}": p for name, p in self.p.items()} | {f"n_{name}": n for name, n in self.n.items()}
+
+
+def ranked(effect: float, strength: float, controls: pd.DataFrame) -> Ranks:
+    """Rank the effect of a strength towards its own sign among controls at the same place and |strength|.
+
+    `controls` has the columns kind, strength, effect and, if there are other concepts, other. Random directions and
+    shuffles are compared at the same strength. The sign of another concept is arbitrary, so the larger of its two
+    effects counts, as one control.
+    """
+    sign = 1 if strength > 0 else -1
+    values: dict[str, np.ndarray] = {}
+    rivals: list[str] = []
+    for kind, name in KINDS.items():
+        mine = controls[controls["kind"] == kind]
+        if kind == OTHER and len(mine):
+            largest = (sign * mine["effect"]).groupby(mine["other"], sort=False).agg(_largest) * sign
+            rivals += [str(one) for one, value in largest.items() if sign * value >= sign * effect]
+            values[name] = largest.to_numpy(dtype=float)
+        else:
+            values[name] = mine.loc[mine["strength"] == strength, "effect"].to_numpy(dtype=float)
+    values["controls"] = np.concatenate(list(values.values()))
+    found = {name: rank_among(effect, among, sign) for name, among in values.items()}
+    return Ranks({name: p for name, (p, _) in found.items()}, {name: n for name, (_, n) in found.items()},
+                 tuple(rivals))  # fmt: skip
+
+
+def rank_among(observed: float, controls: ArrayLike, sign: int) -> tuple[float, int]:
+    """The rank p of an effect among those of controls, towards `sign`, and the number of controls.
+
+    The p is NaN if an effect could not be measured or there are no controls.
+    """
+    values = np.asarray(controls, dtype=float)
+    if not len(values) or not np.isfinite(observed) or not np.isfinite(values).all():
+        return float("nan"), len(values)
+    return rank_test(observed, values, "greater" if sign > 0 else "less").p, len(values)
+
+
+def _largest(values: pd.Series) -> float:
+    """The maximum; NaN if any value is NaN."""
+    return float(values.max(skipna=False))

@@ -1,0 +1,111 @@
+"""Deal prompts into two groups regardless of their poles, for control directions and permutation tests.
+
+A *balanced* deal puts half of each pole into either group, so that the concept cancels in the difference between the
+groups. A free permutation of the labels leaves a part of the concept in it, which matching the norm then magnifies.
+"""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from audiolens.checks import checked_count, checked_seed
+from audiolens.errors import InputError
+
+FEWEST = 2
+"""The fewest prompts per pole that can be halved."""
+_TRIES = 50
+"""How many seeds are tried for each different deal; small sets have only a few deals."""
+
+Groups = tuple[Int[Tensor, " member"], Int[Tensor, " other_member"]]
+"""The indices of the prompts in the two groups."""
+
+
+def balanced(labels: Bool[Tensor, " prompt"], seed: int) -> Groups:
+    """Deal half of each pole into either group.
+
+    Poles with the same number of prompts are dealt as pairs (positive prompt i with negative prompt i): exactly half of
+    the pairs are swapped. Where a number is odd, one pair or prompt, drawn anew for each seed, is left out.
+
+    Raises:
+        InputError: if a pole has fewer than two prompts.
+    """
+    generator = _generator(seed)
+    poles = [_where(labels), _where(~labels)]
+    sizes = [len(pole) for pole in poles]
+    if min(sizes) < FEWEST:
+        raise InputError(
+            f"{sizes[0]} positive and {sizes[1]} negative prompts: a balanced shuffle halves each pole, so it needs at "
+            f"least {FEWEST} of each."
+        )
+    if sizes[0] == sizes[1]:
+        kept, swapped = _halves(sizes[0], generator)
+        return torch.cat([poles[0][kept], poles[1][swapped]]), torch.cat([poles[1][kept], poles[0][swapped]])
+    halves = [[pole[half] for half in _halves(len(pole), generator)] for pole in poles]
+    return torch.cat([halves[0][0], halves[1][0]]), torch.cat([halves[0][1], halves[1][1]])
+
+
+def free(labels: Bool[Tensor, " prompt"], seed: int) -> Groups:
+    """Permute the labels over all prompts, regardless of how many of each pole a group then has."""
+    shuffled = labels[torch.randperm(len(labels), generator=_generator(seed), device="cpu")]
+    return _where(shuffled), _where(~shuffled)
+
+
+def different(labels: Bool[Tensor, " prompt"], n: int, first_seed: int = 0) -> list[int]:
+    """Return `n` seeds, from `first_seed` on, whose balanced deals all differ in more than the order of the groups.
+
+    Small sets have few deals, and a repeated control is no further evidence: then there are fewer seeds than `n`.
+    """
+    n, seed = checked_count("n", n, least=0), checked_seed(first_seed)
+    found: dict[frozenset[frozenset[int]], int] = {}
+    for number in range(seed, seed + _TRIES * n):
+        if len(found) == n:
+            break
+        groups = balanced(labels, number)
+        found.setdefault(frozenset(frozenset(group.tolist()) for group in groups), number)
+    return list(found.values())
+
+
+def permuted(labels: Bool[Tensor, " prompt"], n: int, seed: int) -> Float[Tensor, "shuffle prompt"]:
+    """Return the weights of each prompt in the difference in means under `n` random labellings, for a permutation test.
+
+    Poles with the same number of prompts are permuted within pairs, others over all prompts. These labellings are not
+    balanced: a permutation test is exact only if the labels as they are could be drawn, too.
+    """
+    generator = _generator(seed)
+    positive, negative = _where(labels), _where(~labels)
+    if len(positive) == len(negative):
+        signs = torch.randint(0, 2, (n, len(positive)), generator=generator, device="cpu").double() * 2 - 1
+        weights = torch.zeros(n, len(labels), dtype=torch.float64, device="cpu")
+        weights[:, positive], weights[:, negative] = signs / len(positive), -signs / len(positive)
+        return weights
+    orders = torch.rand(n, len(labels), generator=generator, device="cpu").argsort(1)
+    drawn = labels[orders]
+    return drawn.double() / len(positive) - (~drawn).double() / len(negative)
+
+
+def orders(labels: Bool[Tensor, " prompt"]) -> float:
+    """Return how many of the labellings that `permuted` draws from give differences of different length."""
+    positive, negative = int(labels.sum()), int((~labels).sum())
+    if positive == negative:
+        return 2.0 ** (positive - 1)
+    return float(torch.exp(_log_factorial(positive + negative) - _log_factorial(positive) - _log_factorial(negative)))
+
+
+def _log_factorial(n: int) -> Float[Tensor, ""]:
+    """Return log n!."""
+    return torch.lgamma(torch.tensor(n + 1.0, dtype=torch.float64, device="cpu"))
+
+
+def _halves(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Return two random halves of 0 ... n - 1; if n is odd, one number is in neither."""
+    order = torch.randperm(n, generator=generator, device="cpu")
+    half = n // 2
+    return order[:half], order[half : 2 * half]
+
+
+def _where(chosen: Bool[Tensor, " prompt"]) -> Int[Tensor, " member"]:
+    return chosen.nonzero()[:, 0]
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator("cpu").manual_seed(checked_seed(seed))
