@@ -6,6 +6,7 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+EARS := .ears
 OUT ?= runs
 # Number of neutral test prompts in the evidence, with four seeds each.
 TEST_PROMPTS ?= 24
@@ -23,7 +24,7 @@ export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-.PHONY: help install study test fuzz drive browser lint format evidence notebooks versions clean
+.PHONY: help install study test fuzz drive browser lint format evidence ears agreement notebooks versions clean
 
 help:
 	@echo 'make study     install, steer tempo and timbre on the bundled model, and write $(OUT)/*/index.html'
@@ -31,6 +32,8 @@ help:
 	@echo 'make fuzz      read damaged and malicious files with every loader for SECONDS (default 600)'
 	@echo 'make notebooks run the notebooks from top to bottom and save their outputs'
 	@echo 'make evidence  measure the tables in the README and the model card (no time limit)'
+	@echo 'make ears      install models that others trained in $(EARS), apart from audiolens; with WAVS=folder, measure its WAV files'
+	@echo 'make agreement  compare the measures with those models (UPDATE=1 writes docs/ears.md)'
 	@echo 'make versions  run the exact tests on the lowest, pinned and newest versions of the dependencies'
 	@echo 'make drive     call every public name with wrong arguments, CALLS times, drawn by SEED (default 10000, 0): no foreign error'
 	@echo 'make lint      run ruff and pyright only'
@@ -102,6 +105,21 @@ evidence: $(STAMP)
 	@$(BIN)/python benchmarks/evidence.py --out $(OUT)/evidence --test $(TEST_PROMPTS)$(if $(UPDATE), --update)
 	@echo '==> Tables: $(OUT)/evidence'
 
+# An environment apart, so that neither its pins nor its licences touch audiolens: madmom's models are not for commercial use.
+ears: $(EARS)/.installed
+	@if [ -n '$(WAVS)' ]; then $(EARS)/bin/python benchmarks/ears/hear.py '$(WAVS)'; else \
+	  echo "==> $(EARS) is ready: make ears WAVS=folder measures a folder of WAV files"; \
+	fi
+
+$(EARS)/.installed: benchmarks/ears/requirements.txt | $(STAMP)
+	@echo '==> Installing the models of others in $(EARS)'
+	@$(BIN)/python -m venv --clear $(EARS)
+	@$(EARS)/bin/python -m pip install --quiet --no-deps --requirement $<
+	@touch $@
+
+agreement: $(STAMP) $(EARS)/.installed
+	@PYTHONPATH=.:benchmarks $(BIN)/python -m ears.compare --out $(OUT)/ears$(if $(UPDATE), --update)
+
 notebooks: $(STAMP)
 	@echo '==> Running the notebooks'
 	@HF_HUB_OFFLINE=1 $(BIN)/python notebooks/execute.py
@@ -115,5 +133,5 @@ drive: $(STAMP)
 	@HF_HUB_OFFLINE=1 PYTHONPATH=.:tests $(BIN)/python -m hostile.drive --calls $(or $(CALLS),10000) --seed $(or $(SEED),0)
 
 clean:
-	rm -rf $(VENV) .venv-versions build dist .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(EARS) .venv-versions build dist .pytest_cache .ruff_cache
 	find audiolens analysis tests benchmarks notebooks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

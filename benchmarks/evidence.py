@@ -229,8 +229,8 @@ def page(tables: dict[str, pd.DataFrame], found: list[studies.Study], clips: int
 
 
 def _beside(cross: pd.DataFrame) -> Iterator[SimpleNamespace]:
-    """Rows of the cross-effects with both directions side by side, for the concepts' own measures and loudness."""
-    mine = cross[cross.measure.isin([*cross.own.unique(), "loudness"])]
+    """Cross-effects with both directions side by side: the concepts' own measures, the beat and loudness."""
+    mine = cross[cross.measure.isin([*cross.own.unique(), "tempo", "loudness"])]
     for (concept, strength, measure), pair in mine.groupby(["concept", "strength", "measure"], sort=False):
         sides = {row.direction: row for row in pair.itertuples()}
         yield SimpleNamespace(concept=concept, strength=strength, measure=measure, **sides)

@@ -18,6 +18,7 @@ from analysis.placement import Placement
 from analysis.similarity import CosineMap
 from analysis.statistics import LEVEL, Monotonicity
 from analysis.study import where
+from analysis.study.pace import by_the_beat
 from analysis.study.scan import Choice
 from analysis.study.settings import Settings
 from analysis.study.test_result import Outcome
@@ -153,6 +154,7 @@ class Study:
     def qualification(self) -> str:
         """The context of the finding, with the place, the controls, failed clips, and the effect of prompting."""
         sentences = [f"Strategy: {self.choice.description}.", *(_qualified(one) for one in self.outcomes)]
+        sentences += by_the_beat(self.measure, self.cross, self.choice.strength)
         if any(one.towards and not one.testable for one in self.outcomes):
             sentences.append("Too few controls were run to say whether another direction would do the same.")
         return " ".join(sentences)

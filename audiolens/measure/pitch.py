@@ -15,7 +15,10 @@ LOWEST_HZ, HIGHEST_HZ = 140.0, 1_200.0
 """The range of a melody: above the bass, and below frequencies dominated by harmonics."""
 CHROMA_HZ = (100.0, 1_000.0)
 """The range used for pitch classes; the fifth harmonics above it would add a major third even in a minor key."""
-AUDIBLE_SHARE = 0.01
+MODE_HZ = (100.0, 600.0)
+"""The range used for the mode, narrower for the same reason. With partials up to 1000 Hz, clips steered to minor looked
+neutral, although a key network and their spectra show minor thirds (docs/ears.md)."""
+AUDIBLE_SHARE, MODE_SHARE = 0.01, 0.03
 """Peaks below this share of the strongest partial are ignored: a codec leaves faint tones between the notes."""
 KEY_HZ = (50.0, 400.0)
 """The range in which bass and chords determine the tonic, below most of the melody and the harmonics."""
@@ -61,9 +64,9 @@ def mode(audio: Audio, sample_rate: float | None = None) -> float | Float[np.nda
     """Return how major rather than minor the key is, from -2 to 2; positive is major.
 
     It is the chroma's best correlation with a major profile minus the best with a minor one. The correlations use
-    Krumhansl and Kessler's profiles on all twelve tonics and the partials from 100 to 1000 Hz. A few seconds rarely
+    Krumhansl and Kessler's profiles on all twelve tonics and the partials from 100 to 600 Hz. A few seconds rarely
     determine the mode, so interpret the sign over many clips, not that of a single clip. The result is NaN for silence,
-    noise, and fewer than three pitch classes.
+    noise, and fewer than three pitch classes (in all, or in that range).
     """
     return per_row(audio, sample_rate, major_minor)
 
@@ -98,8 +101,10 @@ def register_hz(clip: Clip) -> float:
 
 def major_minor(clip: Clip) -> float:
     """Return the `mode` of one clip."""
-    profile = _clear_chroma(clip)
-    if profile is None or len(_played(clip)) < FEWEST_CLASSES:
+    if _clear_chroma(clip) is None or len(_played(clip)) < FEWEST_CLASSES:
+        return float("nan")
+    profile = chroma(clip, MODE_HZ, audible=MODE_SHARE)
+    if _n_classes(profile) < FEWEST_CLASSES:
         return float("nan")
     return float(_keys(profile, MAJOR).max() - _keys(profile, MINOR).max())
 
@@ -112,15 +117,17 @@ def _clear_chroma(clip: Clip) -> Float[np.ndarray, "12"] | None:
     return chroma(clip)
 
 
-def chroma(clip: Clip, band_hz: tuple[float, float] = CHROMA_HZ, power: float = 0.2) -> Float[np.ndarray, "12"]:
+def chroma(
+    clip: Clip, band_hz: tuple[float, float] = CHROMA_HZ, power: float = 0.2, audible: float = AUDIBLE_SHARE
+) -> Float[np.ndarray, "12"]:
     """Return how present each pitch class (0 = C) is: the sum of all spectral peaks in a band, raised to a power.
 
     The fifth root makes it a count of notes rather than of loudness, so that bass and chords do not mask the third.
     """
     magnitude = clip.pitch_spectrum
-    audible = np.where(magnitude > magnitude.max() * AUDIBLE_SHARE, magnitude, 0.0)
-    inner = audible[1:-1]
-    bins, frames = np.nonzero((inner > audible[2:]) & (inner >= audible[:-2]))
+    heard = np.where(magnitude > magnitude.max() * audible, magnitude, 0.0)
+    inner = heard[1:-1]
+    bins, frames = np.nonzero((inner > heard[2:]) & (inner >= heard[:-2]))
     bins = bins + 1
     bin_hz = clip.sample_rate / (2 * (len(magnitude) - 1))
     peaks_hz = (bins + _offset(magnitude, bins, frames)) * bin_hz

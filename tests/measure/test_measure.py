@@ -210,6 +210,18 @@ def test_mode_is_positive_in_major_and_negative_in_minor():
     assert scores["major"].mean() > 0.1 > -0.1 > scores["minor"].mean()
 
 
+def test_the_harmonics_of_a_bass_do_not_hide_a_minor_key():
+    # The fifth harmonic of the tonic is its major third. Counted up to 1000 Hz, half of these clips would be major.
+    scores = []
+    for tonic in range(12):
+        music = chord_progression("minor", tonic, tonic)
+        seconds = np.arange(len(music)) / RATE
+        hz = 440 * 2 ** ((36 + tonic - 69) / 12)
+        bass = 0.02 * sum(np.sin(2 * np.pi * hz * h * seconds) / h**0.5 for h in range(1, 17))
+        scores.append(measure.mode(music + bass, RATE))
+    assert np.mean(np.array(scores) < 0) >= 0.8
+
+
 def test_pitch_class_is_the_tonic_in_either_mode():
     found = {
         (mode, tonic): measure.pitch_class(chord_progression(mode, tonic, tonic), RATE)

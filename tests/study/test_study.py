@@ -268,11 +268,27 @@ def test_the_qualification_keeps_place_controls_words_and_failed_clips() -> None
     up, down = found.outcomes
     ranks = {"n_random": 99, "n_shuffled": 99, "n_other": 1, "n_controls": 199, "p_controls": 0.01, "p_corrected": 0.02}
     full = replace(found, outcomes=(replace(up, **RELIABLE, **ranks), replace(down, **UNMEASURED)))
-    assert full.qualification == (
+    assert full.qualification.startswith(
         f"Strategy: {found.choice.description}. Towards fast: p = 0.01 among 199 controls, 0.02 corrected for 2 tests "
         "(99 random directions, 99 balanced shuffles, 1 other concept); 0% of clips failed; prompting gave +71%. "
-        "Towards slow: no clip could be measured."
+        "Towards slow: no clip could be measured. Tempo is measured by the interval between onsets"
     )
+
+
+def test_a_finding_in_intervals_also_states_the_beat() -> None:
+    found = planted.study()
+    chosen = found.choice.strength
+    beats = pd.DataFrame(
+        {"measure": "tempo", "strength": [chosen, -chosen, 2 * chosen], "effect": [0.41, -0.3, 9.0],
+         "low": [0.3, -0.4, 9.0], "high": [0.55, -0.2, 9.0]}
+    )  # fmt: skip
+    stated = "includes notes between the beats; measured by the beat, it changed by"
+    assert f"{stated} +41% [30, 55] and −30% [−40, −20]." in replace(found, cross=beats).qualification
+    # The planted beat is the interval itself.
+    assert stated in found.qualification
+    lost = beats.assign(effect=float("nan"))
+    assert "the beat was not measured." in replace(found, cross=lost).qualification
+    assert "interval between onsets" not in replace(found, measure="tempo").qualification
 
 
 def test_test_conditions_pair_controls_and_references_with_the_steering() -> None:

@@ -1,0 +1,31 @@
+"""Say how much of a change of tempo is a faster beat, because the interval between onsets also depends on the notes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+INTERVAL, BEAT = "tempo_ioi", "tempo"
+
+
+def by_the_beat(measured: str, cross: pd.DataFrame, strength: float) -> list[str]:
+    """Return the sentence that adds the beat's change to a finding in intervals; none for other measures.
+
+    `cross` has the effect of the chosen steering on every measure (`test_result.cross_effects`). Music in which more
+    notes fall between the beats has shorter intervals at the same beat.
+    """
+    if measured != INTERVAL:
+        return []
+    beats = cross[cross["measure"] == BEAT]
+    changes = [_change(beats[np.isclose(beats["strength"], sign * strength)]) for sign in (1, -1)]
+    known = [change for change in changes if change]
+    stated = f"measured by the beat, it changed by {' and '.join(known)}" if known else "the beat was not measured"
+    return [f"Tempo is measured by the interval between onsets, which includes notes between the beats; {stated}."]
+
+
+def _change(row: pd.DataFrame) -> str:
+    """State one effect, such as "+41% [30, 55]"; an empty string if it could not be measured."""
+    if row.empty or not np.isfinite(row["effect"].iloc[0]):
+        return ""
+    effect, low, high = (float(row[name].iloc[0]) for name in ("effect", "low", "high"))
+    return f"{effect:+.0%} [{100 * low:.0f}, {100 * high:.0f}]".replace("-", "−")
