@@ -48,9 +48,9 @@ def difference_in_means(
     the activations at the end of the text. By default, activations are read while one clip per prompt is generated,
     with seed i for prompt i of each pole. The music of the two poles then differs in more than the concept
     (instruments, decay, loudness), and these differences enter the direction. With `codes="shared"`, both poles are
-    read over the same clips of neutral prompts, so only the text differs. Prefer this setting for steering. A `codes`
-    tensor or `audio` has both poles read over given music. Means are computed from running sums, so memory depends only
-    on the batch size and the codes (a few kB per clip).
+    read over the same clips of neutral prompts, so only the text differs. Prefer this setting for steering. With a
+    `codes` tensor or `audio`, both poles are read over the music you give. Means are computed from running sums, so
+    memory depends only on the batch size and the codes (a few kB per clip).
 
     Args:
         positive, negative: the prompts of the poles; `None` means no prompt (for poles that differ in their music).

@@ -202,7 +202,7 @@ class PoleReader:
             yield ReadBatch(values, norms, index < len(self.positive), index)
 
     def _order(self) -> list[int]:
-        """Return the reading order of rows: shuffled, pairs together, and the first halves of both poles first."""
+        """Return the reading order of the rows: shuffled in pairs, the first halves of both poles before the second."""
         n, m = len(self.positive), len(self.negative)
         # The order of prompts in a file may be meaningful, and must not determine the split into halves.
         generator = torch.Generator("cpu").manual_seed(0)

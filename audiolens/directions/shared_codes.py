@@ -53,7 +53,7 @@ class SharedClips:
 
 
 def _each(size: int, count: int) -> int:
-    """Return the smallest number of clips per prompt such that `size` prompts read `count` clips equally often."""
+    """Return the smallest number of clips per prompt such that `size` prompts cover `count` clips equally."""
     return count // gcd(size, count)
 
 

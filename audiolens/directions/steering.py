@@ -1,12 +1,12 @@
 """Turn directions into interventions that steer along them with a chosen strength, at chosen blocks, times and rows.
 
 The strategies are those of Facchiano et al. (2025). One layer's vector is applied at its own block (one-to-one), at
-every block (one-to-all, the best in the paper) or in a band of blocks (one-to-band). In the fourth strategy, each
-block's own vector is applied at that block (all-to-all).
+every block (one-to-all, the best in the paper) or in a band of blocks (one-to-band). In the fourth strategy,
+all-to-all, each block's own vector is applied at that block.
 
-To steer several concepts at once, give a list of directions, each multiplied by its signed weight (`steer([tempo, -0.5
-* timbre])`). To give each row and concept its own strength, add the lists that `steer` returns: `steer(tempo,
-strength=...) + steer(timbre, strength=...)`.
+To steer several concepts at once, give a list of directions, each multiplied by a signed weight
+(`steer([tempo, -0.5 * timbre])`). To give each row and concept its own strength, add the lists that `steer` returns:
+`steer(tempo, strength=...) + steer(timbre, strength=...)`.
 """
 
 from collections.abc import Sequence

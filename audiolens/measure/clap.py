@@ -51,7 +51,7 @@ def clap_score(
     The score of a clip is the mean over its ten-second windows.
 
     Args:
-        audio: clips as for any measure; mixed to mono and resampled to the model's rate (48 kHz).
+        audio: clips as for any measure; they are mixed to mono and resampled to the model's rate (48 kHz).
         texts: one text for all clips, or one per clip.
         sample_rate: sample rate of arrays, in Hz.
         model: a hub name, a folder that `save_pretrained` wrote, or (ClapModel, ClapProcessor).
@@ -62,7 +62,7 @@ def clap_score(
         ModelNotFoundError: if there is no such model, or no network to download it.
 
     The score does not show how good a clip sounds. CLAP understands text only coarsely (it is almost insensitive to
-    tempo), so compare scores for one text, paired by seed.
+    tempo), so compare scores only for the same text, and pair clips by seed.
     """
     clips, _ = read(audio, sample_rate, centred=False)
     listed = [texts] if isinstance(texts, str) else list(in_order("texts", texts, "texts"))
@@ -72,7 +72,7 @@ def clap_score(
         raise InputError(f"{len(listed)} texts for {len(clips)} clips: give one text, or one per clip.")
     clap, processor = opened(model)
     embeddings = _embedded(clips, clap, processor, whole_batch_size(batch_size))
-    # The text embedding is that of the first token, so padding must be on the right regardless of the tokenizer.
+    # The text embedding is read at the first token, so padding must be on the right regardless of the tokenizer.
     tokens = processor.tokenizer(listed, padding=True, padding_side="right", truncation=False)
     of_text = clap.config.text_config
     limit = min(processor.tokenizer.model_max_length, of_text.max_position_embeddings - of_text.pad_token_id - 1)
@@ -123,7 +123,7 @@ def _loaded(name: str) -> Clap:
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
         folder = Path(name).expanduser()
-        # Reject weights that exist only as a pickle, since unpickling a downloaded file could run any code.
+        # Reject weights that exist only as a pickle file, because unpickling a downloaded file could run any code.
         with staged(folder if folder.is_dir() else downloaded(name, None)) as files:
             if files.config.get("model_type") != "clap":
                 raise ModelFilesError(f"{folder / CONFIG} is not the configuration of a CLAP model.")
