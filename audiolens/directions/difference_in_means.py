@@ -47,10 +47,10 @@ def difference_in_means(
     The method is that of Marks and Tegmark (2023) and, for music, Facchiano et al. (2025, arXiv 2504.04479), who read
     the activations at the end of the text. By default, activations are read while one clip per prompt is generated,
     with seed i for prompt i of each pole. The music of the two poles then differs in more than the concept
-    (instruments, decay, loudness), and these differences enter the direction. With `codes="shared"`, both poles are
-    read over the same clips of neutral prompts, so only the text differs. Prefer this setting for steering. With a
-    `codes` tensor or `audio`, both poles are read over the music you give. Means are computed from running sums, so
-    memory depends only on the batch size and the codes (a few kB per clip).
+    (instruments, decay, loudness), and these differences enter the direction. With `codes="shared"`, the model instead
+    runs on the same clips of neutral prompts for both poles, so only the text differs. Prefer this setting for
+    steering. With a `codes` tensor or `audio`, the model runs on the music you give. Means are computed from running
+    sums, so memory depends only on the batch size and the codes (a few kB per clip).
 
     Args:
         positive, negative: the prompts of the poles; `None` means no prompt (for poles that differ in their music).
@@ -62,17 +62,18 @@ def difference_in_means(
             position used in the paper.
         branch: the guidance branch that is read; "both" averages the conditional and the null branch.
         guidance_scale: the guidance scale of the generated clips.
-        codes: "own" (the default): each prompt generates its own clip. "shared": prompt i of both poles is read over
-            the i-th clip of the neutral prompts, which are generated once. If the poles have different numbers of
-            prompts, each prompt is read over several of these clips, so that every clip has the same weight in both
-            poles. Otherwise, give a tensor of codes with one row per prompt, used for both poles, or a pair of tensors
-            (positive pole, negative pole).
+        codes: "own" (the default): each prompt generates its own clip. "shared": for prompt i of both poles, the model
+            runs on clip i of the neutral prompts, whose clips are generated once. If the poles have different numbers
+            of prompts, the model runs on several of these clips for each prompt, so that every clip has the same weight
+            in both poles. Otherwise, give a tensor of codes with one row per prompt, used for both poles, or a pair of
+            tensors (positive pole, negative pole).
         audio: (waveform, sample rate) instead of codes, or a pair of such tuples (positive pole, negative pole).
         seeds: the seed of prompt i of each pole, or of the i-th shared clip; 0, 1, 2, ... by default.
         seconds: the length of the generated clips.
         layers: the blocks to read; `None` means every block.
         label: the name of the direction, such as `sets.concept`.
-        keep_samples: store one vector per prompt and layer (4 x d_model x layers x prompts bytes), for `shuffled`.
+        keep_samples: store one vector per prompt and layer (4 x d_model x layers x prompts bytes), which `shuffled`
+            needs.
         prefix: include the conditioning before step 0 in the "mean", if it is part of the decoder's own sequence.
         neutral: the prompts of the shared clips, used in cyclic order, such as `sets.development`. Do not give test
             prompts. Neutral prompts are ignored at the positions "first" and "eos", for which nothing is generated.

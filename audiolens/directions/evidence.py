@@ -84,7 +84,7 @@ class Evidence:
         within `tolerance` of the value for the whole first half. It is NaN if the first half has fewer than 4 prompts
         per pole (that is, fewer than 7 per pole in total), because the curve is then too short to judge.
 
-        Facchiano et al. (2025) report about 25 prompts. The counts double from each point to the next, so the
+        Facchiano et al. (2025) report that about 25 are enough. The counts double from each point to the next, so the
         resolution is coarse. The result is at most half the prompts per pole. It shows where more prompts stop helping,
         not that the direction is good; for that, see `split_half_cosine`.
         """
@@ -136,7 +136,7 @@ class Contrast:
         norms: Float[Tensor, "layer row"],
         positive: Bool[Tensor, " row"],
     ) -> None:
-        """Add one vector per prompt and layer, with the mean norm of the activations it averages."""
+        """Add one vector per prompt and layer, with the mean norm of the activations that the vector averages."""
         # Sums of many similar numbers lose precision in float32.
         values = values.double()
         if self.sums is None:

@@ -2,8 +2,8 @@
 
 Only one batch is in memory at a time, and the lens averages over time while the model runs. Positive prompt i and
 negative prompt i share a seed. If each prompt generates its own music, however, the music differs as well as the text.
-If both are read over the same codes, either given or generated from neutral prompts
-(`audiolens.directions.shared_codes`), only the text differs.
+If both are instead read over the same codes (while the model runs on these codes), only the text differs. The codes are
+given, or generated from neutral prompts (`audiolens.directions.shared_codes`).
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,9 +1,9 @@
-"""The clips of neutral prompts over which both poles are read with `codes="shared"`.
+"""The clips of neutral prompts on which the model runs for both poles with `codes="shared"`.
 
 If each pole is read while it generates its own music, its mean also reflects incidental properties of that music, such
-as instruments, decay and loudness. Over the same clips, the text is the only difference between the poles. Every clip
-is read equally often in both poles, and every prompt equally often in its pole. Any component of the activations that
-depends on the clip alone therefore cancels exactly, even if the poles differ in size.
+as instruments, decay and loudness. If both are read over the same clips, the text is the only difference between the
+poles. Every clip is read equally often in both poles, and every prompt equally often in its pole. Any component of the
+activations that depends on the clip alone therefore cancels exactly, even if the poles differ in size.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ FEWEST_CLIPS = 16
 
 @dataclass(frozen=True)
 class SharedClips:
-    """The clips that both poles share, and which of them each prompt is read over.
+    """The clips that both poles share, and the clips on which the model runs for each prompt.
 
     Attributes:
         neutral: the neutral prompts, from which clips are generated in cyclic order.
@@ -47,7 +47,7 @@ class SharedClips:
         return [self.neutral[clip % len(self.neutral)] for clip in range(self.count)]
 
     def read_by(self, pole: int, place: int) -> list[int]:
-        """Return the clips that prompt `place` of a pole (0 positive, 1 negative) is read over."""
+        """Return the clips on which the model runs for prompt `place` of a pole (0 positive, 1 negative)."""
         first = place * self.each[pole]
         return [clip % self.count for clip in range(first, first + self.each[pole])]
 

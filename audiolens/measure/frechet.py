@@ -1,4 +1,4 @@
-"""Fréchet distance between two sets of clips, for example between steered clips and the model's unsteered ones.
+"""Fréchet distance between two sets of clips, for example between steered clips and the model's unsteered clips.
 
 `frechet_distance` uses features of the model's own codec (its encoder, before quantisation), so it works offline and
 needs no other model. `fad` uses a standard embedding, LAION's CLAP (Gui et al. 2024, "Adapting Frechet Audio Distance
@@ -43,7 +43,7 @@ def frechet_distance(
     least: float = LEAST,
     batch_size: int = 16,
 ) -> float:
-    """Return the Fréchet distance between two sets of clips, in features of the codec; 0 for identical sets.
+    """Return the Fréchet distance between the codec features of two sets of clips; 0 for identical sets.
 
     Each set is modelled as a Gaussian: |m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^1/2) (Fréchet 1957; used as FID by
     Heusel et al. 2017). Units are those of the codec's features, squared, so compare distances only within one codec.

@@ -1,8 +1,8 @@
 """The onset envelope and its peaks: when notes and drum strokes begin.
 
 The envelope is the spectral flux on mel bands in dB, as in Böck and Widmer (DAFx 2013). Its scale is absolute (the rise
-in dB, averaged over bands), which separates onsets from the flicker of noise. `clips` and `rhythm` call this module,
-which imports neither of them.
+in dB, averaged over bands), which separates onsets from the random fluctuations of noise. `clips` and `rhythm` call
+this module, which imports neither of them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ HIGHEST_HZ = 8_000.0
 """The upper frequency limit of the envelope, so that files at all rates from 16 kHz up are measured in the same way."""
 DYNAMIC_RANGE_DB = 60.0
 RISE_DB = 3.0
-"""The smallest mean rise over all bands that counts as an onset; white noise flickers by 1 to 2.6 dB."""
+"""The smallest mean rise over all bands that counts as an onset; white noise fluctuates by 1 to 2.6 dB."""
 CLOSEST_SECONDS = 0.05
 
 

@@ -24,10 +24,10 @@ LEAST_TONALITY_DB = 14.0
 FEWEST_CLASSES = 3
 LEAST_SHARE = 0.025
 """A pitch class counts as played if it has more than this share of the energy. The clicks of short notes leave 2% in a
-neighbouring class, and in 95% of the synthesiser's clips the third of the key has at least 3.6%."""
+neighbouring class, and in 95% of étude's synthesised clips the third of the key has at least 3.6%."""
 LEAST_KEY_MARGIN = 0.05
-"""The smallest lead in correlation of the best tonic over the second best. With this value, a ninth of the
-synthesiser's clips have no key."""
+"""The smallest lead in correlation of the best tonic over the second best. With this value, a ninth of étude's
+synthesised clips have no key."""
 MAJOR = np.array([6.35, 2.23, 3.48, 2.33, 4.38, 4.09, 2.52, 5.19, 2.39, 3.66, 2.29, 2.88])
 MINOR = np.array([6.33, 2.68, 3.52, 5.38, 2.60, 3.53, 2.54, 4.75, 3.98, 2.69, 3.34, 3.17])
 """Key profiles, which rate how well each semitone above the tonic fits the key (Krumhansl and Kessler 1982)."""
@@ -37,7 +37,7 @@ MINOR = np.array([6.33, 2.68, 3.52, 5.38, 2.60, 3.53, 2.54, 4.75, 3.98, 2.69, 3.
 def pitch(audio: Audio, sample_rate: float | None = None) -> float | Float[np.ndarray, " row"]:
     """Return the register in Hz: the energy-weighted median over frames of the strongest partial from 140 to 1200 Hz.
 
-    The value follows the register of the melody (with a rank correlation of about .95 on the synthesiser's clips,
+    The value follows the register of the melody (with a rank correlation of about .95 on étude's synthesised clips,
     regardless of their brightness). It is not a transcription: in a chord it follows the loudest partial. The result is
     NaN for silence, for noise, and for a sound without partials in that range.
     """
@@ -50,7 +50,7 @@ def pitch_class(audio: Audio, sample_rate: float | None = None) -> float | Float
 
     The key is the major or minor key that best fits the notes below 400 Hz, by the profiles of Krumhansl and Kessler,
     as in `mode`. If a sound has a single pitch class, that class is its tonic. A few seconds rarely determine a key: on
-    the synthesiser's clips 82% are correct (chance 17%). The result is NaN if two tonics fit almost equally well, and
+    étude's synthesised clips 82% are correct (chance 17%). The result is NaN if two tonics fit almost equally well, and
     for silence, noise, and sounds with two pitch classes. The values are on a circle, so do not average them.
     """
     return per_row(audio, sample_rate, key_tonic)

@@ -26,7 +26,7 @@ FEWEST_ONSETS = 4
 OCTAVES = (1 / 3, 1 / 2, 2.0, 3.0)
 OCTAVE_TOLERANCE = 0.04
 LEAST_CLARITY = 0.3
-"""Clicks at random times have a pulse clarity of about 0.2; the synthesiser's music has 0.5 to 1."""
+"""The least pulse clarity of a beat; clicks at random times have about 0.2, and étude's synthesised music 0.5 to 1."""
 
 TempoMethod = Literal["beat", "ioi", "beat_this"]
 
@@ -63,7 +63,7 @@ def tempo(
 
 @guarded
 def tempo_ambiguity(audio: Audio, sample_rate: float | None = None) -> float | Float[np.ndarray, " row"]:
-    """Return how close `tempo` was to being reported an octave (or a twelfth) away, from 0 to 1.
+    """Return how close the best tempo an octave (or a twelfth) away came to `tempo`, from 0 to 1.
 
     The value is the pulse clarity of the strongest rival tempo divided by the pulse clarity of `tempo`. Rivals are
     half, double, a third and three times the tempo ("beat"), to within 4%, in [40, 240] BPM; `tempo_candidates` lists
@@ -130,7 +130,7 @@ def octave_tempo(clip: Clip) -> float:
 
 
 def _rival(clip: Clip) -> tuple[float, float]:
-    """Return the strongest peak at an octave or a twelfth from `beat_tempo`, as (BPM, height), or (NaN, 0)."""
+    """Return the strongest peak an octave or a twelfth from `beat_tempo` as (BPM, height), or (NaN, 0) if none."""
     bpm = beat_tempo(clip)
     rivals = [
         (other, strength)

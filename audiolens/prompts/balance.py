@@ -15,7 +15,7 @@ from audiolens.ranking import auc
 @guarded
 @dataclass(frozen=True)
 class Balance:
-    """How well length or a single word predicts a prompt's pole.
+    """How well prompt length or a single word predicts the pole of a prompt.
 
     Attributes:
         words: the mean number of words per prompt, for the positive and the negative pole.

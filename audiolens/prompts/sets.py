@@ -90,7 +90,7 @@ class PromptSet:
         return by_pole[pole]
 
     def prompted(self, prompt: str, pole: str, word: str | None = None) -> str:
-        """A neutral prompt rewritten to ask for a pole: "a little tune with drums" -> "a little fast tune with drums".
+        """Rewrite a neutral prompt to ask for a pole: "a little tune with drums" -> "a little fast tune with drums".
 
         Steering is compared with such prompts. `word` defaults to the pole's plainest adjective. It is inserted before
         the first of the set's nouns in the prompt or, if the prompt contains none, after the article or at the start

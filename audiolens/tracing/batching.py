@@ -27,7 +27,7 @@ from audiolens.model.text import BUCKET, checked_prompts
 from audiolens.model.timeline import delay
 
 EXACT_ROWS = 16
-"""The number of rows in every batch of an exact run; a smaller batch is filled up with repeated rows."""
+"""The number of rows in every batch with `exact=True`; a smaller batch is filled up with repeated rows."""
 
 
 @dataclass(frozen=True)
@@ -99,8 +99,9 @@ def batches(
 
     `sizes` are the prompts' lengths in tokens. `prefix` maps a prompt's length in tokens to the number of positions it
     takes in the decoder's own sequence. Text in that sequence has no attention mask, so all rows of a batch have the
-    same prefix length and no text is padded. Exact batches have a fixed number of rows, and a text length that depends
-    on each prompt alone, so that a row is computed by the same kernels regardless of the other rows in its batch.
+    same prefix length and no text is padded. With `exact=True`, batches have a fixed number of rows and a text length
+    that depends on each prompt alone, so that a row is computed by the same kernels regardless of the other rows in its
+    batch.
     """
     checked_batch_size(batch_size)
 
@@ -189,7 +190,7 @@ class RowBatcher(Batcher):
         self.asked: dict[int, Site] = {}
 
     def assemble(self, fn: Any) -> tuple:
-        """Build one call from the prompts and codes of all invokes; the lens's own runs need none of this."""
+        """Build one call from the prompts and codes of all invokes, unless its arguments are already complete."""
         if self.request is None:
             return super().assemble(fn)
         prompts = [prompt for inputs, _ in self.invokes for prompt in checked_prompts(*inputs)]

@@ -116,7 +116,7 @@ def generate(model: Model, run: Run, timeline: Timeline, **inputs: Any) -> Int[T
 def forward(model: Model, run: Run, **inputs: Any) -> Float[Tensor, "sequence step feature"]:
     """Run one decoder forward pass; return logits in transformers' layout, or the residual stream where the run stops.
 
-    Positions before step 0 (a prefix) are dropped.
+    Positions before step 0 (a prefix) are dropped from the result.
     """
     model.check_unchanged()
     kept: list[Tensor] = []
@@ -148,7 +148,7 @@ def alone(model: nn.Module) -> Iterator[None]:
     """Allow only one run of a model at a time. Other threads wait, and a nested run raises an error.
 
     Raises:
-        BusyError: inside another run of this model.
+        BusyError: if another run of this model is active in this thread.
         InputError: if the model is in training mode.
     """
     guard = _GUARDS.setdefault(model, _Guard())

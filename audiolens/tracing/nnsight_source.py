@@ -26,7 +26,7 @@ from audiolens.tracing.batching import RowBatcher
 
 _OPENED: WeakKeyDictionary[nn.Module, list[State]] = WeakKeyDictionary()
 _CONTROLLED: WeakKeyDictionary[nn.Module, list[tuple[int, dict[str, Any], Controller]]] = WeakKeyDictionary()
-"""`_controlled`'s result, computed once per model in about a millisecond; modules added later stay intercepted."""
+"""The result of `_controlled`, computed once per model in about 1 ms. Modules added later stay intercepted."""
 
 
 class Model(NNsight):
@@ -39,7 +39,7 @@ class Model(NNsight):
         self._opened = dict(module.named_modules())
 
     def check_unchanged(self) -> None:
-        """Check that the model's modules are those it had when the lens was opened; nnsight does not see other modules.
+        """Check that the model's modules are those it had when the lens was opened, because nnsight sees only those.
 
         Raises:
             InputError: if modules were added, removed or replaced; the message names them.

@@ -48,8 +48,8 @@ class Watch(LogitsProcessor):
         self.layout, self.frame_rate, self.replaced, self.traced = layout, frame_rate, replaced, traced
         self.written = False
         self.kept: list[tuple[Site | str, int, Tensor]] = []
-        """The writes in order: whole values if the logits reveal an overflow, otherwise sums over features "batch
-        step"."""
+        """The writes in order: whole values where the logits would reveal an overflow, and elsewhere sums over features
+        "batch step"."""
         self.edited_from: int | None = None
 
     def wrote(self, site: Site, value: Float[Tensor, "batch step ..."], start: int, edited_from: int = 0) -> None:

@@ -133,7 +133,7 @@ class Run:
 
     @property
     def forbids(self) -> bool:
-        """Whether logits are edited; an edit may forbid a code with -inf."""
+        """Whether logits are edited, because such an edit may forbid a code with -inf."""
         return any(point.edits and point.site.hook == LOGITS for point in self.points)
 
     def forward(self) -> int:

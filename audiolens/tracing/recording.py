@@ -70,10 +70,10 @@ class Reading:
 
 
 def refuse_prefix(config: LensConfig, asked: str, instead: str = "Leave it out.") -> None:
-    """Raise an error if the decoder's own sequence contains no conditioning.
+    """Raise an error if the decoder's own sequence contains no conditioning and therefore has no prefix.
 
     Raises:
-        InputError: in that case; the message names the family and what to do instead.
+        InputError: if it has no prefix; the message names the family and what to do instead.
     """
     if not config.has_prefix:
         raise InputError(

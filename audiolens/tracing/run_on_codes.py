@@ -112,7 +112,7 @@ class Forward:
         return whole, self._cache(recorder, self.prompts)
 
     def caches(self, progress: bool) -> Iterator[ActivationCache]:
-        """Yield one cache per batch. Logits are not returned, because each run stops above the last recorded block."""
+        """Yield one cache per batch. Logits are not returned, because each run stops after the last recorded block."""
         checked_flags(progress=progress)
         found = self.traced.family.find(self.traced.config, self.reading.sites, self.reading.layers)
         if not found:

@@ -39,7 +39,7 @@ TEMPERATURES = (1e-6, 1e6)
 draw."""
 
 _ASKED = frozenset(("do_sample", "temperature", "top_k", "guidance_scale", "max_length", "max_new_tokens", "use_cache"))
-"""Settings of transformers' `generate` that every call of the lens passes itself."""
+"""Settings of transformers' `generate` that the lens passes explicitly in every call."""
 _KEPT = frozenset(("pad_token_id", "bos_token_id", "decoder_start_token_id", "transformers_version"))
 """Settings that describe the model rather than how it samples."""
 _RETURNED = frozenset(("return_dict_in_generate", "output_scores", "output_logits"))

@@ -81,7 +81,7 @@ def _text_of(frame: FrameType) -> str | None:
     found = next((text for text in texts if code in _compiled(text, name)), None)
     if found is not None:
         return found
-    # Test runners and notebooks change the file's text before they compile it.
+    # Test runners and notebooks do not compile the file's text unchanged.
     if len(texts) > 1 or _as_written(frame):
         raise StaleSourceError(
             f"{name} has changed since the code that is running was loaded, so the block traced at line "

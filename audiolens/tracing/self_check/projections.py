@@ -25,7 +25,7 @@ from audiolens.tracing.recording import Reading, Recorder
 
 ROWS, STEPS, TOKENS = 2, 3, 2
 CLOSE = 1e-3
-"""The tolerance for sums computed in another order, relative to the largest value; it is 12 eps for a coarse dtype."""
+"""The tolerance for sums in another order, relative to the largest value; at least 12 eps of the dtype is allowed."""
 
 
 @torch.no_grad()

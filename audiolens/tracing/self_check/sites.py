@@ -1,4 +1,4 @@
-"""Check at load that every site has the shape the lens lists, and that the model uses the values written to it.
+"""Check at load that every site has the shape listed by the lens, and that the model uses values written to the site.
 
 The check runs two forward passes over a few steps, then tests the projections (`projections.py`) and a tiny generation
 (`steps.py`). The first forward pass reads every site and compares its shape with the one in `lens.sites()`. The second
@@ -29,7 +29,7 @@ from audiolens.tracing.self_check.steps import prove_time
 from audiolens.tracing.trace import SiteOrderError, SiteValue, opened
 
 ROWS = 2
-"""These sizes are larger than 1, so that a confusion of axes is detected."""
+"""The number of rows is larger than 1, so that confused axes are detected."""
 
 
 def prove(traced: TracedModel) -> None:
