@@ -67,7 +67,8 @@ def page(rows: pd.DataFrame, width: int, poles: int, shuffles: int) -> str:
     lines = [
         f"Cosine similarity to the real direction, without sign, on étude, over all blocks: {shuffles} shuffles of "
         f"{poles} + {poles} prompts read over shared codes, as in a study, and the directions of the other concepts in "
-        f"this table. 5% of random directions of this width exceed {chance_cosine(width):.2f}. Stretched: how much longer the direction is than a shuffle.",
+        f"this table. 5% of random directions of this width exceed {chance_cosine(width):.2f}. Stretched: how much "
+        "longer the direction is than a shuffle.",
         "",
         "| concept | shuffles | median | 95% below | largest | stretched | other concepts, median | largest |",
         "|---|---|---|---|---|---|---|---|",

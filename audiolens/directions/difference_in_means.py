@@ -45,39 +45,43 @@ def difference_in_means(
     """Return the mean activation under positive prompts minus the mean under negative prompts, at every layer.
 
     The method is that of Marks and Tegmark (2023) and, for music, Facchiano et al. (2025, arXiv 2504.04479), who read
-    the activations at the end of the text. By default they are read while one clip per prompt is generated, prompt i of
-    each pole with seed i. The music of the two poles then differs in more than the concept (instruments, decay,
-    loudness), and so does the direction. With `codes="shared"`, both poles are read over the same clips of neutral
-    prompts, so that only the text differs: prefer this for steering. With `codes` or `audio`, they are read from given
-    music. Means are running sums, so memory depends only on the batch size (and the codes, a few kB per clip).
+    the activations at the end of the text. By default, activations are read while one clip per prompt is generated,
+    with seed i for prompt i of each pole. The music of the two poles then differs in more than the concept
+    (instruments, decay, loudness), and these differences enter the direction. With `codes="shared"`, the model instead
+    runs on the same clips of neutral prompts for both poles, so only the text differs. Prefer this setting for
+    steering. With a `codes` tensor or `audio`, the model runs on the music you give. Means are computed from running
+    sums, so memory depends only on the batch size and the codes (a few kB per clip).
 
     Args:
         positive, negative: the prompts of the poles; `None` means no prompt (for poles that differ in their music).
         site: a site with one vector per step in every block.
-        position: "mean" over all steps except the tail, "first" (the start token, which depends on the text alone, so
-            nothing is generated), "last", or the mean over (from, to) in seconds. "eos" is the last token of the text,
-            if the text is part of the decoder's own sequence (MusicGen Melody); this is our interpretation of the
-            paper's position.
-        branch: the guidance branch that is read; "both" is the mean of the two.
+        position: "mean" averages over all steps except the tail (the last steps, which only complete the delayed
+            codebooks). "first" reads the start token, which depends on the text alone, so nothing is generated. "last"
+            reads the last step, and (from, to) averages over a time range in seconds. "eos" reads the last token of the
+            text, if the text is part of the decoder's own sequence (MusicGen Melody). This is our interpretation of the
+            position used in the paper.
+        branch: the guidance branch that is read; "both" averages the conditional and the null branch.
         guidance_scale: the guidance scale of the generated clips.
-        codes: "own" (the default): each prompt generates its own clip. "shared": prompt i of both poles is read over
-            the i-th clip of the neutral prompts, which are generated once. If the poles have different numbers of
-            prompts, each prompt is read over several of these clips, so that every clip counts the same in both poles.
-            A tensor, one row per prompt, the same for both poles, or a pair of them (positive pole, negative pole).
-        audio: (waveform, sample rate) instead of codes, or a pair of them.
+        codes: "own" (the default): each prompt generates its own clip. "shared": for prompt i of both poles, the model
+            runs on clip i of the neutral prompts, whose clips are generated once. If the poles have different numbers
+            of prompts, the model runs on several of these clips for each prompt, so that every clip has the same weight
+            in both poles. Otherwise, give a tensor of codes with one row per prompt, used for both poles, or a pair of
+            tensors (positive pole, negative pole).
+        audio: (waveform, sample rate) instead of codes, or a pair of such tuples (positive pole, negative pole).
         seeds: the seed of prompt i of each pole, or of the i-th shared clip; 0, 1, 2, ... by default.
         seconds: the length of the generated clips.
-        layers: blocks to read; `None` means all.
+        layers: the blocks to read; `None` means every block.
         label: the name of the direction, such as `sets.concept`.
-        keep_samples: store one vector per prompt and layer (4 x d_model x layers x prompts bytes), for `shuffled`.
+        keep_samples: store one vector per prompt and layer (4 x d_model x layers x prompts bytes), which `shuffled`
+            needs.
         prefix: include the conditioning before step 0 in the "mean", if it is part of the decoder's own sequence.
-        neutral: the prompts of the shared clips, in cyclic order, such as `sets.development`. Do not give test prompts.
-            At the positions "first" and "eos" nothing is played, so they are not used.
+        neutral: the prompts of the shared clips, used in cyclic order, such as `sets.development`. Do not give test
+            prompts. Neutral prompts are ignored at the positions "first" and "eos", for which nothing is generated.
 
     Raises:
-        InputError: (or a subclass) before the run, for an empty pole, a prompt in both poles, two poles with the same
-            tokens, or a site or position that the model does not have. After the run, if the direction is 0 at every
-            layer.
+        InputError: (or a subclass) before the run, if a pole is empty, a prompt is in both poles, the two poles have
+            the same tokens, or the model does not have the site or position; after the run, if the direction is 0 at
+            every layer.
     """
     checked_flags(keep_samples=keep_samples)
     checked_text("label", label)
@@ -98,7 +102,7 @@ def difference_in_means(
 
 
 def read_poles(lens: AudioLens, reader: PoleReader, label: str, keep_samples: bool) -> Directions:
-    """Read both poles and return their difference in means, even if it is zero."""
+    """Read both poles and return their difference in means, even if the difference is zero."""
     contrast = Contrast(len(reader.negative), len(reader.positive))
     kept: Tensor | None = None
     for batch in reader:

@@ -1,4 +1,4 @@
-"""Directions: one vector per layer with its provenance, estimated as a difference in means, with arithmetic and files.
+"""Directions: one vector per layer with provenance, which can be added, scaled, orthogonalised, saved and loaded.
 
 A direction points from the negative to the positive pole and is stored unnormalised: its length is the full difference
 of means, so a strength of 1 moves the negative pole's mean onto the positive pole's.
@@ -32,7 +32,7 @@ from audiolens.model.timeline import Real
 from audiolens.vectors import apart, multiplier, unit
 
 _FACTS = {"meta": SHAPE, "layers": [int], "norms": [float]}
-"""The shape of a file's header as JSON."""
+"""The keys and types that the JSON header of a file must have."""
 
 
 @guarded
@@ -45,7 +45,7 @@ class Directions(AsArray):
         layers: the blocks at which the vectors were read, in ascending order.
         residual_norms: mean norms of the activations at these blocks, over prompts and steps.
         meta: the model, site, branch and prompts that the vectors were read from.
-        evidence: how reliable the vectors are; `None` after arithmetic, because it no longer applies.
+        evidence: how reliable the vectors are; `None` after arithmetic, because the evidence no longer applies.
         samples: one vector per prompt, if they were stored.
 
     `d[layer]` is one vector. Arithmetic works layer by layer, and the operands must have the same model, site and
@@ -108,7 +108,7 @@ class Directions(AsArray):
         """Return the vector read at a layer; -1 is the model's last layer.
 
         Raises:
-            SiteError: if there is none; the message lists the available layers.
+            SiteError: if no vector was read there; the message lists the available layers.
         """
         return self.vectors[self._index(layer)]
 
@@ -168,9 +168,9 @@ class Directions(AsArray):
         return self * (1 / number)
 
     def orthogonal_to(self, *others: "Directions") -> "Directions":
-        """Remove from each vector its component in the span of the others, layer by layer.
+        """Remove from each vector its component in the span of the other directions, layer by layer.
 
-        The others are unchanged, and their order does not matter. Only this direction changes, so the pair
+        The other directions are unchanged, and their order does not matter. Only this direction changes, so the pair
         (`a.orthogonal_to(b)`, `b`) differs from the pair (`a`, `b.orthogonal_to(a)`).
 
         Raises:
@@ -259,7 +259,7 @@ class Directions(AsArray):
             columns["auc"] = self.evidence.auc.numpy()
             if self.evidence.p is not None:
                 columns["auc_p"] = self.evidence.p.numpy()
-            # This column has whole numbers, and missing values where there are too few prompts.
+            # This column contains whole numbers, and missing values where there are too few prompts.
             columns["stable_at"] = pd.array(self.evidence.stable_at().numpy(), dtype="Int64")
         return pd.DataFrame(columns)
 
@@ -285,12 +285,12 @@ class Directions(AsArray):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], lens: AudioLens | None = None) -> "Directions":
-        """Read a file that `save` wrote; if `lens` is given, the directions must come from exactly its model.
+        """Read a file that `save` wrote. If `lens` is given, the directions must come from exactly that model.
 
         Raises:
             InputError: if the file is missing, truncated or corrupt, if it does not contain directions, or if they come
                 from another model.
-            DamagedError: (an InputError) if the vectors or the header are not those that were written.
+            DamagedError: (an InputError) if the vectors or the header have changed since they were written.
         """
         tensors, facts = provenance.read(path)
         try:
@@ -346,7 +346,7 @@ class Directions(AsArray):
         return replace(self, vectors=vectors, meta=meta, evidence=None, samples=None)
 
     def _summed(self, other: "Directions", vectors: Tensor, label: str) -> "Directions":
-        # The result is symmetric in the operands: its residual norm is the mean of the two readings.
+        # The result must be symmetric in the operands, so its residual norm is the mean of both.
         lengths = (self.residual_norms + other.residual_norms) / 2
         changed = self._changed(vectors, label)
         return replace(changed, residual_norms=lengths, meta=replace(changed.meta, source=_sources(self, other)))
@@ -365,7 +365,7 @@ class Directions(AsArray):
 
 
 def _sources(*directions: Directions) -> str:
-    """Return what all of these directions were read over; readings that differ are all named."""
+    """Return what these directions were read over, naming every source if they differ."""
     named = {part for one in directions for part in one.meta.source.split(", ")}
     return ", ".join(sorted(named))
 
@@ -374,8 +374,8 @@ def _sources(*directions: Directions) -> str:
 def orthogonalised(*directions: Directions) -> list[Directions]:
     """Make several directions orthogonal to each other at every layer (Gram-Schmidt).
 
-    The order matters: the first is unchanged, and each later one loses its component along the previous ones. Steering
-    along a later direction therefore no longer steers along the previous ones.
+    The order matters: the first direction is unchanged, and each later one loses its component along the previous ones.
+    Steering along a later direction therefore no longer steers along the previous ones.
     """
     made: list[Directions] = []
     for one in directions:

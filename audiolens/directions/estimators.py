@@ -1,10 +1,10 @@
-"""Alternatives to the difference in means for estimating a direction, with the same `Directions` as result.
+"""Alternatives to the difference in means for estimating a direction, which also return `Directions`.
 
 `principal_component` and `probe_weights` take `Directions` read with `keep_samples=True` and return `Directions` at the
-same site and layers. Estimators are therefore compared on the same activations. Both point towards the positive pole,
-and are scaled to the length of the difference of means projected onto them. A strength of 1 therefore means the same
-step for all of them. `mean_centred` reads new activations, those under the prompts of one pole and under neutral
-prompts.
+same site and layers, so that estimators can be compared on the same activations. Their vectors point towards the
+positive pole and are scaled to the length of the difference of means projected onto them, so that a strength of 1 means
+the same step for every estimator. `mean_centred` instead reads new activations, under the prompts of one pole and under
+neutral prompts.
 """
 
 from collections.abc import Sequence
@@ -28,8 +28,9 @@ def mean_centred(
     """Return the mean under one pole's prompts minus the mean under neutral ones (such as `sets.development`).
 
     The method is that of Jorgensen et al. (2023). Use it for a concept without an opposite. The vector is half as long
-    as the difference between two poles on opposite sides of neutral. `reading` is passed to `difference_in_means`,
-    which raises any errors. With `codes="shared"`, both are read over the clips of the neutral prompts.
+    as the difference between two poles that lie symmetrically around neutral. `reading` is passed to
+    `difference_in_means`, which raises any errors. With `codes="shared"`, the pole and the neutral prompts are both
+    read over the clips of the neutral prompts.
     """
     if isinstance(reading.get("codes"), str) and reading["codes"] == "shared":
         reading = {**reading, "neutral": neutral}
@@ -40,11 +41,11 @@ def mean_centred(
 def principal_component(directions: Directions) -> Directions:
     """Return the first principal component of the uncentred differences between matched prompts.
 
-    The method is that of Zou et al. (2023, representation engineering), without their random signs. It needs as many
-    positive as negative prompts, matched in order.
+    The method is that of Zou et al. (2023, representation engineering), without their random sign flips. It needs as
+    many positive as negative prompts, matched in order.
 
     Raises:
-        InputError: without samples, or if the poles have different numbers of prompts.
+        InputError: if samples were not stored, or if the poles have different numbers of prompts.
     """
     samples = _samples(directions)
     positive, negative = samples.values[:, samples.labels], samples.values[:, ~samples.labels]
@@ -59,11 +60,11 @@ def probe_weights(directions: Directions, penalty: float = 1.0) -> Directions:
     """Return the weights of a logistic regression that separates the poles, per layer (scikit-learn).
 
     The method is that of Alain and Bengio (2016). The features are standardised before the fit. `penalty` is the weight
-    of the squared norm, 1 / C in scikit-learn. The direction that separates best need not be the one that moves the
-    model: a probe can find information that the model never uses.
+    of the squared-norm penalty, which is 1 / C in scikit-learn. The direction that separates best need not be the one
+    that moves the model: a probe can find information that the model never uses.
 
     Raises:
-        InputError: without samples, or if the penalty is not positive.
+        InputError: if samples were not stored, or if the penalty is not positive.
     """
     from sklearn.linear_model import LogisticRegression
 
@@ -86,7 +87,7 @@ def _samples(directions: Directions) -> Samples:
 
 
 def _oriented(directions: Directions, vectors: Float[Tensor, "layer d_model"], estimator: str) -> Directions:
-    """Return vectors as directions that point to the positive pole, scaled to the difference of means along them."""
+    """Point vectors towards the positive pole, and scale them to the length of the difference of means along them."""
     unit = vectors / vectors.norm(dim=-1, keepdim=True)
     along = (unit * _samples(directions).difference()).sum(-1, keepdim=True)
     return replace(directions, vectors=unit * along, evidence=None, meta=replace(directions.meta, estimator=estimator))

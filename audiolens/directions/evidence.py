@@ -1,8 +1,8 @@
-"""Compute the difference in means of two poles from running sums, and the evidence that the direction is reliable.
+"""Compute the difference in means of two poles from running sums, and measure how reliable the direction is.
 
 Prompts arrive one by one, the first half of each pole before the second, and only sums are stored. The halves give two
 independent directions, whose cosine similarity shows how much of a direction is noise. The first half's direction is
-tested on the held-out prompts of the second.
+tested on the second half's prompts, which are held out.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ from audiolens.ranking import area, auc, ranks
 from audiolens.vectors import unit
 
 FEWEST_HALF = 4
-"""`Evidence.stable_at` needs this many prompts per pole in the first half, so that the curve has 1, 2 and 4 prompts."""
+"""`Evidence.stable_at` needs this many prompts per pole in the first half, to have curve points at 1, 2 and 4."""
 
 N_SHUFFLES = 999
 LEVEL = 0.05
@@ -37,12 +37,15 @@ class Evidence:
             of the held-out prompts (Cohen's d); it is NaN with fewer than two held-out prompts per pole.
         auc: probability that the projection onto the first half's direction is larger for a held-out positive prompt
             than for a held-out negative one.
-        counts, stability: cosine similarity between the direction of the first `counts[i]` prompts per pole and that of
-            the other half; where the curve is flat, more prompts change little.
-        p: permutation p-value: the share of shuffles of the held-out prompts' labels whose largest AUC over all layers
-            is at least as large, which corrects for choosing the best layer. It is `None` in files of earlier versions.
-        least_p: the smallest possible `p`, which an AUC of 1 would have. It is large with few held-out prompts, because
-            many shuffles then reach that AUC at some layer. It is `None` in files of earlier versions.
+        counts, stability: `stability[i]` is the cosine similarity between the direction of the first `counts[i]`
+            prompts per pole and the direction of the other half. Where this curve is flat, more prompts change the
+            direction little.
+        p: permutation p-value of the AUC: the fraction of shuffles of the held-out prompts' labels whose largest AUC
+            over all layers is at least this layer's AUC. Taking the largest AUC corrects for choosing the best layer.
+            `p` is `None` in files written by earlier versions.
+        least_p: the smallest possible `p`, which an AUC of 1 would have. It is large if there are few held-out prompts,
+            because many shuffles then reach an AUC of 1 at some layer. It is `None` in files written by earlier
+            versions.
 
     This evidence shows that the poles differ consistently. It does not show that the difference is the concept, nor
     that the model uses it.
@@ -77,13 +80,13 @@ class Evidence:
     def stable_at(self, tolerance: float = 0.05) -> Float[Tensor, " layer"]:
         """Return how many prompts per pole are enough at each layer.
 
-        This is the first of `counts` from which the cosine similarity to the other half's direction stays within
-        `tolerance` of the value for the whole first half. It is NaN if that half has fewer than 4 prompts per pole
-        (fewer than 7 in all), since the curve is then too short to judge.
+        The result is the smallest of `counts` from which the cosine similarity to the other half's direction stays
+        within `tolerance` of the value for the whole first half. It is NaN if the first half has fewer than 4 prompts
+        per pole (that is, fewer than 7 per pole in total), because the curve is then too short to judge.
 
-        Facchiano et al. (2025) report about 25. The counts double from each point to the next, so the resolution is
-        coarse. The number is at most half the prompts. It shows where more prompts stop helping, not that the direction
-        is good; for that, see `split_half_cosine`.
+        Facchiano et al. (2025) report that about 25 are enough. The counts double from each point to the next, so the
+        resolution is coarse. The result is at most half the prompts per pole. It shows where more prompts stop helping,
+        not that the direction is good; for that, see `split_half_cosine`.
         """
         if self.counts[-1] < FEWEST_HALF:
             return torch.full_like(self.split_half_cosine, torch.nan)
@@ -114,12 +117,12 @@ class Evidence:
 
 
 class Contrast:
-    """Running sums of two poles (0 negative, 1 positive), each in two halves."""
+    """Running sums of two poles (index 0 negative, 1 positive), each split into two halves."""
 
     def __init__(self, n_negative: int, n_positive: int) -> None:
         self.sizes = (n_negative, n_positive)
-        # If the number of prompts is odd, the first half has one more, so that a single prompt gives a direction
-        # (without a second half).
+        # If the number of prompts is odd, the first half has one prompt more. Even a single prompt therefore gives a
+        # direction (without a second half).
         self.first = tuple((size + 1) // 2 for size in self.sizes)
         self.counts = [0, 0]
         self.sums: Tensor | None = None
@@ -133,7 +136,7 @@ class Contrast:
         norms: Float[Tensor, "layer row"],
         positive: Bool[Tensor, " row"],
     ) -> None:
-        """Add one vector per prompt and layer, with the mean norm of the activations it averages."""
+        """Add one vector per prompt and layer, with the mean norm of the activations that the vector averages."""
         # Sums of many similar numbers lose precision in float32.
         values = values.double()
         if self.sums is None:
@@ -187,7 +190,7 @@ class Contrast:
         return positive / sizes[1] - negative / sizes[0]
 
     def _snap(self) -> None:
-        """Store the direction of the first 1, 2, 4, ... prompts per pole, and that of the whole first half."""
+        """Store the direction of the first 1, 2, 4, ... prompts per pole, and the direction of the whole first half."""
         seen = min(self.counts)
         whole = min(self.first)
         due = seen == whole or (seen & (seen - 1)) == 0

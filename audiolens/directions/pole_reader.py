@@ -1,8 +1,9 @@
-"""Read one vector per prompt and layer for two poles, batch by batch, during generation or over codes.
+"""Read one vector per prompt and layer for two poles, batch by batch, while the model generates or runs on given codes.
 
-Only one batch is in memory, and the lens reduces over time as it runs. Positive prompt i and negative prompt i share a
-seed. While each generates its own music, however, the music differs too; over the same codes, which are given or
-played from neutral prompts (`audiolens.directions.shared_codes`), only the text does.
+Only one batch is in memory at a time, and the lens averages over time while the model runs. Positive prompt i and
+negative prompt i share a seed. If each prompt generates its own music, however, the music differs as well as the text.
+If both are instead read over the same codes (while the model runs on these codes), only the text differs. The codes are
+given, or generated from neutral prompts (`audiolens.directions.shared_codes`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -32,7 +33,7 @@ from audiolens.tracing.sampling import checked_settings
 Position = Literal["mean", "first", "last", "eos"] | Span
 Codes = Int[Tensor, "row codebook frame"]
 CodesSource = Literal["own", "shared"]
-"""The codes that are played for a reading: each prompt's own, or those of neutral prompts, shared by both poles."""
+"""Which clips to generate and read over: each prompt's own clip, or clips of neutral prompts that both poles share."""
 
 
 @guarded
@@ -49,7 +50,7 @@ class Samples:
     prompts: tuple[str | None, ...]
 
     def difference(self, labels: Bool[Tensor, " prompt"] | None = None) -> Float[Tensor, "layer d_model"]:
-        """Return the positive pole's mean minus the negative pole's, using the stored labels or the given ones."""
+        """Return the positive pole's mean minus the negative pole's, by the stored labels unless others are given."""
         chosen = self.labels if labels is None else labels
         if not isinstance(chosen, Tensor) or chosen.dtype != torch.bool or chosen.shape != self.labels.shape:
             raise InputError(f"labels={shown(chosen)}: expected a tensor of {len(self.labels)} truth values.")
@@ -71,7 +72,7 @@ class ReadBatch:
 
 
 class PoleReader:
-    """A reading of two poles, checked before the model runs; iterating over it yields the batches."""
+    """A reading of two poles. The arguments are checked before the model runs, and iteration yields the batches."""
 
     def __init__(
         self,
@@ -125,7 +126,7 @@ class PoleReader:
                 )
             self.clips = SharedClips.of(checked_neutral(neutral), (len(self.positive), len(self.negative)))
         if self.plays:
-            # This is checked before the progress bar is shown.
+            # The duration is checked before the progress bar is shown.
             clip_timeline(seconds, lens.config)
         checked_settings(guidance_scale, 1.0, None)
         self.seeds = _checked_seeds(seeds, max(len(self.positive), len(self.negative)))
@@ -135,10 +136,10 @@ class PoleReader:
             )
 
     def check_text(self) -> None:
-        """Check the prompts as the model reads them, before it runs.
+        """Check the tokenised prompts before the model runs.
 
         Raises:
-            PromptError: for a prompt that is too long, or if both poles have the same tokens, since they would then
+            PromptError: if a prompt is too long, or if both poles have the same tokens, because the poles would then
                 differ only in their seeds or not at all.
         """
         model, tokenizer = self.lens.model, self.lens.tokenizer
@@ -156,12 +157,12 @@ class PoleReader:
 
     @property
     def plays(self) -> bool:
-        """Whether clips have to be generated, of the poles' prompts or of neutral ones."""
+        """Whether clips have to be generated, from the poles' prompts or from neutral ones."""
         return self.source in ("generation", "shared codes")
 
     @property
     def neutral(self) -> tuple[str | None, ...]:
-        """The prompts whose clips both poles are read over; empty unless the codes are shared."""
+        """The neutral prompts of the clips that both poles are read over; empty unless the codes are shared."""
         return () if self.clips is None else self.clips.neutral
 
     @property
@@ -173,7 +174,7 @@ class PoleReader:
 
     @property
     def starts(self) -> bool:
-        """Whether the start token is enough, because step 0 and the end of the text do not attend to any other code."""
+        """Whether the start token is the only code needed: step 0 and the end of the text attend to no other code."""
         return self.position in ("first", "eos")
 
     @property
@@ -192,7 +193,7 @@ class PoleReader:
         order = self._order()
         size = self.batch_size if self.clips is None else max(1, self.batch_size // max(self.clips.each))
         if self.clips is not None:
-            # Played first, so that its progress bar does not interrupt the other.
+            # The shared clips are generated first, so that their progress bar does not interrupt the one below.
             _ = self._shared
         for start in tqdm(range(0, len(order), size), desc="reading", unit="batch", disable=not self.progress):
             rows = order[start : start + size]
@@ -201,7 +202,7 @@ class PoleReader:
             yield ReadBatch(values, norms, index < len(self.positive), index)
 
     def _order(self) -> list[int]:
-        """Return the reading order of rows: shuffled, pairs together, and the first halves of both poles first."""
+        """Return the reading order of the rows: shuffled in pairs, the first halves of both poles before the second."""
         n, m = len(self.positive), len(self.negative)
         # The order of prompts in a file may be meaningful, and must not determine the split into halves.
         generator = torch.Generator("cpu").manual_seed(0)
@@ -211,10 +212,10 @@ class PoleReader:
         return [row for half in halves for pair in zip_longest(*half) for row in pair if row is not None]
 
     def _read(self, rows: list[int]) -> tuple[Tensor, Tensor]:
-        """Return the vectors "layer row d_model" and mean norms "layer row" of some rows."""
+        """Return the vectors ("layer row d_model") and mean norms ("layer row") of the given rows."""
         if self.clips is None:
             return self._read_over(rows, None if self.codes is None else self._rows_of(self.codes, rows))
-        # With unequal poles, a row's vector is the mean of its readings over several clips.
+        # If the poles differ in size, a row's vector is the mean of its readings over several clips.
         over = [self.clips.read_by(int(row >= len(self.positive)), self._index_in_pole(row)) for row in rows]
         readings = [(row, clip) for row, clips in zip(rows, over, strict=True) for clip in clips]
         read: tuple[list[Tensor], list[Tensor]] = ([], [])
@@ -228,7 +229,7 @@ class PoleReader:
 
     @cached_property
     def _shared(self) -> Codes:
-        """The codes of the neutral clips, which are played once."""
+        """The codes of the neutral clips, which are generated only once."""
         assert self.clips is not None
         return self.lens.generate(
             self.clips.prompts, self.seconds, seeds=list(self.played_seeds), guidance_scale=self.guidance_scale,
@@ -236,7 +237,7 @@ class PoleReader:
         ).codes.cpu()  # fmt: skip
 
     def _read_over(self, rows: list[int], codes: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Read rows over the given codes, one row each, or else over the start token or the music they generate."""
+        """Read prompts over the given codes, one clip each, or otherwise over the start token or their own music."""
         span = self.position if isinstance(self.position, tuple) else None
         reduce = self.position if self.position in ("last", "eos") else "mean"
         what: dict[str, Any] = {
@@ -254,8 +255,8 @@ class PoleReader:
                 cache_device="cpu", **what,
             ).cache  # fmt: skip
         else:
-            # Under given codes the conditional branch does not depend on the null branch, so skipping it halves the
-            # cost.
+            # Under given codes the conditional branch does not depend on the null branch, so skipping the null branch
+            # halves the cost.
             scale = 1.0 if self.branch == "cond" else self.guidance_scale
             _, cache = self.lens.run_with_cache(
                 prompts,
@@ -300,7 +301,7 @@ class PoleReader:
 
 
 def _checked_source(codes: Any, neutral: Any) -> CodesSource | None:
-    """Return which codes to play, or `None` if codes were given; the default is each prompt's own."""
+    """Return which clips to generate (by default each prompt's own), or `None` if codes were given."""
     asked = codes if isinstance(codes, str) else "own" if codes is None else None
     if asked not in ("own", "shared", None):
         raise InputError(f"codes={codes!r}: expected 'own', 'shared', or a tensor 'row codebook frame'.")
@@ -339,7 +340,7 @@ def _checked_position(position: Any, lens: AudioLens) -> Position:
 
 
 def _checked_site(lens: AudioLens, site: Any, layers: Any) -> tuple[str, tuple[int, ...]]:
-    """Return the short name of a site with one vector per step, and its layers; a full name determines its layer."""
+    """Return the short name and the layers of a site with one vector per step. A full name includes the layer."""
     found = lens.find_sites(site, layers)
     if any(one.layer is None for one in found):
         raise InputError(
@@ -367,7 +368,7 @@ def _checked_seeds(seeds: Any, count: int) -> list[int]:
 
 
 def _encoded(lens: AudioLens, audio: Any) -> Codes | tuple[Codes, Codes]:
-    """Return the codes of (waveform, sample_rate), or of a pair of these (positive pole, negative pole)."""
+    """Encode (waveform, sample_rate), or a pair of such tuples (positive pole, negative pole), as codes."""
     if isinstance(audio, tuple | list) and len(audio) == 2 and isinstance(audio[0], tuple | list):
         return codes_of(audio[0], lens.traced_model), codes_of(audio[1], lens.traced_model)
     return codes_of(audio, lens.traced_model)

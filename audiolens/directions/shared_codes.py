@@ -1,9 +1,9 @@
-"""The clips of neutral prompts over which both poles are read with `codes="shared"`.
+"""The clips of neutral prompts on which the model runs for both poles with `codes="shared"`.
 
-A pole that is read while it plays its own music also carries what that music happens to be: its instruments, its decay,
-its loudness. Over the same clips, the text is the only difference between the poles. Every clip is read equally often
-in both poles, and every prompt equally often in its pole, so that a part of the activations that depends on the clip
-alone cancels exactly, also with poles of different sizes.
+If each pole is read while it generates its own music, its mean also reflects incidental properties of that music, such
+as instruments, decay and loudness. If both are read over the same clips, the text is the only difference between the
+poles. Every clip is read equally often in both poles, and every prompt equally often in its pole. Any component of the
+activations that depends on the clip alone therefore cancels exactly, even if the poles differ in size.
 """
 
 from collections.abc import Sequence
@@ -15,17 +15,17 @@ from audiolens.checks import in_order
 from audiolens.errors import InputError
 
 FEWEST_CLIPS = 16
-"""With poles of different sizes, the fewest clips to read over, if the larger pole has as many prompts."""
+"""The minimum number of clips for poles of different sizes, unless the larger pole has fewer prompts than this."""
 
 
 @dataclass(frozen=True)
 class SharedClips:
-    """The clips to play, and which of them each prompt is read over.
+    """The clips that both poles share, and the clips on which the model runs for each prompt.
 
     Attributes:
-        neutral: the neutral prompts, played in cyclic order.
+        neutral: the neutral prompts, from which clips are generated in cyclic order.
         count: the number of clips.
-        each: how many clips each prompt of the positive and of the negative pole is read over: 1 for equal poles.
+        each: the number of clips per prompt, for the positive and the negative pole; 1 for poles of equal size.
     """
 
     neutral: tuple[str | None, ...]
@@ -34,7 +34,7 @@ class SharedClips:
 
     @classmethod
     def of(cls, neutral: Sequence[str | None], sizes: tuple[int, int]) -> "SharedClips":
-        """Choose as many clips as there are pairs of prompts or, for unequal poles, as need the fewest readings."""
+        """Choose one clip per pair of prompts or, for unequal poles, the number that needs the fewest readings."""
         fewest = min(FEWEST_CLIPS, max(sizes))
         count = min(
             range(max(sizes), fewest - 1, -1), key=lambda count: sum(size * _each(size, count) for size in sizes)
@@ -47,13 +47,13 @@ class SharedClips:
         return [self.neutral[clip % len(self.neutral)] for clip in range(self.count)]
 
     def read_by(self, pole: int, place: int) -> list[int]:
-        """Return the clips that prompt `place` of a pole (0 positive, 1 negative) is read over."""
+        """Return the clips on which the model runs for prompt `place` of a pole (0 positive, 1 negative)."""
         first = place * self.each[pole]
         return [clip % self.count for clip in range(first, first + self.each[pole])]
 
 
 def _each(size: int, count: int) -> int:
-    """Return the fewest clips per prompt with which `size` prompts read every one of `count` clips equally often."""
+    """Return the smallest number of clips per prompt such that `size` prompts cover `count` clips equally."""
     return count // gcd(size, count)
 
 

@@ -1,11 +1,11 @@
-"""Turn directions into interventions that steer along them at the chosen blocks, strength, times and rows.
+"""Turn directions into interventions that steer along them with a chosen strength, at chosen blocks, times and rows.
 
-The strategies are those of Facchiano et al. (2025): one layer's vector at its own block (one-to-one), at every block
-(one-to-all, the best in the paper) or in a band of blocks (one-to-band); or each block's own vector at that block
-(all-to-all).
+The strategies are those of Facchiano et al. (2025). One layer's vector is applied at its own block (one-to-one), at
+every block (one-to-all, the best in the paper) or in a band of blocks (one-to-band). In the fourth strategy,
+all-to-all, each block's own vector is applied at that block.
 
-To steer several concepts at once, give several directions, unchanged or orthogonalised, with their signs and weights
-included (`steer([tempo, -0.5 * timbre])`). For a strength per row and concept, add the lists instead:
+To steer several concepts at once, give a list of directions, each multiplied by a signed weight
+(`steer([tempo, -0.5 * timbre])`). To give each row and concept its own strength, add the lists that `steer` returns:
 `steer(tempo, strength=...) + steer(timbre, strength=...)`.
 """
 
@@ -54,38 +54,40 @@ def steer(
     """Return the interventions that steer along one or several directions.
 
     Args:
-        directions: one or several concepts to steer along. The intervention site is the site at which they were read.
-        strategy: "one-to-one" adds `layer`'s vector at `layer`; "one-to-all" adds it at every block, where it
-            accumulates and needs a fraction of the strength; "one-to-band" adds it at the blocks of `band` (or
+        directions: the directions of one or several concepts. They are applied at the site at which they were read.
+        strategy: "one-to-one" adds `layer`'s vector at `layer`; "one-to-all" adds it at every block, so its effect
+            accumulates and it needs only a fraction of the strength; "one-to-band" adds it at the blocks of `band` (or
             `layers`); "all-to-all" adds each block's own vector at that block (or only at `layers`).
-        layer: the layer whose vector is used, in the one-to strategies; optional if there is only one. With several
-            concepts, give one layer for all or one for each.
-        layers: target blocks of "one-to-band" and "all-to-all"; under "one-to-one" another name for `layer`.
-        band: target blocks of "one-to-band" as (first, last), both included.
-        strength: the coefficient; a negative one steers towards the negative pole. It is a number, or one per affected
-            row, so that a whole dose-response curve can run in one batch.
+        layer: the layer whose vector the one-to strategies use; optional if the directions have only one layer. With
+            several concepts, give one layer for all of them or one for each.
+        layers: the target blocks of "one-to-band" and "all-to-all". Under "one-to-one", it is another name for `layer`.
+        band: the target blocks of "one-to-band" as (first, last), both included.
+        strength: the coefficient of the vector; a negative coefficient steers towards the negative pole. Give one
+            number, or one number per steered row to run a whole dose-response curve in one batch.
         unit: what a strength of 1 adds. "raw" adds the full difference of means (as in the paper), "unit" adds a vector
-            of norm 1, and "residual" adds a vector as long as the mean activation norm at the target block.
-        branch: "cond", "null" or "both". To first order, "cond" alone moves the guided logits guidance_scale times as
-            far as "both", so compare strengths only within one branch.
-        seconds, span: (from, to) in seconds; `None` means the whole clip, including the tail.
-        rows: affected rows; `None` means all.
-        schedule: multiplies the strength over time: a function of the time in seconds, or one number per frame.
+            of norm 1, and "residual" adds a vector whose norm is the mean activation norm at the target block.
+        branch: the guidance branch to steer: "cond", "null" or "both". To first order, steering "cond" alone moves the
+            guided logits guidance_scale times as far as steering "both", so compare strengths only within one branch.
+        seconds, span: two names for the time range to steer, (from, to) in seconds. `None` means the whole clip,
+            including the tail (the last steps, which only complete the delayed codebooks).
+        rows: the rows to steer; `None` means every row.
+        schedule: factors that multiply the strength over time: a function of the time in seconds, or one number per
+            frame.
         preserve_norm: rescale every changed position to its original norm.
-        operator: "add"; "clamp" sets the projection on the direction to `strength` x `unit` (so 0 removes the direction
-            rather than changing nothing); "ablate" removes a fraction `strength` of the projection, regardless of the
-            unit.
+        operator: "add" adds the vector. "clamp" sets the projection on the direction to `strength` x `unit`, so a
+            strength of 0 removes the direction rather than changing nothing. "ablate" removes a fraction `strength` of
+            the projection, regardless of the unit.
         prefix: also steer the conditioning before step 0, if it is part of the decoder's own sequence.
         combine: how several concepts combine. "sum" uses each vector unchanged. "orthogonalised" removes from each
             vector its component along the previous ones (Gram-Schmidt; the first is unchanged, so the order matters),
-            so that steering along a later concept does not steer along an earlier one. Without it, clamps or ablations
-            of several concepts interfere.
+            so that steering along a later concept does not steer along an earlier one. Without orthogonalisation,
+            clamps or ablations of several concepts interfere with one another.
 
     Returns:
         One intervention per distinct vector, for `lens.generate(interventions=...)`, in the order of the concepts.
 
     Raises:
-        InputError: (or a subclass) for an invalid strategy, layer, band or strength; the message lists the valid
+        InputError: (or a subclass) if the strategy, layer, band or strength is invalid; the message lists the valid
             choices.
     """
     checked_flags(preserve_norm=preserve_norm, prefix=prefix)
@@ -161,7 +163,7 @@ def _placed(
     for index, (directions, source) in enumerate(zip(concepts, sources, strict=True)):
         before = list(zip(concepts, sources, strict=True))[:index] if combine == "orthogonalised" else []
         targets = _targets(directions, strategy, source, layers, band)
-        # All targets share one vector, unless each target has its own vector or its own scale.
+        # One intervention covers all targets, unless each target needs its own vector or its own scale.
         groups = [targets] if source is not None and unit != "residual" else [[target] for target in targets]
         for group in groups:
             vector = _freed(
@@ -174,7 +176,7 @@ def _placed(
 
 
 def _sources(concepts: list[Directions], strategy: Strategy, layer: Any) -> list[int | None]:
-    """Return the source layer of each concept's vector; `None` means each block's own."""
+    """Return the source layer of each concept's vector; `None` means that each block uses its own vector."""
     if strategy == "all-to-all":
         _refuse(strategy, layer=layer)
         return [None] * len(concepts)
@@ -228,7 +230,7 @@ def _intervention(placed: _Placed, operator: Operator, amount: Tensor, where: di
 
 
 def _at_one(layer: Any, layers: int | list[int]) -> int:
-    """The block for "one-to-one", if it was given as `layers` instead of `layer`."""
+    """Return the block of "one-to-one", which the caller gave as `layers` instead of `layer`."""
     chosen = [layers] if isinstance(layers, int) else layers
     if layer is not None:
         raise InputError(

@@ -49,13 +49,13 @@ def lacking() -> str | None:
 
 
 def require() -> None:
-    """Raise the measure's own error if Beat This cannot be used here."""
+    """Raise the same error as `beat_this_tempo` if Beat This cannot be used here."""
     _tracker()
 
 
 @cache
 def _tracker() -> Any:
-    """Load the tracker once per process: (samples, sample rate) -> (beats, downbeats) in seconds."""
+    """Load the tracker once per process; it maps (samples, sample rate) to (beats, downbeats) in seconds."""
     try:
         from beat_this.inference import Audio2Beats  # pyright: ignore[reportMissingImports]
     except ImportError as error:
@@ -72,7 +72,7 @@ def _tracker() -> Any:
         with _tensors_only():
             return Audio2Beats(checkpoint_path=CHECKPOINT, device="cpu", dbn=False)
     except (OSError, ValueError, RuntimeError, UnpicklingError) as error:
-        # These are the errors that it raises if it cannot download its weights.
+        # Beat This raises these errors if it cannot download its weights.
         raise InputError(
             f"Beat This could not load its weights ({CHECKPOINT}): {error}. They are downloaded on first use: try "
             "again with a network connection."
@@ -81,7 +81,7 @@ def _tracker() -> Any:
 
 @contextmanager
 def _tensors_only() -> Iterator[None]:
-    """Restrict `torch.load` to tensors: the weights are a pickle, which could otherwise run any code."""
+    """Restrict `torch.load` to tensors, because the weights are a pickle file, which could otherwise run any code."""
     before = os.environ.get(_ONLY)
     os.environ[_ONLY] = "1"
     try:

@@ -1,9 +1,10 @@
 """Score how well clips match a text, and embed them, with transformers' ClapModel.
 
 CLAP is described in Wu et al. (2023), "Large-scale Contrastive Language-Audio Pretraining". This module needs torch, so
-`audiolens.measure` imports it only on first use; the weights are downloaded once. A clip's results depend only on that
-clip. transformers' feature extractor makes random choices (it crops clips longer than ten seconds and, with fusion,
-marks one clip of each batch as longer), so clips are passed in a form to which these choices do not apply.
+`audiolens.measure` imports it only on first use; the weights are downloaded once. A clip's score and embedding do not
+depend on the other clips. transformers' feature extractor makes random choices (it crops clips longer than ten seconds
+and, with fusion, marks one clip of each batch as longer), so clips are passed in a form to which these choices do not
+apply.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def clap_score(
     The score of a clip is the mean over its ten-second windows.
 
     Args:
-        audio: clips as for any measure; mixed to mono and resampled to the model's rate (48 kHz).
+        audio: clips as for any measure; they are mixed to mono and resampled to the model's rate (48 kHz).
         texts: one text for all clips, or one per clip.
         sample_rate: sample rate of arrays, in Hz.
         model: a hub name, a folder that `save_pretrained` wrote, or (ClapModel, ClapProcessor).
@@ -62,7 +63,7 @@ def clap_score(
         ModelNotFoundError: if there is no such model, or no network to download it.
 
     The score does not show how good a clip sounds. CLAP understands text only coarsely (it is almost insensitive to
-    tempo), so compare scores for one text, paired by seed.
+    tempo), so compare scores only for the same text, and pair clips by seed.
     """
     clips, _ = read(audio, sample_rate, centred=False)
     listed = [texts] if isinstance(texts, str) else list(in_order("texts", texts, "texts"))
@@ -72,7 +73,7 @@ def clap_score(
         raise InputError(f"{len(listed)} texts for {len(clips)} clips: give one text, or one per clip.")
     clap, processor = opened(model)
     embeddings = _embedded(clips, clap, processor, whole_batch_size(batch_size))
-    # The text embedding is that of the first token, so padding must be on the right regardless of the tokenizer.
+    # The text embedding is read at the first token, so padding must be on the right regardless of the tokenizer.
     tokens = processor.tokenizer(listed, padding=True, padding_side="right", truncation=False)
     of_text = clap.config.text_config
     limit = min(processor.tokenizer.model_max_length, of_text.max_position_embeddings - of_text.pad_token_id - 1)
@@ -123,7 +124,7 @@ def _loaded(name: str) -> Clap:
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
         folder = Path(name).expanduser()
-        # Reject weights that exist only as a pickle, since unpickling a downloaded file could run any code.
+        # Reject weights that exist only as a pickle file, because unpickling a downloaded file could run any code.
         with staged(folder if folder.is_dir() else downloaded(name, None)) as files:
             if files.config.get("model_type") != "clap":
                 raise ModelFilesError(f"{folder / CONFIG} is not the configuration of a CLAP model.")

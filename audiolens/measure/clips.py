@@ -23,7 +23,7 @@ from audiolens.sound.soundfiles import LONGEST_SECONDS, MOST_CHANNELS, RATES_HZ,
 
 T = TypeVar("T")
 SILENCE_DBFS = -60.0
-"""A clip with a lower root mean square is silent: only its loudness is measured."""
+"""A clip whose root mean square is lower is silent, and only its loudness is measured."""
 SHORTEST_SECONDS = 0.1
 
 
@@ -51,7 +51,7 @@ Audio = Array | SoundPath | Generated | Sequence[Array | SoundPath | Generated]
 
 @dataclass(frozen=True)
 class Clip:
-    """One mono sound without offset. Spectra are magnitudes [bin, frame] of Hann windows entirely within the clip."""
+    """One mono sound. Spectra are magnitudes [bin, frame] of Hann windows that lie entirely within the clip."""
 
     samples: Float[np.ndarray, " sample"]
     sample_rate: int
@@ -116,7 +116,7 @@ def once(function: Callable[[Clip], T]) -> Callable[[Clip], T]:
 
 
 def read(audio: Any, sample_rate: float | None = None, *, centred: bool = True) -> tuple[list[Clip], bool]:
-    """Check `audio` and mix each row down to a mono `Clip`; also return whether there is a row axis.
+    """Check `audio` and mix each row down to a mono `Clip`; also return whether `audio` has a row axis.
 
     A constant offset is inaudible, and `centred` removes it. Signed 16- and 32-bit integers are PCM, scaled to [-1, 1);
     other integers raise an error.
@@ -127,9 +127,9 @@ def read(audio: Any, sample_rate: float | None = None, *, centred: bool = True) 
         sample_rate: sample rate of arrays, in Hz; files and generations have their own.
 
     Raises:
-        InputTypeError: if it is not audio, or has a dtype that samples cannot have.
-        InputError: if it has the wrong shape, is too short or too long, is not finite, has an impossible sample rate,
-            or is a file that cannot be read.
+        InputTypeError: if `audio` is not audio, or has a dtype that samples cannot have.
+        InputError: if `audio` has the wrong shape, is too short or too long, is not finite, has an impossible sample
+            rate, or is a file that cannot be read.
     """
     listed = isinstance(audio, list | tuple)
     parts = [_rows(part, sample_rate, centred) for part in (audio if listed else [audio])]
@@ -141,14 +141,14 @@ def read(audio: Any, sample_rate: float | None = None, *, centred: bool = True) 
 def per_row(
     audio: Any, sample_rate: float | None, function: Callable[[Clip], float]
 ) -> float | Float[np.ndarray, " row"]:
-    """Apply `function` to every row of `audio`; return an array if there is a row axis, else one number."""
+    """Apply `function` to every row of `audio`; return an array if `audio` has a row axis, else one number."""
     clips, many = read(audio, sample_rate)
     values = [function(clip) for clip in clips]
     return np.array(values) if many else values[0]
 
 
 def of_file(path: SoundPath, seconds: Span | None = None, *, centred: bool = True) -> Clip:
-    """Read a sound file, or its span (from, to), as a clip; errors name the file."""
+    """Read a sound file, or only the part (from, to) in seconds, as a clip; errors name the file."""
     samples, sample_rate = soundfiles.read(path, seconds)
     try:
         return _rows(samples, sample_rate, centred)[0][0]
@@ -161,7 +161,7 @@ def is_path(audio: Any) -> TypeGuard[SoundPath]:
 
 
 def _rows(audio: Any, sample_rate: float | None, centred: bool) -> tuple[list[Clip], bool]:
-    """Return the clips of one array, file or generation, and whether it has a row axis."""
+    """Return the clips of one array, file or generation, and whether the input has a row axis."""
     if is_path(audio):
         if sample_rate is not None:
             raise InputError(f"{audio} has its own sample rate; leave sample_rate out")
@@ -212,7 +212,7 @@ def _rows(audio: Any, sample_rate: float | None, centred: bool) -> tuple[list[Cl
 
 
 def _centred(samples: Float[np.ndarray, " sample"]) -> Float[np.ndarray, " sample"]:
-    """Remove a constant offset: it is inaudible, but would count as level and as the lowest frequency."""
+    """Remove a constant offset, which is inaudible but would be measured as level and as the lowest frequency."""
     return np.ascontiguousarray(samples - samples.mean(dtype=np.float64).astype(samples.dtype))
 
 
@@ -233,7 +233,7 @@ def as_float(audio: Any, name: str = "audio") -> np.ndarray:
     """Return the samples of an array or tensor in float32, with 16- and 32-bit PCM scaled to [-1, 1).
 
     Raises:
-        InputTypeError: for anything else, including other integers and masked arrays.
+        InputTypeError: if the input is of any other kind, such as other integers or a masked array.
     """
     if hasattr(audio, "detach"):
         # numpy has no bfloat16, and a tensor that requires gradients cannot be converted.

@@ -41,8 +41,9 @@ def failed(steered: Generated, baseline: Generated) -> Bool[np.ndarray, " row"]:
     """Return which steered rows failed, compared with the baseline row of the same prompt and seed.
 
     A row fails if its root mean square is outside [1/3, 3] times the baseline's, if it has fewer than four onsets, or
-    if the entropy of its codes is less than half the baseline's. Failed rows count as no effect: a clip steered into
-    silence is not a slow clip. Four beats take five seconds at 50 BPM, so shorter clips of slow music may fail.
+    if the entropy of its codes is less than half the baseline's. In an analysis, treat a failed row as showing no
+    effect, because a clip steered into silence is not a slow clip. Four beats take five seconds at 50 BPM, so shorter
+    clips of slow music may fail.
 
     Raises:
         InputError: if the baseline differs in its model, length, prompts, seeds or sampling, or was itself steered.
@@ -52,7 +53,7 @@ def failed(steered: Generated, baseline: Generated) -> Bool[np.ndarray, " row"]:
 
 @guarded
 def failures(steered: Generated, baseline: Generated) -> pd.DataFrame:
-    """Return the three criteria of `failed`, one row per clip: `rms_ratio`, `onsets`, `entropy_ratio`, `failed`."""
+    """Return a table of the criteria of `failed` per clip: `rms_ratio`, `onsets`, `entropy_ratio`, `failed`."""
     import pandas as pd
 
     ours, theirs = _clips(steered, "steered"), _clips(baseline, "baseline")
@@ -82,8 +83,8 @@ def failures(steered: Generated, baseline: Generated) -> pd.DataFrame:
 def code_entropy(codes: Any) -> Float[np.ndarray, " row"]:
     """Return the entropy in bits of the codes in each row, averaged over codebooks.
 
-    `codes` is [row, codebook, frame], undelayed. This is the plug-in estimate, at most log2 of the number of frames, so
-    compare clips of the same length.
+    `codes` is [row, codebook, frame], undelayed. The plug-in estimate is at most log2 of the number of frames, so
+    compare only clips of the same length.
     """
     array = as_array("codes", codes.detach().cpu() if hasattr(codes, "detach") else codes)
     if array.ndim != 3 or not np.issubdtype(array.dtype, np.integer) or not array.size:

@@ -1,6 +1,6 @@
-"""Fréchet distance between two sets of clips, for example between steered clips and the model's unsteered ones.
+"""Fréchet distance between two sets of clips, for example between steered clips and the model's unsteered clips.
 
-`frechet_distance` uses features of the model's own codec (its encoder, before quantisation), which works offline and
+`frechet_distance` uses features of the model's own codec (its encoder, before quantisation), so it works offline and
 needs no other model. `fad` uses a standard embedding, LAION's CLAP (Gui et al. 2024, "Adapting Frechet Audio Distance
 for Generative Music Evaluation"). This module needs torch, so `audiolens.measure` imports it only on first use.
 """
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 Features = Float[np.ndarray, "window feature"]
 """One vector per window of sound; a window never extends over two clips."""
 LEAST = 5.0
-"""Each set needs more features than this many times their dimension; with fewer, the distance is mostly bias."""
+"""Each set needs more feature vectors than this many times their dimension; otherwise the distance is mostly bias."""
 
 
 @guarded
@@ -43,7 +43,7 @@ def frechet_distance(
     least: float = LEAST,
     batch_size: int = 16,
 ) -> float:
-    """Return the Fréchet distance between two sets of clips, in features of the codec; 0 for identical sets.
+    """Return the Fréchet distance between the codec features of two sets of clips; 0 for identical sets.
 
     Each set is modelled as a Gaussian: |m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^1/2) (Fréchet 1957; used as FID by
     Heusel et al. 2017). Units are those of the codec's features, squared, so compare distances only within one codec.
@@ -52,14 +52,14 @@ def frechet_distance(
         a, b: clips, equal in number and length: what `lens.generate` returned, codes "row codebook frame", a waveform
             "row channel sample" at the model's rate or (waveform, sample_rate), or what `codec_features` returned.
         window_seconds: see `codec_features`.
-        least: the required number of features per dimension; lower it only to explore, never to report.
-        batch_size: clips encoded at a time.
+        least: the required number of feature vectors per dimension; lower it only to explore, never to report.
+        batch_size: the number of clips encoded at a time.
 
     Raises:
-        InputError: if the sets differ in size or are too small: the estimate is biased upwards, more so with fewer
-            features.
+        InputError: if the sets differ in size or are too small, because the estimate is biased upwards, and more so
+            with fewer feature vectors.
 
-    The distance does not show quality, because the intended change increases it too. Compare it with the distance
+    The distance does not measure quality, because the intended change increases it too. Compare it with the distance
     between two baselines of different seeds (the smallest detectable distance), and with the distance to clips whose
     prompts name the pole.
     """
@@ -120,10 +120,10 @@ def fad(
 ) -> float:
     """Return the Fréchet audio distance between two sets of clips, in CLAP's audio embedding (Gui et al. 2024).
 
-    `a` and `b` are clips as for any measure (`sample_rate` is that of arrays), or precomputed features "window
-    feature". CLAP has 512 dimensions, so each set needs more than 2,560 windows (of at most ten seconds). `least` and
-    the errors are as for `frechet_distance`. The distance is comparable with published ones only if the embedding, the
-    reference set and the number of windows agree.
+    `a` and `b` are clips as for any measure (`sample_rate` is the rate of arrays in Hz), or precomputed features
+    "window feature". CLAP has 512 dimensions, so each set needs more than 2,560 windows (of at most ten seconds).
+    `least` and the errors are as for `frechet_distance`. The distance is comparable with published distances only if
+    the embedding, the reference set and the number of windows agree.
     """
     from audiolens.measure.clap import clap_embeddings
 
@@ -158,7 +158,8 @@ def between(
         )
     shift = float(np.square(a.mean(axis=0) - b.mean(axis=0)).sum())
     cov_a, cov_b = np.cov(a, rowvar=False).reshape(width, width), np.cov(b, rowvar=False).reshape(width, width)
-    # Compute the trace of (C_a C_b)^1/2 through the symmetric root of C_a: unlike sqrtm of the product, it stays real.
+    # Compute the trace of (C_a C_b)^1/2 through the symmetric root of C_a, because sqrtm of the product need not be
+    # real.
     values, vectors = np.linalg.eigh(cov_a)
     root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
     shared = np.sqrt(np.linalg.eigvalsh(root @ cov_b @ root).clip(0)).sum()

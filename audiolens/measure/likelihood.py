@@ -44,17 +44,17 @@ class Drift:
     Attributes:
         nats: the mean negative log-likelihood per code of each clip under the unsteered model, by codebook.
         level: the mean negative log-likelihood per code of the model's own sample with that row's prompt (and seed).
-        outside: the share of each clip's codes that the unsteered model could not have sampled because they are outside
-            its top-k; this is 0 without top-k.
-        spread: the mean |difference| between two of the model's own samples, for the same prompt if it has several
-            seeds, else between any two rows; it is NaN for a single row. A drift below this value is within
-            seed-to-seed variation.
+        outside: the fraction of each clip's codes that the unsteered model could not have sampled because they are
+            outside its top-k; it is 0 without top-k.
+        spread: the mean absolute difference in level between two of the model's own samples. It uses pairs with the
+            same prompt if some prompt has several seeds, and otherwise all pairs of rows; it is NaN for a single row. A
+            drift below this value is within seed-to-seed variation.
         prompts, seeds: the prompts and seeds of the rows.
         guidance_scale, temperature, top_k: the sampling settings. Scores use the guided logits at that temperature over
-            all codes, since a steered code outside the top-k would otherwise cost infinitely many nats.
+            all codes, because a steered code outside the top-k would otherwise cost infinitely many nats.
 
-    Drift does not show quality: a clip can be as likely as the model's own and sound worse, or it can sound good in a
-    style that the model rarely plays.
+    Drift does not measure quality: a clip can be as likely as the model's own samples and sound worse, or it can sound
+    good in a style that the model rarely plays.
     """
 
     nats: Float[np.ndarray, "row codebook"]
@@ -69,7 +69,7 @@ class Drift:
 
     @property
     def difference(self) -> Float[np.ndarray, " row"]:
-        """Nats per code minus the level; a negative value means more likely than the model's own sample."""
+        """Nats per code minus the level; if negative, the clip is more likely than the model's own sample."""
         return self.nats.mean(axis=1) - self.level.mean(axis=1)
 
     @property
@@ -124,16 +124,17 @@ def drift(
     Args:
         out: what `lens.generate(..., interventions=...)` returned. Its codes are scored without the interventions, each
             row under its own prompt. The codes of an audio prompt are context and are not scored.
-        baseline: the model's unsteered clips for the same prompts, seeds and settings; generated here by default (with
-            seeds 0, 1, ... if `out` has none). Without steering the drift is then 0: exactly if both ran in batches of
-            the same size, and otherwise up to rounding, which changes about one code in several thousand.
-        guidance_scale, temperature: settings of the scores; by default those of `out`, and temperature 1 for greedy
-            clips.
-        batch_size: rows generated and scored at a time.
+        baseline: the model's unsteered clips for the same prompts, seeds and settings; by default they are generated
+            here (with seeds 0, 1, ... if `out` has none). Without steering, the drift is then exactly 0 if both ran in
+            batches of the same size. Otherwise it is 0 up to rounding, which changes about one code in several
+            thousand.
+        guidance_scale, temperature: the settings used for scoring; by default those of `out`, and temperature 1 for
+            greedy clips.
+        batch_size: the number of rows generated and scored at a time.
 
     Raises:
-        InputError: if the rows do not correspond, if the baseline was steered or generated with other settings, or if
-            settings are out of range.
+        InputError: if the rows of `out` and `baseline` do not correspond, if the baseline was steered or generated with
+            other settings, or if settings are out of range.
     """
     for name, clips in (("out", out), ("baseline", baseline)):
         if clips is not None and not all(hasattr(clips, field) for field in ("codes", "prompts", "seeds", "settings")):
@@ -203,7 +204,7 @@ def _score(
     temperature: Real,
     batch_size: int,
 ) -> tuple[Float[Tensor, "row codebook frame"], Int[Tensor, "row codebook frame"]]:
-    """Return the nats of each code, and how many codes were more likely."""
+    """Return the nats of each code, and how many other codes were more likely."""
     checked_settings(guidance_scale, temperature, None)
     if temperature == 0:
         raise InputError("temperature=0: under greedy sampling every other code has probability 0; score at 1.")
@@ -216,7 +217,7 @@ def _score(
 def _parts(
     lens: AudioLens, prompts: Sequence[Prompt], codes: Tensor, guidance_scale: float, temperature: float, size: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the results of `_score`, a few rows at a time, since the logits over all codes take the most memory."""
+    """Yield the results of `_score` a few rows at a time, because the logits over all codes take the most memory."""
     frames = codes.shape[-1]
     guided = guidance_scale > 1
     for first in range(0, len(codes), size):

@@ -1,8 +1,8 @@
 """The onset envelope and its peaks: when notes and drum strokes begin.
 
 The envelope is the spectral flux on mel bands in dB, as in Böck and Widmer (DAFx 2013). Its scale is absolute (the rise
-in dB, averaged over bands), which separates onsets from the flicker of noise. `clips` and `rhythm` call this module; it
-does not import them.
+in dB, averaged over bands), which separates onsets from the random fluctuations of noise. `clips` and `rhythm` call
+this module, which imports neither of them.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ HIGHEST_HZ = 8_000.0
 """The upper frequency limit of the envelope, so that files at all rates from 16 kHz up are measured in the same way."""
 DYNAMIC_RANGE_DB = 60.0
 RISE_DB = 3.0
-"""The smallest mean rise over all bands that counts as an onset; white noise flickers by 1 to 2.6 dB."""
+"""The smallest mean rise over all bands that counts as an onset; white noise fluctuates by 1 to 2.6 dB."""
 CLOSEST_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
 class Envelope:
-    """Onset strength over time: `mean` over the mel bands (any onset), `median` (onsets in most bands: accents)."""
+    """Onset strength over time: `mean` over mel bands shows any onset, `median` only onsets in most bands (accents)."""
 
     mean: Float[np.ndarray, " frame"]
     median: Float[np.ndarray, " frame"]
@@ -32,7 +32,7 @@ class Envelope:
 
 
 def envelope(magnitude: Float[np.ndarray, "bin frame"], sample_rate: int, hop: int) -> Envelope:
-    """Return the mean and median rise of the bands over two frames, ignoring levels 60 dB below the clip's loudest."""
+    """Return the mean and median rise of the bands over two frames, ignoring levels 60 dB below the clip's maximum."""
     import librosa
 
     highest_hz = min(HIGHEST_HZ, sample_rate / 2)
@@ -45,7 +45,7 @@ def envelope(magnitude: Float[np.ndarray, "bin frame"], sample_rate: int, hop: i
 def peaks_seconds(
     strength: Float[np.ndarray, " frame"], frame_rate: float, share: float = 0.0
 ) -> Float[np.ndarray, " onset"]:
-    """Return the times in seconds of the peaks of `strength` that reach `RISE_DB` and `share` of the strong peaks."""
+    """Return the times in seconds of peaks that reach `RISE_DB` and `share` times the height of the strong peaks."""
     from scipy.signal import find_peaks
 
     distance = max(round(CLOSEST_SECONDS * frame_rate), 1)

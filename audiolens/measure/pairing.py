@@ -1,4 +1,4 @@
-"""Check that clips and their baseline are pairs: the same model, prompts, seeds, length and sampling, one steered."""
+"""Check that clips and their unsteered baseline have the same model, prompts, seeds, length and sampling settings."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ SAMPLING = ("guidance_scale", "temperature", "top_k")
 
 
 def refuse_unpaired(clips: Any, baseline: Any, called: str = "steered", *, by_order: bool = False) -> None:
-    """Raise unless the baseline is unsteered, has the same settings, and row by row the same prompt and seed.
+    """Raise an error unless the baseline is unsteered and has the same settings and, row by row, prompts and seeds.
 
     Args:
         clips, baseline: what `lens.generate` returned. Settings, prompts and seeds that an object does not state are
             not compared.
         called: the name of the clips in messages.
-        by_order: whether clips without seeds may pair with clips that have some, by their order alone.
+        by_order: whether clips without seeds may be paired by order alone with clips that have seeds.
 
     Raises:
-        InputError: naming what differs.
+        InputError: if the baseline does not match; the message names the difference.
     """
     if len(clips.codes) != len(baseline.codes):
         raise InputError(
@@ -39,7 +39,7 @@ def refuse_unpaired(clips: Any, baseline: Any, called: str = "steered", *, by_or
     if theirs.get("interventions"):
         raise InputError("baseline was steered itself; give the same clips without steering")
     for name in (*SAMPLING, "audio_prompt_seconds"):
-        # top_k=None means all codes, so only a setting that is not stated at all is left out.
+        # top_k=None means all codes, so only a setting that is not stated at all is skipped.
         if name in ours and name in theirs and ours[name] != theirs[name]:
             raise InputError(
                 f"{called} was generated with {name}={ours[name]}, baseline with {theirs[name]}; use the same for both"

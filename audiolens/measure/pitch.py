@@ -14,23 +14,23 @@ from audiolens.measure.onsets import vertex
 LOWEST_HZ, HIGHEST_HZ = 140.0, 1_200.0
 """The range of a melody: above the bass, and below frequencies dominated by harmonics."""
 CHROMA_HZ = (100.0, 1_000.0)
-"""The range used for pitch classes; the fifth harmonics above it would add a major third even in a minor key."""
+"""The range used for pitch classes. Above it, fifth harmonics would add a major third even in a minor key."""
 MODE_HZ = (100.0, 600.0)
 """The range used for the mode, narrower for the same reason. With partials up to 1000 Hz, clips steered to minor looked
 neutral, although a key network and their spectra show minor thirds (docs/ears.md)."""
 AUDIBLE_SHARE, MODE_SHARE = 0.01, 0.03
-"""Peaks below this share of the strongest partial are ignored: a codec leaves faint tones between the notes."""
+"""Peaks below this fraction of the strongest partial are ignored, as a codec leaves faint tones between notes."""
 KEY_HZ = (50.0, 400.0)
 """The range in which bass and chords determine the tonic, below most of the melody and the harmonics."""
 LEAST_TONALITY_DB = 14.0
-"""A sound has pitch if its strongest partial exceeds its surroundings by this (music: 20 to 50 dB, white noise: 9)."""
+"""A sound has pitch if its strongest partial exceeds its surroundings by this much (music: 20 to 50 dB, noise: 9)."""
 FEWEST_CLASSES = 3
 LEAST_SHARE = 0.025
-"""A pitch class counts as played above this share of the energy: the clicks of short notes leave 2% in a neighbouring
-class, and in 95% of the synthesiser's clips the third has at least 3.6%."""
+"""A pitch class counts as played if it has more than this share of the energy. The clicks of short notes leave 2% in a
+neighbouring class, and in 95% of étude's synthesised clips the third of the key has at least 3.6%."""
 LEAST_KEY_MARGIN = 0.05
-"""The smallest lead in correlation of the best tonic over the next; with it, a ninth of the synthesiser's clips have no
-key."""
+"""The smallest lead in correlation of the best tonic over the second best. With this value, a ninth of étude's
+synthesised clips have no key."""
 MAJOR = np.array([6.35, 2.23, 3.48, 2.33, 4.38, 4.09, 2.52, 5.19, 2.39, 3.66, 2.29, 2.88])
 MINOR = np.array([6.33, 2.68, 3.52, 5.38, 2.60, 3.53, 2.54, 4.75, 3.98, 2.69, 3.34, 3.17])
 """Key profiles, which rate how well each semitone above the tonic fits the key (Krumhansl and Kessler 1982)."""
@@ -38,11 +38,11 @@ MINOR = np.array([6.33, 2.68, 3.52, 5.38, 2.60, 3.53, 2.54, 4.75, 3.98, 2.69, 3.
 
 @guarded
 def pitch(audio: Audio, sample_rate: float | None = None) -> float | Float[np.ndarray, " row"]:
-    """Return the register in Hz: the energy-weighted median of each frame's strongest partial from 140 to 1200 Hz.
+    """Return the register in Hz: the energy-weighted median over frames of the strongest partial from 140 to 1200 Hz.
 
-    It follows the register of the melody (rank correlation about .95 on the synthesiser's clips, regardless of their
-    brightness). It is not a transcription: in a chord it follows the loudest partial. The result is NaN for silence,
-    for noise, and for a sound without partials in that range.
+    The value follows the register of the melody (with a rank correlation of about .95 on étude's synthesised clips,
+    regardless of their brightness). It is not a transcription: in a chord it follows the loudest partial. The result is
+    NaN for silence, for noise, and for a sound without partials in that range.
     """
     return per_row(audio, sample_rate, register_hz)
 
@@ -51,10 +51,10 @@ def pitch(audio: Audio, sample_rate: float | None = None) -> float | Float[np.nd
 def pitch_class(audio: Audio, sample_rate: float | None = None) -> float | Float[np.ndarray, " row"]:
     """Return the tonic of the key in semitones above C, 0 to 11.
 
-    It is the tonic of the major or minor key that best fits the notes below 400 Hz, by the profiles of Krumhansl and
-    Kessler, as in `mode`. A sound with a single pitch class has that class as tonic. A few seconds rarely determine a
-    key: on the synthesiser's clips 82% are correct (chance 17%). The result is NaN if two tonics fit almost equally
-    well, and for silence, noise, and sounds with two pitch classes. The values are on a circle, so do not average them.
+    The key is the major or minor key that best fits the notes below 400 Hz, by the profiles of Krumhansl and Kessler,
+    as in `mode`. If a sound has a single pitch class, that class is its tonic. A few seconds rarely determine a key: on
+    étude's synthesised clips 82% are correct (chance 17%). The result is NaN if two tonics fit almost equally well, and
+    for silence, noise, and sounds with two pitch classes. The values are on a circle, so do not average them.
     """
     return per_row(audio, sample_rate, key_tonic)
 
@@ -63,10 +63,10 @@ def pitch_class(audio: Audio, sample_rate: float | None = None) -> float | Float
 def mode(audio: Audio, sample_rate: float | None = None) -> float | Float[np.ndarray, " row"]:
     """Return how major rather than minor the key is, from -2 to 2; positive is major.
 
-    It is the chroma's best correlation with a major profile minus the best with a minor one. The correlations use
-    Krumhansl and Kessler's profiles on all twelve tonics and the partials from 100 to 600 Hz. A few seconds rarely
-    determine the mode, so interpret the sign over many clips, not that of a single clip. The result is NaN for silence,
-    noise, and fewer than three pitch classes (in all, or in that range).
+    The value is the chroma's best correlation with a major profile minus its best correlation with a minor profile. The
+    correlations use Krumhansl and Kessler's profiles on all twelve tonics and the partials from 100 to 600 Hz. A few
+    seconds rarely determine the mode, so interpret the sign of the mean over many clips, not the sign of a single clip.
+    The result is NaN for silence, noise, and fewer than three pitch classes (in all, or in that range).
     """
     return per_row(audio, sample_rate, major_minor)
 
@@ -120,9 +120,10 @@ def _clear_chroma(clip: Clip) -> Float[np.ndarray, "12"] | None:
 def chroma(
     clip: Clip, band_hz: tuple[float, float] = CHROMA_HZ, power: float = 0.2, audible: float = AUDIBLE_SHARE
 ) -> Float[np.ndarray, "12"]:
-    """Return how present each pitch class (0 = C) is: the sum of all spectral peaks in a band, raised to a power.
+    """Return the strength of each pitch class (0 = C): the sum over spectral peaks in a band, each raised to a power.
 
-    The fifth root makes it a count of notes rather than of loudness, so that bass and chords do not mask the third.
+    With the default power, a fifth root, the sum reflects how many notes there are rather than how loud they are, so
+    that bass and chords do not mask the third of the key.
     """
     magnitude = clip.pitch_spectrum
     heard = np.where(magnitude > magnitude.max() * audible, magnitude, 0.0)
@@ -174,7 +175,7 @@ def _strongest_partials(clip: Clip, lowest_hz: float, highest_hz: float) -> _Par
     frames = np.arange(magnitude.shape[1])
     bins = band[magnitude[band].argmax(axis=0)]
     power = magnitude[bins, frames] ** 2
-    # At the edge of the band, the strongest bin may be the slope of a peak outside it: give it no weight.
+    # At the edge of the band, the strongest bin may be on the slope of a peak outside the band, so it gets no weight.
     on_top = (magnitude[bins, frames] >= magnitude[bins - 1, frames]) & (
         magnitude[bins, frames] >= magnitude[bins + 1, frames]
     )

@@ -1,8 +1,8 @@
 """Measure rhythm: tempo, onset rate and pulse clarity.
 
 Tempo and note density are different: a slow piece may have many notes. `onset_rate` counts all onsets; `tempo` measures
-the period of the pulse ("beat") or the median interval between accents ("ioi"). All use the same onset envelope of the
-clip.
+the period of the pulse ("beat") or the median interval between accents ("ioi"). All of these measures use the clip's
+onset envelope.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from audiolens.measure.onsets import peaks_seconds, vertex
 
 SLOWEST_BPM, FASTEST_BPM = 40.0, 240.0
 ACCENT_SHARE = 0.5
-"""An accent reaches at least this share of the height of its clip's strong onsets."""
+"""An accent reaches at least this fraction of the height of its clip's strong onsets."""
 FEWEST_ONSETS = 4
 OCTAVES = (1 / 3, 1 / 2, 2.0, 3.0)
 OCTAVE_TOLERANCE = 0.04
 LEAST_CLARITY = 0.3
-"""Clicks at random times have a pulse clarity of about 0.2; the synthesiser's music has 0.5 to 1."""
+"""The least pulse clarity of a beat; clicks at random times have about 0.2, and étude's synthesised music 0.5 to 1."""
 
 TempoMethod = Literal["beat", "ioi", "beat_this"]
 
@@ -45,15 +45,15 @@ def tempo(
             `librosa.feature.tempo` with a uniform prior, with the period interpolated between frames. `"ioi"` is 60
             over the median interval between accents (onsets in most frequency bands), and may be outside [40, 240].
             `"beat_this"` is 60 over the median interval between the beats of Beat This (ISMIR 2024), the tracker used
-            by Facchiano et al. (2025); it is an extra, `pip install 'audiolens[beats]'`.
+            by Facchiano et al. (2025); it needs `pip install 'audiolens[beats]'`.
 
     Returns:
         BPM per row; NaN for silence, for fewer than four onsets (or beats) and, for "beat", if the envelope is not
         periodic, as in noise.
 
-    Listeners also disagree about halving or doubling the beat, and "beat" may report either (64 for 20 s of clicks at
-    128 BPM). `tempo_octave` is the runner-up, and `tempo_ambiguity` shows how close the two were. Tables contain all
-    three.
+    Listeners disagree about whether to halve or double the beat, and "beat" may also report half or double the tempo
+    (64 for 20 s of clicks at 128 BPM). `tempo_octave` is the runner-up, and `tempo_ambiguity` shows how close the two
+    tempi were. Tables contain all three.
     """
     methods = {"beat": beat_tempo, "ioi": ioi_tempo, "beat_this": beat_this_tempo}
     if method not in methods:
@@ -63,12 +63,12 @@ def tempo(
 
 @guarded
 def tempo_ambiguity(audio: Audio, sample_rate: float | None = None) -> float | Float[np.ndarray, " row"]:
-    """Return how close `tempo` was to another octave, from 0 to 1.
+    """Return how close the best tempo an octave (or a twelfth) away came to `tempo`, from 0 to 1.
 
-    It is the pulse clarity of the strongest rival tempo divided by that of `tempo`. Rivals are half, double, a third
-    and three times the tempo ("beat"), to within 4%, in [40, 240] BPM; `tempo_candidates` lists them. Near 1 the octave
-    is arbitrary, and a jump by an octave under steering is not a change of pace. The result is 0 if the envelope has no
-    peak at any rival, and NaN if the tempo is NaN.
+    The value is the pulse clarity of the strongest rival tempo divided by the pulse clarity of `tempo`. Rivals are
+    half, double, a third and three times the tempo ("beat"), to within 4%, in [40, 240] BPM; `tempo_candidates` lists
+    them. If the value is near 1, the octave is arbitrary, and a jump by an octave under steering is not a change of
+    pace. The result is 0 if the envelope has no peak at any rival, and NaN if the tempo is NaN.
     """
     return per_row(audio, sample_rate, ambiguity)
 
@@ -77,8 +77,8 @@ def tempo_ambiguity(audio: Audio, sample_rate: float | None = None) -> float | F
 def tempo_octave(audio: Audio, sample_rate: float | None = None) -> float | Float[np.ndarray, " row"]:
     """Return the runner-up tempo in BPM: half, double, a third or three times `tempo` ("beat").
 
-    `tempo_ambiguity` compares the two. The result is NaN if the envelope has no peak at any of them, or if the tempo is
-    NaN.
+    `tempo_ambiguity` compares the two tempi. The result is NaN if the envelope has no peak at any of the four rivals,
+    or if the tempo is NaN.
     """
     return per_row(audio, sample_rate, octave_tempo)
 
@@ -130,7 +130,7 @@ def octave_tempo(clip: Clip) -> float:
 
 
 def _rival(clip: Clip) -> tuple[float, float]:
-    """Return the strongest peak at an octave or a twelfth from `beat_tempo`, as (BPM, height); (NaN, 0) if none."""
+    """Return the strongest peak an octave or a twelfth from `beat_tempo` as (BPM, height), or (NaN, 0) if none."""
     bpm = beat_tempo(clip)
     rivals = [
         (other, strength)
@@ -147,7 +147,7 @@ def ioi_tempo(clip: Clip) -> float:
     envelope = clip.onset_envelope
     accents = peaks_seconds(envelope.median, envelope.frame_rate, ACCENT_SHARE)
     if len(accents) < FEWEST_ONSETS:
-        # A sound in few bands (a flute, a sine) has onsets, but none in most bands.
+        # A sound in few bands (a flute, a sine) has onsets, but no onset in most bands at once.
         accents = peaks_seconds(envelope.mean, envelope.frame_rate, ACCENT_SHARE)
     if len(accents) < FEWEST_ONSETS:
         return float("nan")
@@ -185,7 +185,7 @@ def _periods(clip: Clip) -> list[tuple[float, float]]:
     if clip.silent or len(onsets_seconds(clip)) < FEWEST_ONSETS:
         return []
     envelope = clip.onset_envelope
-    # The window slightly favours short periods, as in librosa's tempogram: a bar repeats as exactly as a beat does.
+    # The window slightly favours short periods, as in librosa's tempogram, because a bar repeats as exactly as a beat.
     strength = (envelope.mean - envelope.mean.mean()) * np.hanning(len(envelope.mean))
     likeness = librosa.autocorrelate(strength)
     likeness = likeness / likeness[0]

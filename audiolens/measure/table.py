@@ -1,4 +1,4 @@
-"""Measure many clips with many measures into one table, as sweeps and studies do."""
+"""Measure many clips with many measures, and collect the results in one table, as sweeps and studies do."""
 
 from __future__ import annotations
 
@@ -72,10 +72,10 @@ def table(
         audio: [row, channel, sample] (or one clip), a sound file, what `lens.generate` returned, or a list of these;
             clips may differ in length.
         sample_rate: sample rate of all arrays, in Hz; files have their own.
-        measures: names from `MEASURES` or `EXTRA_MEASURES`; all of `MEASURES` by default. They share spectra and
+        measures: names from `MEASURES` or `EXTRA_MEASURES`; all of `MEASURES` by default. Measures share spectra and
             onsets.
-        n_jobs: number of processes, -1 for one per core. It does not change the numbers. Processes start once (about
-            2 s) and are reused.
+        n_jobs: the number of processes, or -1 for one per core; results do not depend on it. Processes are started once
+            (about 2 s) and reused.
 
     Raises:
         InputError: if a clip cannot be measured; `table_of_files` continues with the other files in that case.
@@ -85,7 +85,7 @@ def table(
     names = checked_measures(measures)
     listed = audio if isinstance(audio, list | tuple) else [audio]
     if listed and all(is_path(part) for part in listed) and sample_rate is None:
-        # Each process opens its own files, since paths are sent to it faster than audio.
+        # Each process opens its own files, because sending paths to a process is faster than sending audio.
         rows = spread(_measure, list(listed), n_jobs, names)
     else:
         rows = spread(_measure, read(audio, sample_rate)[0], n_jobs, names)
@@ -100,11 +100,11 @@ def table_of_files(
 
     Args:
         paths, measures, n_jobs: as for `table`.
-        seconds: the span (from, to) to measure in every file; by default the whole file.
+        seconds: the part (from, to) of every file to measure, in seconds; by default the whole file.
 
     Returns:
-        One row per measured file, in order, with `file` and `seconds` before the measures; and a dict of the files that
-        could not be measured, with the reasons.
+        A table with one row per measured file, in order, with `file` and `seconds` before the measures; and a dict from
+        each file that could not be measured to the reason.
     """
     import pandas as pd
 
@@ -131,10 +131,10 @@ def checked_measures(measures: Sequence[str] | None) -> list[str]:
 
 @guarded
 def refuse_lacking(measures: Sequence[str]) -> None:
-    """Raise, before any clip is generated, if one of the measures cannot be computed here.
+    """Raise an error, before any clip is generated, if one of the measures cannot be computed here.
 
     Raises:
-        MissingPackageError, InputError: the message states what the measure needs.
+        MissingPackageError, InputError: in that case; the message states what the measure needs.
     """
     if "tempo_beat_this" in measures:
         require()

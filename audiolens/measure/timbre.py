@@ -9,7 +9,7 @@ from audiolens.door import guarded
 from audiolens.measure.clips import Audio, Clip, once, per_row
 
 GATE_DB = 40.0
-"""Frames this far below the clip's loudest frame are pauses: their spectrum is that of the noise floor."""
+"""Frames this far below the clip's loudest frame are pauses, which contain only the noise floor."""
 
 
 ROLLOFF_SHARE = 0.85
@@ -31,9 +31,9 @@ def brightness(audio: Audio, sample_rate: float | None = None) -> float | Float[
 def ltas_centroid(audio: Audio, sample_rate: float | None = None) -> float | Float[np.ndarray, " row"]:
     """Return the centroid in Hz of the clip's long-term average spectrum (LTAS; the root mean square over frames).
 
-    `brightness` gives every sounding frame the same weight, so sounds that decay quickly or slowly change it even if
-    the notes are as bright as before. Here loud frames count more. Both agree on a steady sound. The result is NaN for
-    silence.
+    `brightness` gives every sounding frame the same weight, so a faster or slower decay changes it even if the notes
+    are as bright as before. In the LTAS, loud frames have more weight. Both measures agree on a steady sound. The
+    result is NaN for silence.
     """
     return per_row(audio, sample_rate, ltas_centroid_hz)
 
@@ -53,8 +53,8 @@ def rolloff(audio: Audio, sample_rate: float | None = None) -> float | Float[np.
 def loudness(audio: Audio, sample_rate: float | None = None) -> float | Float[np.ndarray, " row"]:
     """Return the root mean square in dB relative to full scale (-3 for a full-scale sine); -inf for digital silence.
 
-    Channels are averaged first, as for every measure, so channels in antiphase cancel. A constant offset is removed.
-    There is no perceptual weighting (it is not LUFS).
+    Channels are averaged first, as for every measure, so channels in antiphase cancel. A constant offset is removed. No
+    perceptual weighting is applied, so the unit is not LUFS.
     """
     return per_row(audio, sample_rate, level_dbfs)
 

@@ -1,4 +1,4 @@
-"""Balance: how the two poles of a set differ in prompt length and in single words, apart from their meaning."""
+"""Balance: how the prompts of the two poles differ in length and in single words, apart from their meaning."""
 
 import re
 from collections import Counter
@@ -15,14 +15,15 @@ from audiolens.ranking import auc
 @guarded
 @dataclass(frozen=True)
 class Balance:
-    """How well length or a single word predicts a prompt's pole.
+    """How well prompt length or a single word predicts the pole of a prompt.
 
     Attributes:
         words: the mean number of words per prompt, for the positive and the negative pole.
         length_auc: the probability that a positive prompt has more words than a negative one (ties count half); 0.5 is
             balanced.
-        one_sided: for each pole, the words that never occur in the other pole, most common first, each with the share
-            of that pole's prompts that contain it. The concept's own words belong here; any other word is a confound.
+        one_sided: for each pole, the words that never occur in the other pole, most common first, each with the
+            fraction of that pole's prompts that contain it. The concept's own words belong here; any other word is a
+            confound.
         leaks: one sentence for each property that predicts the pole by itself; empty if there are none.
 
     These figures do not show whether the prompts mean what they should, or whether other concepts are balanced.
@@ -39,10 +40,10 @@ class Balance:
 
 
 def measure(positive: Sequence[str], negative: Sequence[str], leak: float = 0.9) -> Balance:
-    """Compare two poles.
+    """Measure how the prompts of two poles differ in length and in words.
 
-    A leak is a word that occurs in at least the share `leak` of one pole and never in the other, or a length whose AUC
-    is at least `leak` in either direction.
+    A word is a leak if it occurs in at least a fraction `leak` of one pole's prompts and in none of the other pole's.
+    Prompt length is a leak if its AUC is at least `leak` in either direction.
     """
     sides = [[_words(text) for text in prompts] for prompts in (positive, negative)]
     lengths = [[len(words) for words in side] for side in sides]

@@ -31,7 +31,7 @@ _KEYS = (
 
 @guarded
 def concepts(vocabulary: str = "etude") -> tuple[str, ...]:
-    """The concepts for which there is a bundled prompt set in a vocabulary."""
+    """Return the concepts that have a bundled prompt set in a vocabulary."""
     folder = _folder(vocabulary)
     found = (entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
     return tuple(sorted(name for name in found if name != _NEUTRAL))
@@ -39,14 +39,14 @@ def concepts(vocabulary: str = "etude") -> tuple[str, ...]:
 
 @guarded
 def load(concept: str, vocabulary: str | None = None, *, lens: "AudioLens | None" = None) -> PromptSet:
-    """The bundled set of a concept.
+    """Return the bundled prompt set of a concept.
 
-    `vocabulary="etude"` uses only words that étude knows, and covers every concept of its grammar; `"english"` is free
-    English, as a musician would write it for MusicGen, and covers tempo and timbre. `None` means étude's vocabulary or,
-    with a `lens`, free English if there is such a set and the lens's tokenizer knows all of its words.
+    `vocabulary="etude"` uses only words that étude knows, and covers every concept of étude's grammar. `"english"` is
+    free English, as a musician would write it for MusicGen, and covers tempo and timbre. `None` means étude's
+    vocabulary or, with a `lens`, free English if there is such a set and the lens's tokenizer knows all of its words.
 
     Raises:
-        InputError: if the concept or the vocabulary does not exist; the message names the closest ones.
+        InputError: if the concept or the vocabulary does not exist; the message suggests the closest names.
     """
     if vocabulary is None:
         vocabulary = "etude" if lens is None or not _reads_english(lens, concept) else "english"
@@ -71,10 +71,10 @@ def from_file(
     development: Sequence[str] | None = None,
     test: Sequence[str] | None = None,
 ) -> PromptSet:
-    """Your own prompt set from a CSV, JSON or TOML file (see the module's docstring).
+    """Read your own prompt set from a CSV, JSON or TOML file (see the module's docstring).
 
     `concept` defaults to the name of the file. `development` and `test` are neutral prompts that override those in the
-    file. Warns if length or a single word predicts the pole.
+    file. A warning is given if prompt length or a single word predicts the pole.
 
     Raises:
         InputError: if the file cannot be read, is not UTF-8, or does not have two poles.
@@ -99,10 +99,10 @@ def from_files(
     development: Sequence[str] = (),
     test: Sequence[str] = (),
 ) -> PromptSet:
-    """A set from two text files with one prompt per line; the poles are named after the files.
+    """Read a set from two text files with one prompt per line; the poles are named after the files.
 
-    If the files have the same number of lines, line i of one is paired with line i of the other. The function raises
-    the errors of `from_file`, and also an error if a line is blank in only one of the files.
+    If the files have the same number of lines, line i of one is paired with line i of the other. The errors are those
+    of `from_file`. In addition, a line that is blank in only one of the files is an error.
     """
     sides = [Path(positive), Path(negative)]
     lines = [read_text(path).rstrip().split("\n") for path in sides]

@@ -27,7 +27,7 @@ class PromptSet:
         development, test: disjoint neutral prompts, without any word of the concept. Layer and strength are chosen on
             the first, and results are reported on the second. A set without neutral prompts has empty lists.
         positive_words, negative_words: adjectives that ask for each pole, the plainest first (see `prompted`).
-        nouns: nouns before which such an adjective can be put.
+        nouns: nouns before which these adjectives can be inserted.
         vocabulary: the vocabulary of the prompts: `"etude"`, `"english"`, or `"own"` for a set read from a file.
     """
 
@@ -61,12 +61,12 @@ class PromptSet:
 
     @property
     def matched(self) -> bool:
-        """Whether the poles have the same number of prompts; if so, prompts i of both poles are paired."""
+        """Whether the poles have the same number of prompts; if so, the i-th prompts of both poles are paired."""
         return len(self.positive) == len(self.negative)
 
     @property
     def opposite(self) -> "PromptSet":
-        """The set with its poles exchanged."""
+        """Return the set with its poles exchanged."""
         return PromptSet(
             concept=self.concept,
             poles=(self.poles[1], self.poles[0]),
@@ -81,7 +81,7 @@ class PromptSet:
         )
 
     def words(self, pole: str) -> tuple[str, ...]:
-        """The adjectives of a pole, which is given by its name or as `"positive"` or `"negative"`."""
+        """Return the adjectives of a pole, which is given by its name or as `"positive"` or `"negative"`."""
         sides = (self.positive_words, self.negative_words)
         by_pole = dict(zip((*self.poles, "positive", "negative"), sides * 2, strict=True))
         if pole not in by_pole:
@@ -90,11 +90,11 @@ class PromptSet:
         return by_pole[pole]
 
     def prompted(self, prompt: str, pole: str, word: str | None = None) -> str:
-        """A neutral prompt rewritten to ask for a pole: "a little tune with drums" -> "a little fast tune with drums".
+        """Rewrite a neutral prompt to ask for a pole: "a little tune with drums" -> "a little fast tune with drums".
 
-        This is the reference for steering. `word` defaults to the pole's plainest adjective. It is inserted before the
-        first of the set's nouns in the prompt or, if there is none, after the article or at the start ("An indie song"
-        -> "A fast indie song", "Folk music" -> "Fast Folk music").
+        Steering is compared with such prompts. `word` defaults to the pole's plainest adjective. It is inserted before
+        the first of the set's nouns in the prompt or, if the prompt contains none, after the article or at the start
+        ("An indie song" -> "A fast indie song", "Folk music" -> "Fast Folk music").
         """
         words = self.words(pole)
         if word is None:
@@ -117,10 +117,10 @@ class PromptSet:
         return " ".join([*spoken[:index], word, *spoken[index:]])
 
     def completed(self, neutral: "PromptSet", words: tuple[str, str] | None = None) -> "PromptSet":
-        """The set, completed for a study with neutral prompts and nouns from another set, and with words for its poles.
+        """Return the set with what a study needs: neutral prompts and nouns from another set, and words for its poles.
 
-        Only what is missing is added. The words are `words` or, by default, the names of the poles. Neutral prompts
-        that contain one of the words or belong to a pole are left out.
+        Only missing parts are added. The words are `words` or, by default, the names of the poles. Neutral prompts that
+        contain one of the words or belong to a pole are left out.
         """
         asked = words or self.poles
         sides = [own or (word,) for own, word in zip((self.positive_words, self.negative_words), asked, strict=True)]
@@ -142,7 +142,7 @@ class PromptSet:
         )
 
     def balance(self) -> Balance:
-        """How well length or single words separate the poles."""
+        """Return how well prompt length or single words predict the pole."""
         return measure(self.positive, self.negative)
 
     def __repr__(self) -> str:

@@ -1,9 +1,9 @@
 """Map rows to batches: guidance branches, codebooks, and the invokes of a trace.
 
-In a guided run, the first axis of a tensor has one entry per row, or one per row and branch. nnsight's own batcher
-narrows only tensors with one entry per row, so under guidance two invokes would read and edit each other's rows;
-`RowBatcher` handles both layouts. A site whose first axis counts something else is returned whole (`entire`) and
-selects its rows itself.
+Under guidance, the first axis of a tensor has one entry per row, or one per row and branch. nnsight's own batcher
+slices only tensors with one entry per row, so under guidance two invokes would read and edit each other's rows.
+`RowBatcher` handles both layouts. If the first axis of a value counts something else, the whole value is returned
+(`entire`), and the code of that site selects the rows.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +27,7 @@ from audiolens.model.text import BUCKET, checked_prompts
 from audiolens.model.timeline import delay
 
 EXACT_ROWS = 16
-"""Every batch of an exact run has this many rows; repeated rows fill the missing ones."""
+"""The number of rows in every batch with `exact=True`; a smaller batch is filled up with repeated rows."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ class Layout:
         rows: the caller's row number for each row of the batch.
         total: the number of rows in the caller's input.
         halves: the guidance branches in batch order; without guidance there is only one.
-        kept: the number of real rows at the start; the other rows are padding.
-        prefix: the number of positions before step 0 in each of these rows.
-        first: the caller's row at index 0 of the recordings.
+        kept: the number of real rows, which come first; the other rows are padding.
+        prefix: the number of positions before step 0, which is the same in each of these rows.
+        first: the caller's row number for index 0 of the recordings.
     """
 
     rows: tuple[int, ...]
@@ -98,9 +98,10 @@ def batches(
     """Yield the layout of each batch, and the text length to pad to (`None` pads to the longest prompt).
 
     `sizes` are the prompts' lengths in tokens. `prefix` maps a prompt's length in tokens to the number of positions it
-    takes in the decoder's own sequence. Such text has no mask, so all rows of a batch have the same prefix length and
-    no text is padded. Exact batches have a fixed number of rows, and a text length that depends on each prompt alone,
-    so that a row is computed by the same kernels regardless of the other rows in its batch.
+    takes in the decoder's own sequence. Text in that sequence has no attention mask, so all rows of a batch have the
+    same prefix length and no text is padded. With `exact=True`, batches have a fixed number of rows and a text length
+    that depends on each prompt alone, so that a row is computed by the same kernels regardless of the other rows in its
+    batch.
     """
     checked_batch_size(batch_size)
 
@@ -157,7 +158,7 @@ def read_columns(
 def start_columns(
     codes: Int[Tensor, "row codebook frame"], config: LensConfig, layout: Layout
 ) -> Int[Tensor, "sequence column"]:
-    """Return the start token and the frames to continue, undelayed, since transformers' `generate` delays them."""
+    """Return the start token and the frames to continue, undelayed because transformers' `generate` delays them."""
     mine = codes[list(layout.rows)]
     return torch.cat([torch.full_like(mine[..., :1], config.pad_code), mine], dim=-1).flatten(0, 1)
 
@@ -173,9 +174,10 @@ def of_branch(values: Tensor, halves: tuple[Half, ...], branch: str) -> Tensor:
 class RowBatcher(Batcher):
     """nnsight's batcher for a model in which guidance doubles the rows.
 
-    A tensor has batch rows if the size of its first axis is `total` rows times 1 or 2 branches. An invoke receives its
-    own rows of every branch in the same layout, and its edits change only these rows. `copies` are the values read in
-    this run that are copies rather than the model's own tensors; `asked` is the site that each invoke requested last.
+    The first axis of a tensor counts rows if its size is `total` rows times 1 or 2 branches. An invoke receives its own
+    rows of every branch in the same layout, and its edits change only these rows. `copies` holds the values read in
+    this run that are copies rather than the model's own tensors. `asked` holds the site that each invoke requested
+    last.
     """
 
     def __init__(self, envoy: Any, kwargs: dict | None = None) -> None:
@@ -188,7 +190,7 @@ class RowBatcher(Batcher):
         self.asked: dict[int, Site] = {}
 
     def assemble(self, fn: Any) -> tuple:
-        """Build one call from the prompts and codes of all invokes; the lens's own runs pass complete arguments."""
+        """Build one call from the prompts and codes of all invokes, unless its arguments are already complete."""
         if self.request is None:
             return super().assemble(fn)
         prompts = [prompt for inputs, _ in self.invokes for prompt in checked_prompts(*inputs)]
@@ -229,10 +231,10 @@ def entire(mediator: Mediator) -> Iterator[None]:
 
 
 class Copies:
-    """The copies that reads in a trace have returned, keyed by invoke and name.
+    """The copies of values that a trace has read, keyed by invoke and name.
 
     Writing into a copy does not change the model. A copy is stored until the same value is assigned, or is read again
-    in a later forward.
+    in a later forward pass.
     """
 
     def __init__(self) -> None:
@@ -249,14 +251,14 @@ class Copies:
         return value
 
     def assigned(self, invoke: int, name: str) -> None:
-        """Forget a copy, since an assigned value has reached the model."""
+        """Forget a copy, because an assigned value has now reached the model."""
         self._held.pop((invoke, name), None)
 
     def check(self) -> None:
         """Check that no copy was written into.
 
         Raises:
-            InputError: naming the site.
+            InputError: if a copy was written into; the message names its site.
         """
         for (_, name), (value, version) in self._held.items():
             self._refuse(name, value, version)

@@ -1,10 +1,11 @@
 """Bind an intervention to one run.
 
-Its tensors are sliced to the batch, its branch and rows become a mask, and its time span becomes a range of steps.
+The intervention's tensors are sliced to the batch, its branch and rows become a mask, and its time range becomes a
+range of steps.
 
-A batch contains every row of one guidance branch, then (under guidance) every row of the other; its `Layout` gives the
-order of the branches and the caller's row numbers. Values have the run's axis order (`model/site_access.py`); the
-user's order of axes is used only for values given by the user and when a user's function is called.
+A batch contains every row of one guidance branch, then (under guidance) every row of the other branch. Its `Layout`
+gives the order of the branches and the caller's row numbers. Values have the run's axis order (`model/site_access.py`).
+The user's axis order is used only for values that the user gives and for calls of the user's function.
 """
 
 import sys
@@ -23,7 +24,7 @@ from audiolens.tracing.batching import Layout
 
 
 class BoundIntervention:
-    """One intervention at one site of one run. `apply` is called in every decoder forward that it changes."""
+    """One intervention at one site of one run. `apply` is called in every decoder forward pass that it changes."""
 
     def __init__(
         self,
@@ -63,14 +64,14 @@ class BoundIntervention:
         self.sequences = {
             name for name, part in given.items() if part.kind == "values" and part.tensor.ndim == extra + 2
         }
-        """The parts with a separate value at every step (or token)."""
+        """The names of the intervention's tensors that have a separate value at every step (or token)."""
         self.keyed = {name for name, part in given.items() if part.kind != "per row"}
         self.parts = {name: self._shaped(part, name, config, rows, layout).to(device) for name, part in given.items()}
         if form.timed:
             # Too few values raise an error before the run rather than during it.
             self._enough(self.stop - self.start, "step")
         if form.square:
-            # The keys grow to the length of the clip, so too few values raise an error before the run.
+            # The number of keys grows to the length of the clip, so the values must be enough for all of them.
             self._fitted(layout.prefix + timeline.steps)
 
     def _enough(self, length: int, unit: str) -> None:
@@ -83,11 +84,11 @@ class BoundIntervention:
                 )
 
     def touches(self, start: int, length: int) -> bool:
-        """Whether a forward over these steps is changed; a site without steps is changed in every forward."""
+        """Whether a forward pass over these steps is changed; at a site without steps, every forward pass is."""
         return self.anything and (not self.form.timed or (start < self.stop and start + length > self.start))
 
     def apply(self, value: Tensor, start: int) -> Tensor:
-        """Return the value "batch step ... feature" after the intervention; `start` is its first step."""
+        """Return the value "batch step ... feature" after the intervention; `start` is the value's first step."""
         length = value.shape[1]
         first, end = max(self.start, start), min(self.stop, start + length)
         whole = first == start and end == start + length
@@ -128,7 +129,7 @@ class BoundIntervention:
             mine = self.form.turned(window.index_select(0, index))
             theirs = function(mine)
             if theirs is None:
-                # The function may have written into its argument, a copy.
+                # The function may have written into its argument, which is a copy.
                 theirs = mine
             if not isinstance(theirs, Tensor) or theirs.shape != mine.shape:
                 got = tuple(theirs.shape) if isinstance(theirs, Tensor) else type(theirs).__name__
@@ -137,7 +138,7 @@ class BoundIntervention:
         return changed
 
     def _fitted(self, width: int) -> dict[str, Tensor]:
-        """Return the parts, cut to the keys of a pattern in this forward; later keys and padding get no attention."""
+        """Return the parts, cut to the keys of an attention pattern that are neither padding nor later steps."""
         if self.form.order[-1] != "key":
             return self.parts
         fitted = {}
@@ -153,7 +154,7 @@ class BoundIntervention:
         return fitted
 
     def _span(self, timeline: Timeline) -> tuple[int, int]:
-        """Return the steps of the intervention; at a site without steps, every token."""
+        """Return the range of steps to change; at a site without steps, it covers every token."""
         if self.form.timed:
             return timeline.select(self.intervention.seconds, self.intervention.prefix)
         if self.intervention.seconds is not None or self.intervention.schedule is not None:
@@ -163,7 +164,7 @@ class BoundIntervention:
         return 0, sys.maxsize
 
     def _spread(self, values: Tensor, rows: Sequence[int], total: int, name: str) -> Tensor:
-        """Turn a single number, or one per affected row, into one number per row of the caller."""
+        """Expand a single number, or one number per affected row, to one number per row of the caller."""
         spread = torch.zeros(total, dtype=torch.float32, device="cpu")
         if values.ndim and len(values) != len(rows):
             raise InputError(f"{self.site}: {len(values)} values of {name} for {len(rows)} rows: give one per row.")
@@ -171,7 +172,7 @@ class BoundIntervention:
         return spread
 
     def _shaped(self, part: Operand, name: str, config: LensConfig, rows: Sequence[int], layout: Layout) -> Tensor:
-        """Shape a part of the intervention to broadcast against "batch step ... feature"."""
+        """Reshape a part of the intervention so that it broadcasts against "batch step ... feature"."""
         feature, tensor, values = self.form.features(config), part.tensor, part.kind == "values"
         if part.kind == "per row":
             if not tensor.ndim:
@@ -209,7 +210,7 @@ class BoundIntervention:
         return placed if free == 2 else placed.unsqueeze(1)
 
     def _ambiguous(self, name: str, tensor: Tensor) -> InputError:
-        """Return the error for a first axis that could mean heads (or codebooks) or rows, since both fit its size."""
+        """Return the error for a first axis whose size fits both the heads (or codebooks) and the rows."""
         outer, inner = self.form.order[2:]
         return InputError(
             f"{self.site}: {name} of shape {tuple(tensor.shape)} may be ({outer}, {inner}) or (row, {inner}): give "
@@ -251,6 +252,6 @@ class BoundIntervention:
                 f"{self.site}: the schedule has shape {tuple(factors.shape)}, expected one factor for each of the "
                 f"{timeline.frames} frames (or {timeline.steps} steps, the tail included)."
             )
-        # The prefix has no time, so its strength is not scaled.
+        # A prefix has no time in seconds, so the schedule does not scale the strength there.
         before = torch.ones(-min(self.start, 0), dtype=torch.float32, device="cpu")
         return torch.cat([before, factors]).reshape(1, -1, *[1] * extra).to(device)

@@ -1,12 +1,12 @@
-"""Determine which steps the running forward covers, and check that they follow from the previous forward.
+"""Determine which steps the current forward pass covers, and check that they continue the previous forward pass.
 
-The clock reads the absolute position from the decoder's inputs: the new columns and the length already cached. It is
-therefore the same with and without the key-value cache, and in `generate`, where transformers runs the first forward
-twice for MusicGen and once for Melody (counting calls would be off by one). Steps are counted after the prefix, whose
-positions are negative.
+The clock reads the absolute position from the decoder's inputs: the new columns and the length already cached. The
+position is therefore correct with and without the key-value cache. It is also correct in `generate`, where transformers
+runs the first forward pass twice for MusicGen and once for Melody, so that counting calls would be off by one. Step 0
+comes after the prefix, whose positions are negative.
 
 A clock that failed to advance would silently turn every step into step 0. The run therefore stops if the decoder does
-not receive a cache argument under a known name, or if a forward does not follow from the previous one.
+not receive a cache argument under a known name, or if a forward pass does not continue the previous one.
 """
 
 from importlib.metadata import version
@@ -15,16 +15,16 @@ from typing import Any
 from audiolens.errors import UnsupportedModelError
 
 CACHE_NAMES = ("cache", "past_key_values")
-"""The names of the decoder's argument for the key-value cache: since transformers 5.24, and before."""
+"""The names of the decoder's argument for the key-value cache: since transformers 5.24, and before that."""
 
 
 def read(decoder: Any, prefix: int) -> tuple[int, int]:
-    """Inside a run, return the first step of the running forward and its number of steps.
+    """Inside a run, return the first step of the current forward pass and its number of steps.
 
-    A prefix is part of the forward that starts with an empty cache; it counts as steps before step 0.
+    A prefix is part of the forward pass that starts with an empty cache, and its positions precede step 0.
 
     Raises:
-        UnsupportedModelError: if the decoder's inputs do not name the cache (which may be `None`) under exactly one
+        UnsupportedModelError: if the decoder's inputs do not contain the cache (which may be `None`) under exactly one
             known name.
     """
     _, given = decoder.inputs
@@ -41,7 +41,7 @@ def read(decoder: Any, prefix: int) -> tuple[int, int]:
 
 
 class Clock:
-    """The clock of one run. `end` is the step after the last one that a forward covered."""
+    """The clock of one run. `end` is the step after the last step that was covered."""
 
     def __init__(self, decoder: Any, prefix: int) -> None:
         self.decoder, self.prefix = decoder, prefix
@@ -50,10 +50,10 @@ class Clock:
         self.end = -prefix
 
     def tick(self) -> tuple[int, int]:
-        """Advance to the running forward; return its first step and its number of steps.
+        """Advance to the current forward pass, and return its first step and its number of steps.
 
         Raises:
-            UnsupportedModelError: if it does not follow from the previous forward.
+            UnsupportedModelError: if the current forward pass does not continue the previous one.
         """
         start, length = read(self.decoder, self.prefix)
         if not self._follows(start, start + length):
@@ -70,6 +70,6 @@ class Clock:
     def _follows(self, start: int, end: int) -> bool:
         if self.first is None:
             return start == -self.prefix < end
-        # MusicGen's first forward runs twice. Each later one adds a step to the cache, or covers all steps again.
+        # MusicGen's first forward pass runs twice. Each later pass adds a step to the cache, or covers all steps again.
         again = self.forwards == 1 and (start, end) == self.first
         return again or (end == self.end + 1 and start in (self.end, -self.prefix))

@@ -117,7 +117,7 @@ def drawn(
 
 
 def _warn_beyond(seconds: float, traced: TracedModel) -> None:
-    """Warn if a clip is longer than the model's own `max_length`, which follows the length of its training clips."""
+    """Warn if a clip is longer than the model's own `max_length`, which reflects the length of its training clips."""
     steps = traced.model.generation_config.max_length
     usual = 0.0 if steps in (None, _UNSET_LENGTH) else steps / traced.config.frame_rate
     if 0 < usual < seconds - 1e-9:

@@ -78,7 +78,7 @@ class Generation:
         return self.codes.shape[-1] / self.frame_rate
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write one WAV per row, `codes.safetensors` and `generation.json` into a new folder.
+        """Write one WAV file per row, `codes.safetensors` and `generation.json` into a new folder.
 
         A row is written as 16-bit samples, or as 32-bit floats if it exceeds full scale. `generation.json` contains the
         hash of every other file.
@@ -106,7 +106,7 @@ class Generation:
         """Return audio players for a notebook, with the sound embedded.
 
         Args:
-            row: one row (a player without a label) or several; by default all, each under its label.
+            row: one row, whose player has no label, or several rows, each under its label; by default all rows.
             labels: the text above each player; by default the prompts.
 
         The sound is compressed (Ogg Vorbis) to keep notebooks small; use `audio` or `save` for the exact samples.

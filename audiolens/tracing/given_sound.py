@@ -32,7 +32,7 @@ def codes_of(audio: Any, traced: TracedModel, name: str = "audio") -> Int[Tensor
     """Return the codes of a (waveform, sample_rate) pair or of a sound file.
 
     Raises:
-        InputTypeError: if the argument is neither.
+        InputTypeError: if the argument is neither a pair nor a file.
         InputError: if the audio contains no sound.
     """
     if isinstance(audio, str | os.PathLike):
@@ -47,7 +47,7 @@ def codes_of(audio: Any, traced: TracedModel, name: str = "audio") -> Int[Tensor
 def clip_start(
     audio_prompt: Any, rows: int, timeline: Timeline, traced: TracedModel
 ) -> Int[Tensor, "row codebook frame"] | None:
-    """Return the codes that clips begin with, one row per clip, from codes or sound; `None` without an audio prompt.
+    """Return the codes that clips begin with (one row per clip), from codes or sound; `None` without an audio prompt.
 
     Raises:
         InputTypeError, InputError: if the audio prompt is neither codes nor sound, has a different number of rows, or
@@ -86,8 +86,8 @@ def _sounds_codes(audio_prompt: Any, rows: int, traced: TracedModel) -> Int[Tens
 
 
 def _refuse_rows_or_channels(audio_prompt: Any, rows: int) -> None:
-    """Raise an error for a two-axis waveform whose first axis has one entry per prompt: that axis may be channels or
-    rows."""
+    """Raise an error for a two-axis waveform whose first axis has one entry per prompt, because that axis could be
+    either channels or rows."""
     given = isinstance(audio_prompt, tuple | list) and len(audio_prompt) == 2
     if rows < 2 or not given:
         return

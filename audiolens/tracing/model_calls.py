@@ -1,10 +1,10 @@
-"""Run the model under a plan, as a generation or as one forward over given codes. Only one run is active at a time.
+"""Execute a `Run`: generate, or run one forward pass over given codes. A model has only one active run at a time.
 
 The global random state is restored after an exception and, on request, after a normal run, because transformers draws
 from Python's `random` in every block, and nnsight and the samplers draw from torch's generator.
 
-If a process forks while another thread runs a model, the child does not have that thread, so it treats the run as
-finished.
+If a process forks while another thread runs a model, the child process does not have that thread, so it treats the run
+as finished.
 """
 
 import os
@@ -32,14 +32,15 @@ from audiolens.tracing.sampling import Forbid
 
 @dataclass
 class _Guard:
-    """Whether a model is running, and in which thread. Other threads wait for its lock."""
+    """Whether a model is running, and in which thread. Other threads wait for the lock."""
 
     lock: Any = field(default_factory=threading.RLock)
     running: bool = False
     thread: int | None = None
 
 
-# The key is the model, not the lens: two lenses on one model share its modules, and nnsight serves one run at a time.
+# The key is the model, not the lens, because lenses on one model share its modules, and nnsight supports one run at a
+# time.
 _GUARDS: WeakKeyDictionary[nn.Module, _Guard] = WeakKeyDictionary()
 
 
@@ -49,7 +50,7 @@ class _Done(Exception):  # noqa: N818 - not an error: generation is complete
 
 
 class _KeepColumns(StoppingCriteria):
-    """Stores the generated columns, and ends the generation once there are enough."""
+    """Stores the generated columns, and ends the generation once there are enough columns."""
 
     def __init__(self, columns: int) -> None:
         self.wanted = columns
@@ -80,13 +81,14 @@ def codes(generate: Callable[..., Any], timeline: Timeline, **inputs: Any) -> In
         )
     made = undelay(columns.unflatten(0, (-1, len(timeline.delays))), timeline.delays, timeline.frames)
     if start is not None:
-        # While delayed codebooks still read given frames, transformers samples codes and then feeds the given ones.
+        # While delayed codebooks still read given frames, transformers samples codes but then feeds the given codes
+        # instead.
         made[..., :given] = start.unflatten(0, (-1, len(timeline.delays)))[..., 1:]
     return made
 
 
 def _device(own: torch.device) -> AbstractContextManager[Any]:
-    """A context in which tensors made without a device are on the model's device instead of torch's default device."""
+    """A context in which tensors without a stated device are created on the model's device, not torch's default one."""
     default = torch.get_default_device()
     return nullcontext() if default.type == "cpu" or default == own else own
 
@@ -105,16 +107,16 @@ def generate(model: Model, run: Run, timeline: Timeline, **inputs: Any) -> Int[T
     inputs["logits_processor"] = LogitsProcessorList([watch, *forbid, *inputs.get("logits_processor", ())])
     bare: Any = model._module
     with only(bare, run.modules):
-        # If there is nothing to edit or record, the bare model is the fastest.
+        # If there is nothing to edit or record, calling the bare model is fastest.
         made = codes(bare.generate if run.idle else traced, timeline, **inputs)
     run.finished(timeline.steps)
     return made
 
 
 def forward(model: Model, run: Run, **inputs: Any) -> Float[Tensor, "sequence step feature"]:
-    """Run one decoder forward; return the logits in transformers' layout, or the residual stream where the run stops.
+    """Run one decoder forward pass; return logits in transformers' layout, or the residual stream where the run stops.
 
-    Positions before step 0 (a prefix) are dropped.
+    Positions before step 0 (a prefix) are dropped from the result.
     """
     model.check_unchanged()
     kept: list[Tensor] = []
@@ -146,7 +148,7 @@ def alone(model: nn.Module) -> Iterator[None]:
     """Allow only one run of a model at a time. Other threads wait, and a nested run raises an error.
 
     Raises:
-        BusyError: inside another run of this model.
+        BusyError: if another run of this model is active in this thread.
         InputError: if the model is in training mode.
     """
     guard = _GUARDS.setdefault(model, _Guard())
@@ -164,7 +166,7 @@ def alone(model: nn.Module) -> Iterator[None]:
 
 
 def _forked() -> None:
-    """In a forked process, end the runs of the parent's threads, which would otherwise hold their locks forever.
+    """In a forked process, end the runs of the parent's threads, whose locks would otherwise be held forever.
 
     The child also lacks torch's worker threads and would wait for them, so it computes on one thread.
     """

@@ -1,11 +1,11 @@
 """Connect sites to nnsight's envoys, and restrict nnsight's instrumentation to what one run needs.
 
-nnsight serves a single operation of a forward (`envoy.source`) from an instrumented copy of that forward. It never
-removes the copy, which costs every later trace some microseconds per operation. A run opens what it needs, and `close`
-restores the module's own forward.
+nnsight exposes a single operation of a forward method (`envoy.source`) through an instrumented copy of the method. It
+never removes the copy, which costs every later trace some microseconds per operation. A run therefore opens only the
+operations it needs, and `close` restores the module's own forward method.
 
 nnsight also intercepts the inputs and outputs of every module, whether or not they are read. This costs three calls per
-step for each of about two hundred modules. `only` restricts this to the modules that a run reads.
+step for each of about two hundred modules. `only` restricts the interception to the modules that a run reads.
 """
 
 from collections.abc import Iterable, Iterator
@@ -26,11 +26,11 @@ from audiolens.tracing.batching import RowBatcher
 
 _OPENED: WeakKeyDictionary[nn.Module, list[State]] = WeakKeyDictionary()
 _CONTROLLED: WeakKeyDictionary[nn.Module, list[tuple[int, dict[str, Any], Controller]]] = WeakKeyDictionary()
-"""This is computed once per model, in about a millisecond; nnsight still intercepts modules that are added later."""
+"""The result of `_controlled`, computed once per model in about 1 ms. Modules added later stay intercepted."""
 
 
 class Model(NNsight):
-    """nnsight's envoy tree over the model, which counts rows as the lens does."""
+    """nnsight's envoy tree over the model, with rows counted as the lens counts them."""
 
     _batcher_class = RowBatcher
 
@@ -39,10 +39,10 @@ class Model(NNsight):
         self._opened = dict(module.named_modules())
 
     def check_unchanged(self) -> None:
-        """Check that the modules are those that the lens was opened on, because nnsight does not see other modules.
+        """Check that the model's modules are those it had when the lens was opened, because nnsight sees only those.
 
         Raises:
-            InputError: naming the modules that changed.
+            InputError: if modules were added, removed or replaced; the message names them.
         """
         now = dict(self._module.named_modules())
         changed = [name for name in {**self._opened, **now} if now.get(name) is not self._opened.get(name)]
@@ -62,7 +62,7 @@ class Model(NNsight):
 
 
 def envoy_of(model: Model, family: Family, site: Site) -> Any:
-    """Return the envoy for a site, which belongs to a module or to one operation inside its forward."""
+    """Return the envoy for a site, which belongs to a module or to one operation inside its forward method."""
     tap = family.tap(site)
     envoy = _envoy(model, family, site, tap)
     return envoy if tap.op is None else _operation(model, envoy, tap.op)
@@ -75,10 +75,10 @@ def module_of(model: Model, family: Family, site: Site) -> nn.Module:
 
 @contextmanager
 def only(model: nn.Module, modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Within this context nnsight intercepts only these modules and the model itself; the others run uninstrumented.
+    """Within this context, nnsight intercepts only these modules and the model itself; others run uninstrumented.
 
-    If a module's forward was replaced (as accelerate does to align devices), nnsight's forward stays in place, because
-    it calls the replacement.
+    If a module's forward method was replaced (as accelerate does to align devices), nnsight's wrapper stays in place,
+    because the wrapper calls the replacement.
     """
     if model not in _CONTROLLED:
         _CONTROLLED[model] = _controlled(model)
@@ -96,7 +96,7 @@ def only(model: nn.Module, modules: Iterable[nn.Module]) -> Iterator[None]:
 
 
 def _controlled(model: nn.Module) -> list[tuple[int, dict[str, Any], Controller]]:
-    """Return each module whose class's own forward nnsight wraps: its id, its attributes, and nnsight's forward."""
+    """For each module whose class's own forward method nnsight wraps, return its id, its attributes and the wrapper."""
     found = []
     for part in model.modules():
         own, forward = part.__dict__, part.__dict__.get("forward")
@@ -109,7 +109,7 @@ def _controlled(model: nn.Module) -> list[tuple[int, dict[str, Any], Controller]
 def open_ahead(model: Model, family: Family, site: Site) -> None:
     """Open the operations that later sites of the same module need.
 
-    They cannot be opened once the module's forward has begun.
+    They cannot be opened once the module's forward pass has begun.
     """
     hooks = list(family.block_taps)
     if site.layer is None:
@@ -122,14 +122,14 @@ def open_ahead(model: Model, family: Family, site: Site) -> None:
 
 
 def close(model: nn.Module) -> None:
-    """Restore the forward of every module that was opened."""
+    """Restore the forward method of every module in which an operation was opened."""
     for state in _OPENED.pop(model, ()):
         state.body, state.compiled, state.sourced = state.original, None, False
 
 
 @contextmanager
 def unharmed(model: nn.Module) -> Iterator[None]:
-    """If the block fails, remove what nnsight put on the model's modules."""
+    """If the code in this context fails, remove what nnsight attached to the model's modules."""
     before = {part: part.__dict__.get("forward") for part in model.modules() if STATE not in part.__dict__}
     try:
         yield
@@ -145,7 +145,7 @@ def unharmed(model: nn.Module) -> Iterator[None]:
 
 
 def abandon(model: nn.Module) -> None:
-    """Restore a model whose run ended without cleaning up: its forwards, and nnsight's interleaving state."""
+    """Restore a model whose run ended without cleaning up: its forward methods, and nnsight's interleaving state."""
     close(model)
     for _, own, forward in _CONTROLLED.get(model, ()):
         own.setdefault("forward", forward)

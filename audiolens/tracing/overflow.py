@@ -1,16 +1,16 @@
-"""Stop a run whose activations become infinite or NaN, and report the site, row and step where that began.
+"""Stop a run whose activations become infinite or NaN, and report the site, row and step where this began.
 
 A strength too large for the model's number format (or a broken weight) turns activations into infinity or NaN. The
 model would still sample codes from them, and the clip would be meaningless noise. Once per step, before the next code
-is drawn, the watch therefore checks the sum of the logits; generation synchronises with the device at every step
-anyway. A forward over given codes returns NaN as the bare model does; code that computes a number from logits rejects
-NaN (`checked_logits`).
+is drawn, `Watch` therefore checks the sum of the logits. The check adds no synchronisation, because generation
+synchronises with the device at every step anyway. A forward pass over given codes returns NaN as the bare model does,
+and code that computes a number from logits rejects NaN (`checked_logits`).
 
 An infinite or NaN value in the residual stream makes the logits of its own step NaN, through the final norm. Writes to
-the stream are therefore only stored, and inspected once the logits are NaN, to find where the overflow began. Other
-writes may not reach the logits: a weight may be zero, the step may not be the last of its forward, or a later block may
-replace the value. Such writes are summed over their features, which preserves infinity and NaN, and the sums are
-checked along with the logits.
+the stream are therefore only stored. If the logits become NaN, the stored writes show where the overflow began. Other
+writes may not reach the logits: a weight may be zero, the step may not be the last of its forward pass, or a later
+block may replace the value. Such writes are summed over their features, which preserves infinity and NaN, and the sums
+are checked along with the logits.
 """
 
 import math
@@ -27,7 +27,7 @@ from audiolens.model.sites import Site
 from audiolens.tracing.batching import Layout
 
 LOGITS = "hook_logits"
-"""The only site at which an infinity is legitimate: a logit of -inf forbids its code, but +inf has no probability."""
+"""The only site where an infinite value is legitimate: a logit of -inf forbids its code (+inf is never allowed)."""
 STREAM = frozenset(
     f"hook_{name}"
     for name in (
@@ -38,22 +38,22 @@ STREAM = frozenset(
 
 
 class Watch(LogitsProcessor):
-    """The check of one batch's writes and logits. As a logits processor it leaves the scores unchanged.
+    """Checks the writes and logits of one batch. As a logits processor, it leaves the scores unchanged.
 
     `replaced` means that some edit overwrites values, so earlier writes may be missing from the stream. `traced` means
-    that a trace may write values that the watch does not see.
+    that a trace may write values that this object does not see.
     """
 
     def __init__(self, layout: Layout, frame_rate: float, replaced: bool = False, traced: bool = False) -> None:
         self.layout, self.frame_rate, self.replaced, self.traced = layout, frame_rate, replaced, traced
         self.written = False
         self.kept: list[tuple[Site | str, int, Tensor]] = []
-        """The writes in order: whole values if the logits reveal an overflow, otherwise sums over features "batch
-        step"."""
+        """The writes in order: whole values where the logits would reveal an overflow, and elsewhere sums over features
+        "batch step"."""
         self.edited_from: int | None = None
 
     def wrote(self, site: Site, value: Float[Tensor, "batch step ..."], start: int, edited_from: int = 0) -> None:
-        """Record a value after its edits; `start` is its first step, `edited_from` the first step that was edited."""
+        """Record a value after its edits; `start` is its first step, and `edited_from` is the first edited step."""
         # This is called at every site and step, so names and final sums are computed only when needed.
         self.written = True
         first = start if start > edited_from else edited_from
@@ -82,15 +82,16 @@ class Watch(LogitsProcessor):
             The sum of the logits, which is -inf if some logits forbid their code.
 
         Raises:
-            ActivationOverflow: naming the first such site, row and step.
+            ActivationOverflow: if there are such values; the message names the first site, row and step.
         """
         kept, edited_from = self.kept, self.edited_from
         self.kept, self.edited_from = [], None
         totals = [value.sum() for _, _, value in kept if value.ndim == 2]
-        # The total is not finite if any summed value is not (or if the total itself overflows, in which case the close
-        # check finds nothing).
+        # The total is not finite if any summed value is not finite. If only the total overflows, the detailed check
+        # below finds nothing.
         finite = not totals or math.isfinite(torch.stack([one.to(totals[0].device) for one in totals]).sum().item())
-        # -inf among the logits is legitimate: processors and edits may forbid codes. A sum of both infinities is NaN.
+        # -inf among the logits is legitimate, because processors and edits may forbid codes. The sum of -inf and +inf
+        # is NaN.
         total = 0.0 if logits is None else logits.sum(dtype=torch.float32).item()
         if finite and total < math.inf:
             return total
@@ -104,12 +105,13 @@ class Watch(LogitsProcessor):
             return total
         site, first, sound = next(entry for entry in sites if not bool(entry[2].all()))
         name = site if isinstance(site, str) else site.name
-        # Report the earliest step, and its first row. On the first axis of logits, a row's codebooks are consecutive.
+        # Report the earliest step, and the first row at that step. On the first axis of logits, a row's codebooks are
+        # consecutive.
         entry, step = min(sound.logical_not().nonzero().tolist(), key=lambda found: (found[1], found[0]))
         per_branch = max(len(sound) // self.layout.branches, 1)  # position embeddings are shared by all rows
         row = self._row(entry, per_branch)
         branch = self.layout.halves[min(entry // per_branch, self.layout.branches - 1)]
-        # NaN reaches earlier steps too, through attention that gives it weight zero.
+        # NaN reaches earlier steps too, because an attention weight of zero times NaN is NaN.
         at = first + step if edited_from is None else max(first + step, edited_from)
         if self.traced:
             why = "Check what the trace writes; if it writes nothing, the model's weights or dtype are at fault."
@@ -152,7 +154,7 @@ def checked_logits(
     its code.
 
     Raises:
-        ActivationOverflow: naming the first row, codebook and step where a logit is NaN or +inf.
+        ActivationOverflow: if a logit is NaN or +inf; the message names the first row, codebook and step.
     """
     if logits.sum(dtype=torch.float32).item() < math.inf:
         return logits
@@ -170,7 +172,7 @@ def checked_logits(
 def _summed(value: Tensor) -> Tensor:
     """Sum over features: the result has one number per row and step, which is not finite if any feature is not finite.
 
-    Half precision is summed in float32, since the sum would overflow long before a feature does. (A float32 sum
-    overflows only if features approach 3e38 / n_features, beyond any use.)
+    Half precision is summed in float32, because a half-precision sum would overflow long before a feature does. (A
+    float32 sum overflows only if features approach 3e38 / n_features, far beyond useful values.)
     """
     return value.flatten(2).sum(-1, dtype=torch.promote_types(value.dtype, torch.float32))

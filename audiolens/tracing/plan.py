@@ -1,7 +1,7 @@
-"""Run one batch through the model under nnsight, and edit and record activations in each decoder forward.
+"""Run one batch through the model under nnsight, and edit and record activations in each decoder forward pass.
 
-A forward visits only the sites where something is edited or recorded at the steps it covers (`clock.py`). A run that
-stops before a block ends there through nnsight's `stop`, and later blocks are not computed.
+Each forward pass visits only the sites where something is edited or recorded at the steps it covers (`clock.py`). If a
+run stops before a block, nnsight's `stop` ends it there, and later blocks are not computed.
 """
 
 from collections.abc import Iterable
@@ -42,7 +42,7 @@ class Point:
     watch: Watch | None = None
 
     def visit(self, start: int, length: int, recorder: Recorder | None, layout: Layout, view: View) -> None:
-        """Apply the edits and record the value, for the steps of one forward."""
+        """Apply the edits and record the value, for the steps of one forward pass."""
         edits = [edit for edit in self.edits if edit.touches(start, length)]
         wanted = recorder is not None and recorder.wants(self.site, start, length)
         if not edits and not wanted:
@@ -67,7 +67,7 @@ class Point:
 
 
 class Run:
-    """The plan of one batch: the sites to visit in every decoder forward, in the model's order."""
+    """The plan of one batch: the sites to visit in every decoder forward pass, in the model's order."""
 
     def __init__(
         self,
@@ -133,18 +133,18 @@ class Run:
 
     @property
     def forbids(self) -> bool:
-        """Whether logits are edited; an edit may forbid a code with -inf."""
+        """Whether logits are edited, because such an edit may forbid a code with -inf."""
         return any(point.edits and point.site.hook == LOGITS for point in self.points)
 
     def forward(self) -> int:
-        """Visit the sites of one decoder forward and return the step after it. This runs inside a trace."""
+        """Visit the sites of one decoder forward pass and return the step after it. This runs inside a trace."""
         start, length = self.clock.tick()
         for one in self.points:
             one.visit(start, length, self.recorder, self.layout, self.view)
         return start + length
 
     def single(self, tracer: Any, kept: list[Tensor]) -> None:
-        """Run one forward and store its logits, or the residual stream where it stops. This runs inside a trace."""
+        """Run one forward pass; store its logits, or the residual stream where it stops. This runs inside a trace."""
         self.forward()
         if self.gate is not None:
             kept.append(self.gate.input)
@@ -152,23 +152,23 @@ class Run:
         kept.append(tracer.result.logits)
 
     def generation(self, tracer: Any, steps: int) -> None:
-        """Visit all forwards of a generation. This runs inside a trace; `finished` checks that no forward was
-        missed."""
+        """Visit all forward passes of a generation. This runs inside a trace, and `finished` checks that no forward
+        pass was missed."""
         try:
             for _ in tracer.iter[:]:
                 self.seen = self.forward()
                 if self.seen >= steps:
                     return
         except OutOfOrderError as error:
-            # nnsight ends the loop so if the model makes no further forward or does not reach a site. Neither is
-            # harmless: `seen` is then less than `steps`, and `finished` raises.
+            # nnsight raises this error if the model runs no further forward pass or does not reach a site. Neither is
+            # harmless: `seen` is then less than `steps`, so `finished` raises an error.
             self.ended = error
 
     def finished(self, steps: int) -> None:
         """Check that the run visited every step.
 
         Raises:
-            UnsupportedModelError: if the model made steps that the run did not see, so that they were not edited.
+            UnsupportedModelError: if the model computed steps that were not visited and therefore not edited.
         """
         if not self.idle and self.seen < steps:
             raise UnsupportedModelError(
@@ -178,7 +178,7 @@ class Run:
 
 
 def beyond(family: Family, site: Site, stop: int | None) -> bool:
-    """Whether a run that stops before block `stop` ends before it reaches a site; with `None` the run does not stop."""
+    """Whether a run that stops before block `stop` ends before it reaches a site; with `None`, it never stops early."""
     if stop is None:
         return False
     if site.layer is None:
@@ -189,8 +189,8 @@ def beyond(family: Family, site: Site, stop: int | None) -> bool:
 def checked_interventions(
     interventions: Intervention | Iterable[Intervention], traced: TracedModel, guided: bool
 ) -> tuple[Intervention, ...]:
-    """Return the interventions as a tuple; before the model runs, raise an error for those that this model cannot carry
-    out."""
+    """Return the interventions as a tuple; raise an error, before the model runs, if this model cannot carry one of
+    them out."""
     many = isinstance(interventions, Iterable)
     listed: tuple[Any, ...] = tuple(interventions) if many else (interventions,)
     for intervention in listed:
@@ -211,7 +211,7 @@ def refuse_foreign(interventions: Iterable[Intervention], traced: TracedModel) -
     """Reject vectors that were read from another model.
 
     Raises:
-        InputError: naming both models and what differs.
+        InputError: if the models differ; the message names both models and the difference.
     """
     known = {id(one.meta): one.meta for one in interventions if one.meta is not None}
     for meta in known.values():

@@ -31,10 +31,11 @@ class Reading:
 
     An example is `lens.run_with_cache(prompts, codes, reading=Reading("attn.z", layers=[3]))`.
 
-    It specifies sites, layers and heads, the branch, the span (`seconds`), and a reduction over time; `device` and
-    `dtype` are those of the recordings.
+    The fields give the sites, layers and heads to record, the guidance branch, the time range (`seconds`) and a
+    reduction over time. `device` and `dtype` are those of the recordings.
 
-    With `prefix`, the prefix is recorded too. `reduce="eos"` records only the last token of the text in the prefix.
+    With `prefix=True`, the prefix is recorded too. `reduce="eos"` records only the last token of the text in the
+    prefix.
     """
 
     sites: str | Sequence[str] = ()
@@ -69,10 +70,10 @@ class Reading:
 
 
 def refuse_prefix(config: LensConfig, asked: str, instead: str = "Leave it out.") -> None:
-    """Raise an error if the decoder's own sequence contains no conditioning.
+    """Raise an error if the decoder's own sequence contains no conditioning and therefore has no prefix.
 
     Raises:
-        InputError: naming the family, and what to do instead.
+        InputError: if it has no prefix; the message names the family and what to do instead.
     """
     if not config.has_prefix:
         raise InputError(
@@ -84,17 +85,17 @@ def refuse_prefix(config: LensConfig, asked: str, instead: str = "Leave it out."
 class Recorder:
     """Collects one run's activations, batch by batch, into one tensor per site over all rows.
 
-    Full recordings are written by position, so a step that is computed twice (MusicGen's first one, under `generate`)
-    is stored once. Reductions count each step once, when it is first computed. A value without steps is stored once per
-    batch.
+    Full recordings are written by position, so a step that is computed twice (MusicGen's first step, under `generate`)
+    is stored once. Reductions count each step once, when it is first computed. At a site without steps, the value is
+    stored once per batch.
 
-    The token axis is as long as in the longest batch; the key axis of self-attention is as long as the clip has steps.
-    The padding is zero, like the causal attention to later keys.
+    The token axis is as long as the longest text of any batch, and the key axis of self-attention has one entry per
+    step of the clip. Missing entries are padded with zeros. Causal attention to later keys is zero as well.
 
-    With a prefix, step 0 has the same index in all rows, and so does its key. Shorter prefixes are left-padded with
+    With a prefix, step 0 and its key have the same index in all rows, because shorter prefixes are left-padded with
     zeros.
 
-    Results are returned only after every step of every row was recorded in order.
+    Results are returned only once every step of every row has been recorded in order.
     """
 
     def __init__(
@@ -113,10 +114,10 @@ class Recorder:
         self.rows, self.keys, self.longest = rows, timeline.prefix + timeline.steps, timeline.prefix
         self.start, self.stop = timeline.select(reading.seconds, reading.prefix)
         if reading.reduce == "eos":
-            # Rows are not padded, so the text's last token is directly before step 0.
+            # The rows of a batch are not padded, so the text's last token is directly before step 0.
             self.start, self.stop = -1, 0
         elif reading.reduce is not None and reading.seconds is None:
-            # The tail predicts no frame of codebook 0, so reductions over time exclude it.
+            # The tail predicts no frame of codebook 0, so reductions over time exclude the tail.
             self.stop = timeline.frames
         self.tensors: dict[str, Tensor] = {}
         self.norms: dict[str, Tensor] = {}
@@ -154,10 +155,10 @@ class Recorder:
         self.prefixes[layout.indices] = layout.prefix
 
     def _complete(self) -> None:
-        """Check that the batch that ends here was recorded to its last step.
+        """Check that the current batch was recorded up to its last step.
 
         Raises:
-            UnsupportedModelError: naming the site and the first step that was never recorded.
+            UnsupportedModelError: if it was not; the message names the site and the first step that was never recorded.
         """
         for site, form in self.forms.items():
             expected = self.stop if form.timed else 0
@@ -178,11 +179,11 @@ class Recorder:
         return start < self.stop and start + length > self.start
 
     def heads_of(self, site: Site) -> tuple[int, ...] | None:
-        """Return the heads to record at a site; `None` for all heads, or if the site has none."""
+        """Return the heads to record at a site; `None` means all heads, or that the site has no heads."""
         return self.heads if "head" in self.forms[site].axes else None
 
     def write(self, site: Site, value: Tensor, start: int, layout: Layout) -> None:
-        """Record "batch step ..." for the steps from `start`, or "batch token ..." at a site without steps."""
+        """Record a value "batch step ..." from step `start` on, or "batch token ..." at a site without steps."""
         name, form = site.name, self.forms[site]
         if not form.timed:
             self._keep(name, form, self._mine(value, layout), layout, 0)
@@ -221,7 +222,7 @@ class Recorder:
         kept[:, layout.indices, first : first + window.shape[2]] = window.to(kept.device, kept.dtype)
 
     def _fitted(self, name: str, form: Form, window: Tensor, layout: Layout) -> Tensor:
-        """Zero-pad the window to the number of tokens or keys recorded so far; if it has more, pad the recording."""
+        """Zero-pad the window to the number of tokens or keys recorded so far, or pad the recording if it has fewer."""
         axis = form.order.index(str(form.open)) - len(form.order)
         if form.square and layout.prefix < self.longest:
             window = _padded(window, axis, window.shape[axis] + self.longest - layout.prefix, before=True)
@@ -255,7 +256,7 @@ class Recorder:
         return make(shape, device=device, dtype=dtype or self.dtype or like.dtype)
 
     def result(self) -> tuple[dict[str, Tensor], dict[str, tuple[str, ...]], dict[str, Tensor]]:
-        """Return tensors, their axes and mean norms, by site name in the model's order.
+        """Return the tensors, their axes and their mean norms, by site name in the model's order.
 
         Raises:
             UnsupportedModelError: if a step or a row was never recorded.

@@ -72,7 +72,7 @@ class Portable:
         """Pickle the arguments the lens was opened with and a hash of its weights; unpickling opens the model again.
 
         Raises:
-            InputError: for a model that was given in memory; on unpickling, if the weights differ.
+            InputError: if the model was given in memory or, on unpickling, if the weights differ.
         """
         return packed(self, self._opening)
 
@@ -87,7 +87,7 @@ def packed(lens: Any, opening: Opening | None) -> tuple[Callable[..., Any], tupl
     """Return what `pickle` stores for a lens.
 
     Raises:
-        InputError: for a model that was given in memory, or that has hooks, because files do not store them.
+        InputError: if the model was given in memory or has hooks, because files do not store hooks.
     """
     if opening is None:
         raise InputError(
@@ -120,7 +120,7 @@ def _reopened(
 
 
 def _hooked(part: torch.nn.Module) -> bool:
-    """Whether a module has hooks other than those torch itself adds, for example for weight norm."""
+    """Whether a module has hooks other than those that torch itself adds, for example for weight norm."""
     hooks = [*part._forward_hooks.values(), *part._forward_pre_hooks.values()]
     return any(not type(hook).__module__.startswith("torch.nn.utils") for hook in hooks)
 

@@ -60,7 +60,7 @@ class Forward:
         batch_size: int | None = None,
         stop_at_layer: int | None = None,
     ) -> "Forward":
-        """Check every argument and return the plan. Only the codec (on `audio`) runs before the checks."""
+        """Check every argument and return the plan. Only the codec (on `audio`) runs before the checks are complete."""
         if audio is not None:
             if codes is not None:
                 raise InputError("codes and audio were both given: give one of them.")
@@ -80,7 +80,7 @@ class Forward:
                 raise SiteError(
                     f"stop_at_layer={stop_at_layer} ends the run before {site.name}: stop later, or drop that site."
                 )
-        # Raise any error of the recorder now, not after several batches have run.
+        # If the recorder raises an error, it should do so now, not after several batches have run.
         Recorder.of(reading, traced, len(listed), timeline)
         return cls(
             traced,
@@ -112,7 +112,7 @@ class Forward:
         return whole, self._cache(recorder, self.prompts)
 
     def caches(self, progress: bool) -> Iterator[ActivationCache]:
-        """Yield one cache per batch. There are no logits, because a run stops above the last recorded block."""
+        """Yield one cache per batch. Logits are not returned, because each run stops after the last recorded block."""
         checked_flags(progress=progress)
         found = self.traced.family.find(self.traced.config, self.reading.sites, self.reading.layers)
         if not found:
@@ -124,7 +124,7 @@ class Forward:
         parts = list(chunks(self.sizes, halves=self.halves, batch_size=size, prefix=prefix))
         tokens.tell_unread()
         with alone(self.traced.model):
-            # Raise errors that concern every batch before the first one is requested.
+            # Errors that concern every batch should be raised before the first batch is requested.
             plan._run(parts[0][0], None)
         return plan._each(parts, progress)
 
@@ -132,7 +132,7 @@ class Forward:
         for layouts in tqdm(parts, desc="reading", unit="batch", disable=not progress):
             first, rows = layouts[0].first, sum(layout.kept for layout in layouts)
             recorder = self._recorder(rows)
-            # The guard does not include the yield, because the caller may use the model between two batches.
+            # The lock is not held during the yield, because the caller may use the model between two batches.
             with alone(self.traced.model), random_state(keep=True):
                 for layout in layouts:
                     self._batch(layout, recorder)
@@ -172,7 +172,7 @@ class Forward:
 
 
 def checked_stop(stop_at_layer: object, n_layers: int) -> int | None:
-    """The block before which a run stops, counted from the first one.
+    """Return the block before which a run stops, counted from the first block.
 
     Raises:
         InputError: if the model has no such block.

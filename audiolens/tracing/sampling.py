@@ -1,12 +1,13 @@
 """Sample codes from one random stream per row, so that a clip depends on its own seed and not on its batch.
 
 One logits processor applies guidance, temperature and top-k, and draws the codes. It draws by an exponential race
-(Gumbel-max): it takes the largest of `logits / temperature - log(e)`, with exponential noise `e` from the row's own
-stream. Two rows with the same seed therefore share their noise, and a steered clip stays paired with its baseline:
+(Gumbel-max): it takes the code with the largest `logits / temperature - log(e)`, with exponential noise `e` from the
+row's own stream. Two rows with the same seed therefore share their noise. This pairs a steered clip with its baseline:
 their codes differ only where the change in the logits outweighs the noise.
 
-transformers applies its own guidance after a caller's processors. Under guidance the sampler therefore returns its
-scores twice, which makes that guidance the identity. transformers runs greedily and therefore takes the largest score.
+transformers applies its own guidance after a caller's processors. Under guidance, the sampler therefore returns its
+scores once per branch, so that transformers' guidance does not change them. transformers decodes greedily and therefore
+takes the largest score.
 """
 
 import copy
@@ -31,18 +32,18 @@ from audiolens.model.timeline import Real
 from audiolens.model.traced_model import TracedModel
 
 SECONDS = 4.0
-"""The length of a clip if none is given."""
+"""The length of a clip in seconds, if no length is given."""
 MOST_GUIDANCE = 1e6
 TEMPERATURES = (1e-6, 1e6)
 """Within these limits, guided logits divided by a temperature stay finite in float32, which transformers uses to
 draw."""
 
 _ASKED = frozenset(("do_sample", "temperature", "top_k", "guidance_scale", "max_length", "max_new_tokens", "use_cache"))
-"""Settings of transformers' `generate` that every call of the lens passes itself."""
+"""Settings of transformers' `generate` that the lens passes explicitly in every call."""
 _KEPT = frozenset(("pad_token_id", "bos_token_id", "decoder_start_token_id", "transformers_version"))
 """Settings that describe the model rather than how it samples."""
 _RETURNED = frozenset(("return_dict_in_generate", "output_scores", "output_logits"))
-"""Settings of what `generate` returns, which the lens does not read."""
+"""Settings that control what `generate` returns, which the lens does not use."""
 
 
 @guarded
@@ -50,10 +51,10 @@ _RETURNED = frozenset(("return_dict_in_generate", "output_scores", "output_logit
 class Sampling:
     """The sampling arguments, combined in one object: `lens.generate(prompts, sampling=Sampling(temperature=0.9))`.
 
-    `seconds` is the length of the clips. `None` leaves it to the function that generates them.
+    `seconds` is the length of the clips. `None` leaves the length to the function that generates the clips.
 
     Raises:
-        InputTypeError, InputError: on creation, for settings that are out of range.
+        InputTypeError, InputError: on creation, if a setting has the wrong type or is out of range.
     """
 
     guidance_scale: Real = 3.0
@@ -90,7 +91,8 @@ class RowStreams:
 class Forbid(LogitsProcessor):
     """Excludes codes whose logit is -inf in either branch from sampling, and does not change other codes.
 
-    Under guidance, null + (cond - null) x scale would be NaN for such a code, and NaN would count as the largest score.
+    Under guidance, null + (cond - null) x scale would be NaN for such a code, and NaN would be chosen as the largest
+    score.
     """
 
     def __call__(
@@ -147,7 +149,7 @@ class RowSampler(LogitsProcessor):
 
 
 def sampling_arguments(seeds: Sequence[int] | None, traced: TracedModel, sampling: Sampling) -> dict[str, Any]:
-    """Return `generate`'s arguments for guidance and sampling: one stream per row.
+    """Return `generate`'s arguments for guidance and for sampling with one random stream per row.
 
     If `seeds` is `None`, transformers' own sampler draws the codes.
     """
@@ -181,8 +183,8 @@ def checked_seeds(seeds: int | Sequence[int] | None, rows: int) -> list[int] | N
 
 
 def checked_settings(guidance_scale: Real, temperature: Real, top_k: int | None) -> tuple[float, float, int | None]:
-    """Return the settings as Python numbers; raise an error for values that transformers would ignore or reject
-    late."""
+    """Return the settings as Python numbers; raise an error for values that transformers would ignore, or reject only
+    later."""
     guidance_scale, temperature = _real("guidance_scale", guidance_scale), _real("temperature", temperature)
     if not 1 <= guidance_scale <= MOST_GUIDANCE:
         raise InputError(
@@ -205,7 +207,7 @@ def checked_settings(guidance_scale: Real, temperature: Real, top_k: int | None)
 def checked_generation_config(model: Any, config: LensConfig) -> None:
     """Reject settings in `model.generation_config` that would change what `generate` draws.
 
-    Sampling must depend on the arguments of a call alone.
+    Sampling must depend only on the arguments of a call.
 
     Raises:
         InputError: if there are such settings (the message explains how to undo them), or if the start token has
@@ -231,7 +233,7 @@ def checked_generation_config(model: Any, config: LensConfig) -> None:
 def settings_aside(model: Any, config: LensConfig) -> Iterator[None]:
     """Suspend the settings that `checked_generation_config` rejects.
 
-    The self-check at load uses this, because it does not generate clips for the user.
+    The self-check at load may suspend them, because it does not generate clips for the user.
     """
     own = model.generation_config
     model.generation_config = copy.deepcopy(own)

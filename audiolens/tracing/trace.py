@@ -1,8 +1,8 @@
-"""nnsight's trace with rows, guidance branches and codebooks, for experiments that the lens's methods do not cover.
+"""nnsight's trace, extended to rows, guidance branches and codebooks, for experiments beyond the lens's methods.
 
 `lens.trace(prompts, codes=...)` opens a trace. `tracer.invoke(prompts, codes=...)` combines several invokes in one run,
 each with its own rows. `lens.site(name).value` reads or assigns a site's value on these rows. `tracer.result` contains
-the logits "row codebook step vocab" of a forward (one branch after the other under guidance), or the codes of a
+the logits "row codebook step vocab" of a forward pass (one branch after the other under guidance), or the codes of a
 generation. If the text is a prefix in the decoder's own sequence, all prompts of a run must have the same length in
 tokens.
 """
@@ -50,15 +50,15 @@ from audiolens.tracing.traced_source import CurrentInvoker, CurrentTracer
 
 
 class SiteOrderError(SiteError, OutOfOrderError):
-    """A site was requested after the model had passed it; the class is also a subclass of nnsight's own error."""
+    """A site was requested after the model had passed it. The class also inherits from nnsight's own error."""
 
 
 @dataclass(frozen=True)
 class Request:
     """The run behind a trace: its guidance branches, the function that builds its inputs, and the guard around it.
 
-    `generates` marks a generation, which consists of many forwards. `inputs` returns the length of the prefix before
-    step 0 and the arguments of the call.
+    `generates` marks a generation, which consists of many forward passes. `inputs` returns the length of the prefix
+    before step 0 and the arguments of the call.
     """
 
     halves: tuple[Half, ...]
@@ -88,17 +88,19 @@ class LensTracer(CurrentTracer, InterleavingTracer):
 
 @guarded
 class SiteValue:
-    """A site inside a trace. `value` reads or assigns it on the rows of this invoke and on one branch.
+    """A site inside a trace. `value` reads or assigns the site's value on the rows of this invoke and on one branch.
 
-    The shape is the one in `lens.sites()`; `branch="both"` adds a leading branch axis. With `prefix`, the steps of the
-    first forward begin with those of the prefix. Read the sites in the model's order, each at most once per forward.
+    The value has the shape listed in `lens.sites()`; `branch="both"` adds a leading branch axis. With `prefix=True`,
+    the steps of the first forward pass begin with the positions of the prefix. Read the sites in the model's order,
+    each at most once per forward pass.
 
-    If a value is the model's own tensor, writing into it changes the model, until the next value is read. Patterns,
-    results, position embeddings and, in a generation, sites on the text side are copies: if one of them was written
-    into but not assigned, an error is raised, at the end of the run at the latest.
+    If a value is the model's own tensor, writing into it changes the run, as long as no other value has been read
+    since. Attention patterns, per-head results, position embeddings and, in a generation, sites on the text side are
+    copies. If a copy was written into but not assigned, an error is raised, at the end of the run at the latest.
 
-    For gradients with respect to a value that is a copy or a part of the model's tensor (a head site, a branch under
-    guidance, one of several invokes, steps after a prefix), assign a leaf tensor and differentiate with respect to it.
+    To get gradients with respect to a value that is a copy or a part of the model's tensor (a head site, a branch under
+    guidance, one of several invokes, steps after a prefix), assign a leaf tensor and differentiate with respect to that
+    tensor.
     """
 
     def __init__(self, traced: TracedModel, site: Site, branch: Branch = "cond", prefix: bool = False) -> None:
@@ -112,7 +114,7 @@ class SiteValue:
         if skipped := self._skipped(whole):
             whole = whole[:, skipped:]
         if self._branch != "cond" or self._batcher.branches > 1 or rows != slice(None):
-            # Otherwise keep the model's own tensor rather than a view, so that gradients can be taken.
+            # In all other cases, the model's own tensor is returned rather than a view, so that gradients can be taken.
             whole = whole.unflatten(0, (self._batcher.branches, -1))[:, rows][self._part]
         value = self._tap.form.turned(whole)
         if self._tap.recomputed:
@@ -157,7 +159,7 @@ class SiteValue:
         return id(Mediator.current(self._site.name)), f"{self._site.name}{branch}"
 
     def _skipped(self, whole: Tensor) -> int:
-        """The number of positions to skip: the length of the prefix in the first forward, and 0 in later ones."""
+        """The number of positions to skip: the length of the prefix in the first forward pass, and 0 in later ones."""
         prefix = 0 if self._prefix else self._batcher.prefix
         return prefix if whole.shape[1] > prefix else 0
 
@@ -176,7 +178,7 @@ class SiteValue:
         """Return the site's value (one branch after the other), a function that replaces it, and the invoke's rows.
 
         The model's own tensors are returned whole, so that views of them can be written into. Recomputed values are
-        made for the invoke's rows only.
+        computed for the invoke's rows only.
         """
         mediator, batcher = Mediator.current(self._site.name), self._batcher
         before = batcher.asked.get(id(mediator))
@@ -227,13 +229,13 @@ def running(what: str) -> RowBatcher:
 
 
 def position(traced: TracedModel) -> int:
-    """Inside a trace, return the step at which the running forward starts, which is 0 if it starts with a prefix."""
+    """Inside a trace, return the step at which the current forward pass starts: 0 if it starts with a prefix."""
     return max(0, clock.read(traced.nnsight.get(traced.family.decoder), running("position").prefix)[0])
 
 
 def one_prefix(sizes: Sequence[int], config: LensConfig) -> int:
-    """Return the prefix length of a run from its prompts' lengths in tokens; raise an error if the prompts differ in
-    it."""
+    """Return the prefix length of a run from its prompts' lengths in tokens; raise an error if the prefix lengths
+    differ."""
     if len({config.prefix(size) for size in sizes}) > 1:
         raise InputError(
             f"prompts of {', '.join(map(str, sorted(set(sizes))))} tokens in one trace: {config.family} has no mask "
@@ -268,7 +270,8 @@ def opened(
 ) -> LensTracer:
     """Open nnsight's tracer over a model's rows; see `AudioLens.trace`."""
     request, run = requested(traced, fn, seeds, sampling)
-    # Not `if prompts`: an absent prompt (None) and an empty string are rows; only the empty tuple means no rows.
+    # `if prompts` would be wrong: an absent prompt (None) and an empty string are rows; only the empty tuple means no
+    # rows.
     given = () if isinstance(prompts, tuple) and not prompts else (prompts,)
     extra: dict[str, Any] = {} if codes is None else {"codes": codes}
     return traced.nnsight.trace(*given, fn=run, tracer_cls=LensTracer, request=request, **extra)
@@ -294,7 +297,7 @@ def requested(
     seeds: int | Sequence[int] | None,
     sampling: Sampling,
 ) -> tuple[Request, Callable[..., Tensor]]:
-    """Return the request for the batcher and the function to run: one forward (logits) or a generation (codes)."""
+    """Return the request for the batcher and the function to run: one forward pass (logits) or a generation (codes)."""
     if fn not in ("forward", "generate"):
         raise InputError(f"fn={shown(fn)}: expected 'forward' or 'generate'.")
     seeds = one_or_listed("seeds", seeds)
@@ -367,11 +370,12 @@ class TracedLens:
         temperature: Real = 1.0,
         top_k: int | None = 250,
     ) -> LensTracer:
-        """Open nnsight's trace, which knows about rows and guidance branches; see `audiolens.tracing.trace`.
+        """Open an nnsight trace that handles rows and guidance branches; see `audiolens.tracing.trace`.
 
-        Without prompts, put `with tracer.invoke(prompts, codes=...)` blocks inside. `fn="generate"` takes `seconds`,
-        `seeds`, `temperature` and `top_k` as `generate` does. Iterate over its forwards with `tracer.iter[:]`; MusicGen
-        runs step 0 twice, so use `lens.position()` to get the step. The caller decides whether gradients are recorded.
+        If you give no prompts, put `with tracer.invoke(prompts, codes=...)` blocks inside the trace. `fn="generate"`
+        takes `seconds`, `seeds`, `temperature` and `top_k` as `generate` does. Iterate over its forward passes with
+        `tracer.iter[:]`. MusicGen runs step 0 twice, so get the step from `lens.position()`. The caller decides whether
+        gradients are recorded.
         """
         sampling = Sampling(guidance_scale, temperature, top_k, seconds)
         return opened(self.traced_model, prompts, codes, fn=fn, seeds=seeds, sampling=sampling)
@@ -381,5 +385,5 @@ class TracedLens:
         return site_value(self.traced_model, name, layer, branch, prefix)
 
     def position(self) -> int:
-        """Inside a trace, return the step at which the running forward starts."""
+        """Inside a trace, return the step at which the current forward pass starts."""
         return position(self.traced_model)

@@ -1,7 +1,8 @@
 """Find the source of a traced block as it was when the running code was compiled.
 
-nnsight looks up a `with` block by file name and line, reads each file once, and runs that text. After an edit and a
-reload it would run the old block. This module passes nnsight the version of the file whose compiled code is running.
+nnsight looks up a `with` block by file name and line, reads each file once, and runs that text. If the file is edited
+and reloaded, nnsight would still run the old block. This module passes nnsight the version of the file whose compiled
+code is running.
 """
 
 import linecache
@@ -19,18 +20,18 @@ from nnsight.tracing.tracer import Tracer, skip_context, skippable
 from audiolens.errors import StaleSourceError
 
 _READ: dict[str, list[str]] = {}
-"""Every version of the text that was traced, by file name, with the newest last."""
+"""Every version of a file's text that was traced, by file name, with the newest last."""
 _KNOWN: dict[tuple[str, int, str, int], CodeType] = {}
-"""The code that entered each traced block of the text that nnsight now stores, under nnsight's own keys."""
+"""The code that entered each traced block of the text that nnsight now stores; the keys are nnsight's own."""
 
 
 class CurrentTracer(Tracer):
-    """A tracer that reads its block from the text of the code that enters it."""
+    """A tracer that reads its block from the text from which the calling code was compiled."""
 
     @no_type_check
     def __enter__(self) -> Tracer:
-        # This follows nnsight's own method, whose helpers look two frames up for the caller; a type checker would add a
-        # frame.
+        # This follows nnsight's own method, whose helpers look two frames up for the caller. A run-time type checker
+        # would add a frame.
         hold_source(sys._getframe(1))
         self.capture()
         if skippable(self.node):
@@ -39,7 +40,7 @@ class CurrentTracer(Tracer):
 
 
 class CurrentInvoker(CurrentTracer, Invoker):
-    """nnsight's invoker, reading its block in the same way."""
+    """nnsight's invoker, which reads its block in the same way."""
 
 
 def hold_source(frame: FrameType) -> None:
@@ -67,7 +68,7 @@ def hold_source(frame: FrameType) -> None:
 
 
 def _within_a_block(code: CodeType) -> bool:
-    """Whether nnsight compiled this code, as part of another block, from its stored text."""
+    """Whether nnsight compiled this code from its stored text, as part of another block."""
     blocks = (compiled for _, compiled in BLOCKS.values() if compiled is not None)
     return any(code is part for compiled in blocks for part in _nested(compiled))
 
@@ -80,7 +81,7 @@ def _text_of(frame: FrameType) -> str | None:
     found = next((text for text in texts if code in _compiled(text, name)), None)
     if found is not None:
         return found
-    # Test runners and notebooks do not compile the file's text as it is.
+    # Test runners and notebooks do not compile the file's text unchanged.
     if len(texts) > 1 or _as_written(frame):
         raise StaleSourceError(
             f"{name} has changed since the code that is running was loaded, so the block traced at line "

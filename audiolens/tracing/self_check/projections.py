@@ -1,9 +1,9 @@
 """Check at load, on random input, that every projection computes what its weight matrix and bias define.
 
-`lens.W_Q` and the other weight properties, per-head results and the readout rely on this. A plain linear layer is
-compared with its own weights, since a hook may add to them. Any other module is tested for linearity at each step. Then
-one forward over random text states and codes checks that the heads' results and the bias of each attention add up to
-its output.
+`lens.W_Q` and the other weight properties, per-head results and the readout rely on this. A plain linear layer's output
+is compared with its own weights, because a hook may change the output. Any other module is tested for linearity at each
+step. Then one forward pass over random text states and codes checks that the head results and the bias of each
+attention layer add up to its output.
 
 If weights are broken or overflow, no comparison is possible, and the check passes.
 """
@@ -25,15 +25,15 @@ from audiolens.tracing.recording import Reading, Recorder
 
 ROWS, STEPS, TOKENS = 2, 3, 2
 CLOSE = 1e-3
-"""The tolerance for sums computed in another order, relative to the largest value; it is 12 eps for a coarse dtype."""
+"""The tolerance for sums in another order, relative to the largest value; at least 12 eps of the dtype is allowed."""
 
 
 @torch.no_grad()
 def prove_projections(traced: TracedModel) -> None:
-    """Raise unless every projection is linear and fully described by its weights.
+    """Raise an error unless every projection is linear and fully described by its weights.
 
     Raises:
-        UnsupportedModelError: naming the module.
+        UnsupportedModelError: if one is not; the message names the module.
     """
     with model_calls.alone(traced.model), model_calls.random_state(keep=True):
         for name, module, width in _projections(traced):
@@ -62,7 +62,7 @@ def _linear(traced: TracedModel, name: str, module: nn.Module, width: int) -> No
         expected = given @ weight.T + (0 if bias is None else bias)
     else:
         nothing, other = module(torch.zeros_like(given)), given.flip(0, 1)
-        # Each step computed alone must give the same value, and the module must be linear.
+        # Each step must give the same value alone as next to other steps, and the module must be linear.
         alone = torch.stack([torch.stack([module(step[None])[0] for step in row]) for row in given])
         if not _close(found, alone):
             raise _unlike(traced, name, module, "gives a step a different value next to other steps")
@@ -72,7 +72,7 @@ def _linear(traced: TracedModel, name: str, module: nn.Module, width: int) -> No
 
 
 def _summed(traced: TracedModel) -> None:
-    """Run one forward and compare the sum of head results plus the bias with the output of each attention."""
+    """Run one forward pass and compare the sum of head results and bias with the output of each attention layer."""
     config, family = traced.config, traced.family
     generator = torch.Generator("cpu").manual_seed(0)
     shape = (ROWS, config.n_codebooks, STEPS)

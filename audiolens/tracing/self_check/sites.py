@@ -1,8 +1,8 @@
-"""Check at load that every site has the shape the lens lists, and that the model uses the values written to it.
+"""Check at load that every site has the shape listed by the lens, and that the model uses values written to the site.
 
-The check runs two forwards over a few steps, then tests the projections (`projections.py`) and a tiny generation
-(`steps.py`). The first forward reads every site and compares its shape with the one in `lens.sites()`. The second
-writes a different value at every site of the residual stream, in every block, and reads what arrives: each state must
+The check runs two forward passes over a few steps, then tests the projections (`projections.py`) and a tiny generation
+(`steps.py`). The first forward pass reads every site and compares its shape with the one in `lens.sites()`. The second
+writes a different value at every site of the residual stream, in every block, and reads what arrives. Each state must
 be the sum of the *written* previous state and the *written* part added to it, up to the input of the final norm. Sums
 of small whole numbers are exact in every dtype and do not depend on the weights. A model with random, zero or broken
 weights therefore passes, and a model that would ignore an edit fails.
@@ -29,14 +29,14 @@ from audiolens.tracing.self_check.steps import prove_time
 from audiolens.tracing.trace import SiteOrderError, SiteValue, opened
 
 ROWS = 2
-"""These sizes are larger than 1, so that a confusion of axes is detected."""
+"""The number of rows is larger than 1, so that confused axes are detected."""
 
 
 def prove(traced: TracedModel) -> None:
-    """Raise unless a model is built as its family describes.
+    """Raise an error unless a model is built as its family describes.
 
     Raises:
-        UnsupportedModelError: naming the site or part that does not match.
+        UnsupportedModelError: if it is not; the message names the site or part that does not match.
         InputError: if the model is in training mode.
     """
     with _explained(traced):
@@ -123,7 +123,7 @@ def _arrived(value: str, *sources: str, found: Tensor, expected: Tensor) -> None
 
 @contextmanager
 def _explained(traced: TracedModel) -> Iterator[None]:
-    """Raise any unexpected error as an unsupported model."""
+    """Raise any unexpected error as an `UnsupportedModelError`."""
     try:
         yield
     except ActivationOverflow as error:

@@ -1,12 +1,13 @@
-"""Check at load that in a cached generation an edit changes exactly the steps, row and branch it names.
+"""Check at load that an edit during generation with a cache changes exactly the steps, row and branch it names.
 
-Every row has its own text states and codes. The codes are written as logits, step by step, and are generated as the
-clip only if steps, rows, codebooks and delays match what the lens assumes. In the middle block, every position is
-set to a distinct value, and one row of one branch to another value for two steps: the recording must show both at the
-right positions. Activations recorded below are compared with one forward over the same codes.
+Every row has its own text states and codes. The codes are written into the logits step by step, and the clip consists
+of them only if steps, rows, codebooks and delays match what the lens assumes. In the middle block, every position is
+set to a distinct value, and one row of one branch is set to another value for two steps. The recording must show both
+edits at the right positions. Activations recorded below this block are compared with one forward pass over the same
+codes.
 
 Written values are whole numbers, exact in every dtype, so that a model with zero or broken weights passes. Other values
-are compared where they are finite, with a tolerance for the rounding of kernels of different shapes.
+are compared where they are finite, with a tolerance because kernels round differently for different shapes.
 """
 
 import math
@@ -34,15 +35,15 @@ ROWS, TOKENS = 2, 2
 EDITED_ROW, FIRST, LAST = 1, 1, 3
 """The edit changes the conditional branch of EDITED_ROW, from step FIRST up to but not including LAST."""
 CLOSE = 1e5
-"""Recordings agree if their difference relative to their norm is at most CLOSE eps of their dtype, and at most FAR."""
+"""Recordings agree if the relative norm of their difference is at most CLOSE x eps of their dtype, and at most FAR."""
 FAR = 0.25
 
 
 def prove_time(traced: TracedModel) -> None:
-    """Raise an error unless a generation of this model runs step by step, as the lens counts steps.
+    """Raise an error unless this model generates step by step, with steps as the lens counts them.
 
     Raises:
-        UnsupportedModelError: naming what did not match, and the version of transformers.
+        UnsupportedModelError: if it does not; the message names the mismatch and the version of transformers.
     """
     plan = _Plan.of(traced)
     with (
@@ -55,7 +56,7 @@ def prove_time(traced: TracedModel) -> None:
             raise _unlike("its codes differ from those written as logits")
         read = plan.read()
     for name in played:
-        # Rounding is identical before any attention; after it, a few positions may differ.
+        # Rounding is identical before the first attention layer; after it, a few positions may differ.
         share = 0.5 if name == plan.above else 1.0
         if not _alike(played[name], read[name], share):
             raise _unlike(f"{name}, recorded during generation, differs from a forward over the same codes")
@@ -80,7 +81,7 @@ class _Plan:
     @classmethod
     def of(cls, traced: TracedModel) -> "_Plan":
         config, width = traced.config, traced.model.config.text_encoder.d_model
-        # transformers skips the delay in shorter clips, and the edit needs a step after it.
+        # transformers skips the delay in shorter clips, and the clip must have a step after the edit.
         timeline = Timeline(
             max(LAST + 1, *config.delays), config.frame_rate, config.delays, prefix=config.prefix(TOKENS)
         )
@@ -142,7 +143,7 @@ class _Plan:
         return made, self._cache(recorder)
 
     def read(self) -> ActivationCache:
-        """Run one forward over the codes, up to the middle block, and return its recordings."""
+        """Run one forward pass over the codes, up to the middle block, and return its recordings."""
         run, recorder = self._run(self.edits, stop=self.traced.config.n_layers // 2 + 1)
         columns = read_columns(self.codes, self.traced.config, self.layout, self.traced.device)
         inputs = self.traced.family.inputs(self.traced.model, self.text, True)
@@ -181,8 +182,8 @@ def _numbers(traced: TracedModel, *shape: int) -> Tensor:
 def _alike(
     found: Float[Tensor, "*position feature"], expected: Float[Tensor, "*position feature"], share: float
 ) -> bool:
-    """Whether at least this share of the positions agrees; positions that are not finite in either tensor count as
-    agreeing."""
+    """Whether at least a fraction `share` of the positions agrees; positions that are not finite in either tensor count
+    as agreeing."""
     room = min(FAR, CLOSE * torch.finfo(found.dtype).eps)
     found, expected = found.double(), expected.double()
     sound = found.isfinite().all(-1) & expected.isfinite().all(-1)
