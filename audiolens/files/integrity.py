@@ -45,7 +45,7 @@ def tensor_hash(tensor: Tensor) -> str:
 
 
 def sealed_header(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """Return the metadata of a safetensors file: `facts`, each tensor's shape and hash, and a hash over all of these."""
+    """Return the metadata of a safetensors file: `facts`, each tensor's shape and hash, and a hash of all of these."""
     held = {name: [list(tensor.shape), tensor_hash(tensor)] for name, tensor in tensors.items()}
     # Use one entry, because safetensors writes several in arbitrary order, and equal results could give unequal files.
     return {HEADER: sealed_json({**facts, _TENSORS: held}, indent=None).decode()}

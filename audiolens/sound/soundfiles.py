@@ -229,7 +229,7 @@ def _checked_peak(samples: Any) -> float:
 
 
 def _in_16_bits(samples: Float[np.ndarray, "channel sample"], peak: float) -> Int16[np.ndarray, "channel sample"]:
-    """Convert samples to 16 bits on libsndfile's scale (1 is 32768), so that 16-bit files are written back unchanged."""
+    """Convert samples to 16 bits on libsndfile's scale (1 is 32768), so that 16-bit files are rewritten unchanged."""
     if peak > 1:
         warnings.warn(
             f"a clip peaks at {peak:.2f} of full scale, and is clipped at 1 in its file.",
