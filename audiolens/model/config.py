@@ -18,7 +18,7 @@ class LensConfig:
     """The configuration of an opened model. Rates are in hertz, and `delays` are in steps, one per codebook.
 
     `conditioning` is "cross-attention", or "prefix" if the decoder's own sequence begins with the conditioning, which
-    consists of `chroma_length` chroma frames and the text. `max_steps` limits all positions, including the prefix.
+    consists of `chroma_length` chroma frames and the text. `max_steps` limits all positions, prefix included.
     """
 
     family: str
