@@ -1,7 +1,7 @@
 """audiolens: find where a text-to-music transformer represents a musical concept, and turn that concept up or down.
 
-Every public name is imported on first use (PEP 562): `import audiolens` does not load torch,
-transformers or nnsight, so a command-line tool built on it starts quickly.
+Public names are imported only on first use (PEP 562). `import audiolens` therefore does not load torch,
+transformers or nnsight, and command-line tools that use audiolens start quickly.
 """
 
 from importlib import import_module

@@ -1,6 +1,6 @@
-"""Convert audiolens values to numpy arrays and torch tensors by copying their numbers; other values raise an error.
+"""Convert audiolens objects to numpy arrays and torch tensors, or raise an error if they do not hold a single array.
 
-Without this conversion, numpy and torch would iterate over the value and compute with its layer numbers or names.
+Without this conversion, numpy and torch would iterate over the object and compute with its layer numbers or names.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class AsArray:
-    """Allows `np.asarray` and `torch.as_tensor` to copy `_numbers`, and makes numpy's operators defer to this class."""
+    """Lets `np.asarray` and `torch.as_tensor` copy `_numbers`, and makes numpy defer to the operators of this class."""
 
     __array_ufunc__ = None
 
@@ -23,7 +23,7 @@ class AsArray:
 
     @property
     def instead(self) -> str:
-        """What to pass instead if a single array is expected."""
+        """Advice on what to pass instead of this object where a single array is expected."""
         raise NotImplementedError
 
     def _copy(self) -> "Tensor":

@@ -1,4 +1,4 @@
-"""Characters that text must not contain, because a terminal would obey them or a file cannot store them."""
+"""Escape or reject characters that a terminal would execute as commands, or that a file cannot store."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from audiolens.errors import InputError
 
 _KINDS = ("Cc", "Cs")
 _TURNING = frozenset("\u2028\u2029\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-"""Line separators, and bidirectional controls, which make a terminal reorder the letters of a line."""
+"""Line separators, and the bidirectional control characters that make a terminal reorder the letters of a line."""
 
 
 def printable(text: str) -> str:
-    """Text for a terminal, with control characters escaped (as `\\x1b`), except tabs and line feeds."""
+    """Return text for a terminal: all control characters except tabs and line feeds are escaped (as `\\x1b`)."""
     return "".join(_escaped(sign) if sign not in "\n\t" and _is_control(sign) else sign for sign in text)
 
 
@@ -20,7 +20,7 @@ def refuse_control(name: str, text: str) -> None:
     """Reject text that contains a control character or half of a surrogate pair.
 
     Raises:
-        InputError: the message names the character.
+        InputError: if the text contains one; the message names the character.
     """
     found = next((sign for sign in text if unicodedata.category(sign) in _KINDS), None)
     if found is not None:

@@ -1,7 +1,7 @@
-"""Check arguments (numbers, flags and lists) with the same rules and messages everywhere.
+"""Check arguments (numbers, flags and lists), with the same rules and error messages for every function.
 
-A number may be a Python or numpy number, or an array or tensor with no axes; booleans do not count as numbers. A list
-may be any ordered iterable, and is read once.
+A number may be a Python or numpy number, or an array or tensor with no axes. Booleans are not accepted as numbers. A
+list may be any ordered iterable, and is iterated over only once.
 """
 
 import math
@@ -17,27 +17,27 @@ from audiolens.arrays import AsArray
 from audiolens.errors import AudioLensError, InputError, InputTypeError
 
 MOST = 1_000_000
-"""The largest count that is accepted: a longer loop would never finish."""
+"""The largest count that is accepted. A loop over more items would never finish."""
 MOST_SEED = 2**32 - 1
 MOST_ITEMS = 10_000_000
 """The largest number of items in a list."""
 MOST_JOBS = 1_024
-"""The largest number of processes. Each one is started, even if there is no work for it."""
+"""The largest number of processes. Every process is started, even if there is no work for it."""
 MOST_INDICES = 10_000
 """The largest number of items in a list of layers or heads."""
 RATES_HZ = (1_000, 768_000)
-"""The lowest and highest sample rates accepted; resampling from outside them could turn one sample into thousands."""
+"""The lowest and highest accepted sample rates. Resampling from other rates could turn one sample into thousands."""
 _MOST_BITS = 1_000
 _MOST_SHOWN = 120
 _UNORDERED = (str, bytes, Mapping, Set, AsArray)
 
 
 def whole_numbers(values: Iterable[Any]) -> list[int]:
-    """The whole numbers in a list, an array or a tensor.
+    """Return the whole numbers in a list, an array or a tensor.
 
     Raises:
-        TypeError: if any item is not a whole number, or is a bool: a mask would be read as the indices 0 and 1.
-        InputError: for a number that is too long to be quoted.
+        TypeError: if any item is not a whole number, or is a bool, because a mask would be read as indices 0 and 1.
+        InputError: if a number is too long to be quoted in a message.
     """
     found = [whole_number(value) for value in values]
     if long := [value for value in found if value.bit_length() > _MOST_BITS]:
@@ -46,10 +46,10 @@ def whole_numbers(values: Iterable[Any]) -> list[int]:
 
 
 def whole_number(value: Any) -> int:
-    """One whole number, from Python, numpy or torch.
+    """Return a whole number from Python, numpy or torch as an int.
 
     Raises:
-        TypeError: if it is not a whole number, or is a bool.
+        TypeError: if the value is not a whole number, or is a bool.
     """
     if isinstance(value, bool) or str(getattr(value, "dtype", "")) == "torch.bool":
         raise TypeError(f"{shown(value)} is not a number.")
@@ -59,10 +59,10 @@ def whole_number(value: Any) -> int:
 
 
 def real_number(value: Any) -> float:
-    """One real number, from Python, numpy or torch.
+    """Return a real number from Python, numpy or torch as a float.
 
     Raises:
-        TypeError: if it is not a real number, or is a bool.
+        TypeError: if the value is not a real number, or is a bool.
     """
     if getattr(value, "ndim", 1) == 0 and hasattr(value, "item") and not isinstance(value, np.ma.MaskedArray):
         value = value.item()
@@ -79,7 +79,7 @@ def checked_count(name: str, value: Any, least: int = 1, most: int = MOST) -> in
     """Check that a value is a whole number from `least` to `most`, and return it.
 
     Raises:
-        InputError: if it is out of range or is not a whole number (a bool does not count).
+        InputError: if the value is out of range or is not a whole number (a bool is rejected).
     """
     try:
         number = whole_number(value)
@@ -96,7 +96,7 @@ def checked_amount(name: str, value: Any, above: float = -math.inf) -> float:
     """Check that a value is a finite number greater than `above`, and return it.
 
     Raises:
-        InputError: if it is out of range or is not a finite number (a bool does not count).
+        InputError: if the value is out of range or is not a finite number (a bool is rejected).
     """
     try:
         number = real_number(value)
@@ -109,27 +109,27 @@ def checked_amount(name: str, value: Any, above: float = -math.inf) -> float:
 
 
 def checked_seed(seed: Any) -> int:
-    """Check that a value is a seed, and return it.
+    """Check that a random seed is valid, and return it.
 
     Raises:
-        InputTypeError: if it is not a whole number.
-        InputError: if it does not fit in 32 bits.
+        InputTypeError: if the seed is not a whole number.
+        InputError: if the seed does not fit in 32 bits.
     """
     try:
         number = whole_number(seed)
     except TypeError:
         raise InputTypeError(f"seed {shown(seed)}: expected a whole number.") from None
-    # torch seeds its generator with 32 bits, and silently ignores the rest.
+    # torch seeds its generator with 32 bits, and silently ignores all higher bits.
     if not 0 <= number < 2**32:
         raise InputError(f"seed {shown(seed)}: expected 0 <= seed < 2**32.")
     return number
 
 
 def checked_flags(**flags: object) -> None:
-    """Reject any flag that is neither True nor False: a word such as "no" would count as True.
+    """Reject any flag that is neither True nor False, because a word such as "no" would be treated as True.
 
     Raises:
-        InputTypeError: the message names the flag.
+        InputTypeError: if a flag is neither; the message names the flag.
     """
     for name, flag in flags.items():
         if not isinstance(flag, bool | np.bool_):
@@ -141,10 +141,10 @@ def _in_order(values: Any) -> bool:
 
 
 def listed(name: str, values: Any) -> list[Any]:
-    """The items of any ordered iterable, read once.
+    """Return the items of any ordered iterable, which is iterated over only once.
 
     Raises:
-        InputTypeError: for a single value, text, a mapping, a set or a masked array.
+        InputTypeError: if `values` is a single value, text, a mapping, a set or a masked array.
     """
     if not _in_order(values):
         raise InputTypeError(f"{name}={_briefly(values)}: expected a list, in order.")
@@ -153,16 +153,16 @@ def listed(name: str, values: Any) -> list[Any]:
 
 
 def bounded(name: str, values: Iterable[Any], most: int = MOST_ITEMS) -> list[Any]:
-    """The items of an iterable, which may be infinite.
+    """Return the items of an iterable, which may be infinite.
 
     Raises:
-        InputError: if there are more than `most`.
+        InputError: if the iterable has more than `most` items.
     """
     if isinstance(values, range) and (values[-1:] and abs(values[-1] - values[0]) // abs(values.step) >= most):
         raise InputError(f"{name}={shown(values)}: expected at most {most:,} items.")
     size = len(values) if isinstance(values, Sized) and not isinstance(values, range) else 0
     if size > most:
-        # This is checked first, because iterating over a tensor creates all of its rows.
+        # Check the size before iterating, because iterating over a tensor creates all of its rows.
         raise InputError(f"{name}={_briefly(values)}: expected at most {most:,} items.")
     items = list(islice(values, most + 1))
     if len(items) > most:
@@ -171,7 +171,7 @@ def bounded(name: str, values: Iterable[Any], most: int = MOST_ITEMS) -> list[An
 
 
 def in_order(name: str, values: Any, what: str) -> tuple[Any, ...]:
-    """Return the items that `listed` returns, as a tuple; `what` names them in the error message.
+    """Return the items of an ordered iterable as a tuple; the error message calls the items `what`.
 
     Raises:
         InputTypeError: for the same reasons as `listed`.
@@ -182,12 +182,12 @@ def in_order(name: str, values: Any, what: str) -> tuple[Any, ...]:
 
 
 def one_or_listed(name: str, values: Any) -> Any:
-    """Return a single value unchanged, or the items of an ordered iterable as a list; the iterable is read once."""
+    """Return a single value unchanged, or list the items of an ordered iterable, which is iterated over only once."""
     return values if isinstance(values, str) or not _has_items(values) else listed(name, values)
 
 
 def refuse_masked(name: str, values: Any) -> None:
-    """Reject masked arrays: numpy and torch functions called later would ignore the mask.
+    """Reject masked arrays, because numpy and torch functions called later would ignore the mask.
 
     Raises:
         InputTypeError: if any value is masked.
@@ -200,7 +200,7 @@ def refuse_masked(name: str, values: Any) -> None:
 
 
 def as_array(name: str, values: Any) -> np.ndarray:
-    """Make an array from a list's items, which may be masked.
+    """Make an array from the items of a list, without checking whether they are masked.
 
     Raises:
         InputTypeError: if the list contains lists of different lengths, or tensors that numpy cannot read.
@@ -216,10 +216,10 @@ def as_array(name: str, values: Any) -> np.ndarray:
 
 
 def numbers_of(name: str, values: Any) -> np.ndarray:
-    """Make an array of numbers from any array or list of them.
+    """Make an array of floats from any array or list of real numbers.
 
     Raises:
-        InputTypeError: for anything else, including text, booleans, complex numbers and masked arrays.
+        InputTypeError: if the values are of another kind, such as text, booleans or complex numbers, or are masked.
     """
     refuse_masked(name, values)
     if hasattr(values, "detach"):
@@ -238,13 +238,13 @@ def _has_items(values: Any) -> bool:
 
 
 def _briefly(values: Any) -> str:
-    """A short description of a value: the value itself, or its type if the value may be long."""
+    """Describe a value briefly: quote the value itself, or only its type if the value may be long."""
     return type(values).__name__ if isinstance(values, Iterable) and not isinstance(values, str) else shown(values)
 
 
 def shown(value: Any) -> str:
-    """The text with which messages quote a value: its repr, or its type if the repr is long, has several lines or
-    fails."""
+    """Return the text by which error messages quote a value: its repr, or its type if the repr is long, has several
+    lines or raises an error."""
     if isinstance(value, int) and value.bit_length() > _MOST_BITS:
         return f"a whole number of {value.bit_length():,} bits"
     name = type(value).__name__
@@ -267,7 +267,7 @@ def checked_text(name: str, value: Any) -> str:
     """Check that a value is a string, and return it.
 
     Raises:
-        InputTypeError: if it is not a string.
+        InputTypeError: if the value is not a string.
     """
     if not isinstance(value, str):
         raise InputTypeError(f"{name}={shown(value)}: expected text.")

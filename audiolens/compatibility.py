@@ -1,6 +1,6 @@
-"""Method and argument names from TransformerLens, nnsight and transformers, as aliases on the lens.
+"""Give the lens aliases that match the method and argument names of TransformerLens, nnsight and transformers.
 
-Each alias gives bit-identical results to the lens's own method or argument; `docs/coming-from.md` lists them all.
+Each alias gives the same results, bit for bit, as the lens's own name; `docs/coming-from.md` lists all aliases.
 """
 
 import inspect
@@ -31,14 +31,14 @@ from audiolens.tracing.self_check.sites import prove
 Names = str | Sequence[str] | Callable[[str], bool]
 HookFunction = Callable[[Tensor, "Hook"], Tensor | None]
 
-# `SITES` and `SECONDS` are compared by identity, so that an omitted argument differs from an equal one that was given.
+# `SITES` and `SECONDS` are compared by identity, to tell an omitted argument from an equal value that was given.
 SITES: Sequence[str] = ("resid_post",)
 
 
 @guarded
 @dataclass(frozen=True)
 class Hook:
-    """The site at which `run_with_hooks` calls a function; it has the `name` and `layer` of a hook point."""
+    """The site at which `run_with_hooks` calls a function, with `name` and `layer` as on a TransformerLens hook."""
 
     name: str
 
@@ -46,7 +46,7 @@ class Hook:
         """The number of the block.
 
         Raises:
-            InputError: at a site outside the blocks.
+            InputError: if the site is outside the blocks.
         """
         found = Site.of(self.name).layer
         if found is None:
@@ -56,20 +56,20 @@ class Hook:
 
 @guarded
 class OtherNames:
-    """Methods of a lens under the names that other libraries use."""
+    """Methods of a lens under the names that other libraries use for them."""
 
     @property
     def cfg(self: Any) -> LensConfig:
-        """The same as `config`, under TransformerLens's name."""
+        """TransformerLens's name for `config`."""
         return self.config
 
     def to_str_tokens(self: Any, prompts: Prompt | Sequence[Prompt]) -> list[str] | list[list[str]]:
-        """Return tokens as `text_tokens` does, but for a single prompt return a single list, as in TransformerLens."""
+        """Do the same as `text_tokens`, but return a single list for a single prompt, as TransformerLens does."""
         found = self.text_tokens(prompts)
         return found[0] if prompts is None or isinstance(prompts, str) else found
 
     def decode(self: Any, codes: Int[Tensor, "row codebook frame"]) -> Float[Tensor, "row channel sample"]:
-        """Decode codes to audio, as `decode_codes` does. To decode a prompt's tokens, use `text_tokens`."""
+        """Decode codes to audio, as `decode_codes` does. To see the tokens of a prompt as text, use `text_tokens`."""
         return self.decode_codes(codes)
 
     def __call__(
@@ -81,7 +81,7 @@ class OtherNames:
         guidance_scale: Real = 1.0,
         batch_size: int | None = None,
     ) -> Float[Tensor, "*branch row codebook step vocab"]:
-        """Return the logits of one forward pass over given codes without recording anything; see `run_with_cache`."""
+        """Return the logits of one forward pass over given codes, without activations; see `run_with_cache`."""
         return self.run_with_interventions(
             prompts, codes, (), branch=branch, guidance_scale=guidance_scale, batch_size=batch_size
         )
@@ -97,13 +97,13 @@ class OtherNames:
         guidance_scale: Real = 1.0,
         batch_size: int | None = None,
     ) -> Float[Tensor, "*branch row codebook step vocab"]:
-        """Return the logits of one forward pass under `fwd_hooks`, (name, function) pairs as in TransformerLens.
+        """Return the logits of one forward pass with `fwd_hooks`: (name, function) pairs as in TransformerLens.
 
-        A function is called with the value for all rows, in the site's shape, and with a `Hook` that has the site's
-        `name` and `layer()`. It returns the new value, or `None` if it changed its copy in place or only read it. A
-        short name selects the site in every block; instead of a name, a filter function may select among the full
-        names. A function is called once per batch and guidance branch. This is equivalent to `run_with_interventions`
-        with `Apply`.
+        Each function is called with the activations of all rows, in the site's shape, and with a `Hook` that has the
+        site's `name` and `layer()`. It returns new activations, or `None` if it only read its copy of the activations
+        or changed that copy in place. A short name selects the site in every block. A pair may contain a filter
+        function over the full names instead of a name. Each function is called once per batch and guidance branch.
+        `run_with_interventions` with `Apply` is equivalent.
 
         Raises:
             InputError, InputTypeError: as for `run_with_interventions`; also if `fwd_hooks` is not a list of pairs.
@@ -126,7 +126,7 @@ class OtherNames:
 
         Raises:
             InputError: if there is no such device, or if a `device_map` placed the model.
-            InputTypeError: for a dtype, which can be chosen only when a model is loaded.
+            InputTypeError: if a dtype is given, because it can be chosen only when a model is loaded.
         """
         if isinstance(device, torch.dtype):
             raise InputTypeError(f"lens.to({device}): expected a device; give dtype= to AudioLens.from_pretrained.")
@@ -151,13 +151,13 @@ class OtherNames:
 
 
 def chosen_sites(lens: Any, sites: Any, layers: Any, names_filter: Names | None, stop_at_layer: Any = None) -> Any:
-    """The sites to record, given as `sites` or as `names_filter`.
+    """Return the sites to record, which were given as `sites` or as `names_filter`.
 
-    A function selects among all names of the model. As in TransformerLens, the sites that a run with `stop_at_layer`
-    does not reach are left out of its selection.
+    A filter function selects among the names of all sites of the model. As in TransformerLens, selected sites that a
+    run with `stop_at_layer` does not reach are left out.
 
     Raises:
-        InputError: if both were given, or if the filter selects no site, or none that the run reaches.
+        InputError: if both were given, or if the filter selects no site that the run reaches.
     """
     if names_filter is None:
         return sites
@@ -179,7 +179,7 @@ def chosen_sites(lens: Any, sites: Any, layers: Any, names_filter: Names | None,
 
 
 def chosen_seeds(seeds: Any, seed: int | None) -> Any:
-    """The seeds of the rows, given as `seeds` or as `seed`.
+    """Return the seeds of the rows, which were given as `seeds` or as `seed`.
 
     Raises:
         InputTypeError, InputError: if both were given, or if `seed` is not a single seed.
@@ -192,9 +192,9 @@ def chosen_seeds(seeds: Any, seed: int | None) -> Any:
 
 
 def chosen_seconds(config: LensConfig, seconds: Any, max_new_tokens: int | None, audio_prompt: Any) -> Any:
-    """The length of the clips in seconds, given as `seconds` or as a number of steps, `max_new_tokens`.
+    """Return the length of the clips in seconds, given as `seconds` or as a number of steps (`max_new_tokens`).
 
-    The last steps (the tail) only complete the delayed codebooks, and add no frames.
+    The last steps (the tail) only complete the delayed codebooks and add no frames.
 
     Raises:
         InputError: if both were given, if there are too few steps, or if an audio prompt makes the length ambiguous.
@@ -222,8 +222,8 @@ def _pairs(hooks: Any) -> list[tuple[Any, HookFunction]]:
 
 
 def _called(function: HookFunction, hook: Hook, value: Tensor) -> Tensor | None:
-    """Call a function with the keyword `hook`, as TransformerLens does, or by position if its parameter has another
-    name."""
+    """Call a function, passing `hook` by keyword as TransformerLens does, or by position if the function's parameter
+    has another name."""
     try:
         named = "hook" in inspect.signature(function).parameters
     except (TypeError, ValueError):

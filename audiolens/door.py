@@ -1,7 +1,7 @@
 """Make public functions and methods report which argument has the wrong type.
 
 Each function checks its own arguments first. If Python, torch, numpy or pandas still raises an error, the arguments are
-compared with their annotations, and the first one that does not fit is named in an `InputTypeError`. If all of them
+compared with their type annotations, and an `InputTypeError` names the first argument that does not fit. If all of them
 fit, the original error is raised unchanged.
 """
 
@@ -33,7 +33,7 @@ size."""
 MOST_VALUES_READ = 1_000_000
 """The largest number of items in a range or an iterator, which may be infinite."""
 _LOOKED_AT = 1_000
-"""The number of items that are checked in a list, each of which may be an array."""
+"""The number of items of a list that are checked. Each item may be an array."""
 _NO_PLACE = (errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EISDIR, errno.EACCES, errno.EPERM)
 INNER = ("change",)
 """Public methods that are left unwrapped, because a run calls them at every step and users do not call them."""
@@ -44,7 +44,7 @@ _LIBRARIES = tuple({path for path in map(sysconfig.get_path, ("purelib", "platli
 
 
 def guarded(made: T) -> T:
-    """Wrap a function, or all public methods of a class, so that a failure names an argument of the wrong type."""
+    """Wrap a function, or all public methods of a class, so that an error names the argument with the wrong type."""
     if isinstance(made, type):
         for name, value in list(vars(made).items()):
             if (name.startswith("_") and name not in OPERATORS) or name in INNER:
@@ -83,7 +83,7 @@ def _guarded(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _watched(made: Iterator[Any], function: Callable[..., Any], args: Any, kwargs: Any) -> Iterator[Any]:
-    """Guard a generator too, because its body runs, and may fail, only when it is iterated."""
+    """Guard a generator while it is iterated over, because its body runs, and may fail, only then."""
     try:
         yield from made
     except AudioLensError:
@@ -108,10 +108,10 @@ def _is_the_callers(error: Exception, function: Callable[..., Any]) -> bool:
 
 
 def raise_named(function: Callable[..., Any], args: Any, kwargs: Any, error: Exception) -> None:
-    """Raise an error that names the first argument that does not fit its annotation; return if all of them fit.
+    """Raise an error that names the first argument that does not fit its annotation; return if all arguments fit.
 
     Raises:
-        InputTypeError: the message names the argument.
+        InputTypeError: if an argument does not fit; the message names the argument.
         InputError: if all arguments fit but the operating system found no usable file; the message names the path.
     """
     for name, hint, value in _arguments(function, args, kwargs):
@@ -126,10 +126,10 @@ def raise_named(function: Callable[..., Any], args: Any, kwargs: Any, error: Exc
 
 
 def checked_kinds(made: Any) -> None:
-    """Compare the fields of a dataclass instance with their annotations, for classes that users instantiate.
+    """Check that the fields of a dataclass that users instantiate fit their annotations.
 
     Raises:
-        InputTypeError: the message names the first field that does not fit.
+        InputTypeError: if a field does not fit; the message names the first such field.
     """
     for field in fields(made):
         module = vars(sys.modules[type(made).__module__])
@@ -164,7 +164,7 @@ def _arguments(function: Callable[..., Any], args: Any, kwargs: Any) -> Iterator
 
 
 def _within_bounds(function: Callable[..., Any], value: Any, args: Any, kwargs: Any) -> Any:
-    """Return a value unchanged, or the items of an iterator as a list; reject values with too many items."""
+    """Return a value, or a list of the items if it is an iterator; raise an error if it has too many items."""
     if type(value) in _SMALL and not any(map(_too_many, _items(value))):
         return value
     if isinstance(value, range) and _too_many(value):
@@ -183,12 +183,13 @@ def _within_bounds(function: Callable[..., Any], value: Any, args: Any, kwargs: 
 
 
 def _too_many(value: Any) -> bool:
-    """Whether an array or a range claims more values than could be read."""
+    """Whether an array or a range has more values than can be read."""
     return bool(value[MOST_VALUES_READ:]) if isinstance(value, range) else _count(value) > MOST_VALUES
 
 
 def _items(value: Any) -> Iterator[Any]:
-    """The first items of a list or a mapping, which may be arrays. For any other value there are none."""
+    """Return the first items of a list, or values of a mapping, each of which may be an array. Any other object has
+    none."""
     if isinstance(value, dict):
         value = value.values()
     elif not isinstance(value, list | tuple):
@@ -197,7 +198,7 @@ def _items(value: Any) -> Iterator[Any]:
 
 
 def _count(value: Any) -> int:
-    """The number of values in an array or a tensor, or 0 for anything else."""
+    """The number of values in an array or a tensor, or 0 for any other object."""
     if not hasattr(value, "dtype") or not hasattr(value, "ndim"):
         return 0
     size = value.numel() if callable(getattr(value, "numel", None)) else value.size

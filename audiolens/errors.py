@@ -1,7 +1,7 @@
-"""The errors that a caller can catch; each states what was given, what was expected and what to do.
+"""The errors that a caller can catch. Each message states what was given, what was expected and what to do.
 
-All are `AudioLensError`s, and each is also the built-in error it specialises (`ValueError`, `TypeError`,
-`RuntimeError`), so code that does not know audiolens can still catch it.
+Every error is an `AudioLensError` and also a subclass of a built-in error (`ValueError`, `TypeError`,
+`RuntimeError`), so code that does not import audiolens can still catch it.
 """
 
 from collections.abc import Iterable
@@ -19,7 +19,7 @@ class AudioLensError(Exception):
 
 
 class InputError(AudioLensError, ValueError):
-    """An argument or file has a value that is not accepted."""
+    """An argument or a file contains a value that is not accepted."""
 
 
 class InputTypeError(AudioLensError, TypeError):
@@ -27,7 +27,7 @@ class InputTypeError(AudioLensError, TypeError):
 
 
 class GivenTwiceError(InputError, TypeError):
-    """The same thing was given by two arguments: a group, such as `reading=`, and one of the arguments it holds."""
+    """An argument was given twice: by itself, and as part of a group of arguments such as `reading=`."""
 
 
 class ModelNotFoundError(InputError):
@@ -39,7 +39,7 @@ class ModelFilesError(InputError):
 
 
 class UnsupportedModelError(InputError):
-    """The lens cannot open this model: its modules are not where the lens expects them."""
+    """The lens cannot open this model, because its modules are not where the lens expects them."""
 
 
 class SiteError(InputError):
@@ -55,7 +55,7 @@ class DamagedError(InputError):
 
 
 class AudioLensWarning(UserWarning):
-    """The base class of every warning that audiolens issues: the call continues, perhaps not as intended."""
+    """The base class of every warning that audiolens issues. The call continues, but perhaps not as intended."""
 
 
 class DamageWarning(AudioLensWarning):
@@ -63,11 +63,11 @@ class DamageWarning(AudioLensWarning):
 
 
 class UnreadWordsWarning(AudioLensWarning):
-    """A prompt contains words that the model's tokenizer does not know; the message names each once per call."""
+    """A prompt contains words that the model's tokenizer does not know. Each word is named once per call."""
 
 
 class ActivationOverflow(AudioLensError, OverflowError):
-    """Activations became infinite or NaN, through an intervention or in the model itself; the run was stopped."""
+    """The run was stopped because an intervention, or the model itself, made activations infinite or NaN."""
 
 
 class BusyError(AudioLensError, RuntimeError):
@@ -79,7 +79,7 @@ class StaleSourceError(AudioLensError, RuntimeError):
 
 
 class StoppedError(AudioLensError, RuntimeError):
-    """A long run could not continue: a disk was full, or a process died. Finished work is not lost."""
+    """A long run could not continue because a disk was full or a process died. Finished work is not lost."""
 
 
 class MissingPackageError(AudioLensError, ImportError):
@@ -87,7 +87,7 @@ class MissingPackageError(AudioLensError, ImportError):
 
 
 def one_line(text: str, most: int = MOST_CHARACTERS) -> str:
-    """Put a text on one line, leaving out the middle if it is long."""
+    """Return a text on one line, with the middle left out if the text is long."""
     if len(text) > most:
         text = f"{text[: most // 3]} ... {text[-most // 2 :]}"
     return " ".join(text.split()) if "\n" in text or "\r" in text else text
@@ -102,7 +102,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def shortened(names: Iterable[str], limit: int = 12) -> str:
-    """Join names into one line, and cut the list off after `limit` names."""
+    """Join names into one line, cutting the list off after `limit` names."""
     listed = list(names)
     more = f", ... ({len(listed)} in all)" if len(listed) > limit else ""
     return ", ".join(listed[:limit]) + more

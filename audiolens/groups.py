@@ -1,7 +1,7 @@
-"""Arguments that travel together, accepted as one frozen value beside the loose arguments that the value holds.
+"""Let functions accept a group of arguments as one frozen dataclass, as an alternative to separate arguments.
 
-`takes` decorates a function whose signature has both. It looks at which arguments the caller wrote, not at their
-values, so that an argument is noticed even if it equals its default.
+`takes` decorates a function whose signature has both the group and the separate ("loose") arguments. It detects every
+argument that the caller passes, even if its value equals the default.
 """
 
 import inspect
@@ -19,9 +19,9 @@ _MARK = "__groups__"
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """A group that a function takes: its class, and the loose arguments of each field.
+    """A group that a function accepts: its class, and the loose arguments that correspond to each field.
 
-    `settled` returns the keyword arguments of a call, with those that the group holds if it `spreads`.
+    `settled` returns the keyword arguments of a call. If the group `spreads`, they include the values in the group.
     """
 
     kind: type
@@ -39,22 +39,23 @@ def takes(
     single: Collection[str] = (),
     **called: str | tuple[str, ...] | None,
 ) -> Callable[[T], T]:
-    """Decorate a function or a dataclass that takes `kind`, a frozen dataclass, as its argument `name`.
+    """Decorate a function or a dataclass that accepts a group of class `kind` as its argument `name`.
 
-    The function is called with the loose arguments that the group holds. A field of the group that is `None` or empty
-    by default, and was left so, keeps the function's own default.
+    The function receives the values in the group as its loose arguments. If a field is `None` or empty by default and
+    was not set, the function's own default applies.
 
     Args:
-        spread: `False` only checks the arguments, for a function that uses the group as it is.
+        kind: the class of the group, a frozen dataclass.
+        spread: `False` only checks the arguments, for a function that reads the group itself.
         keeps: fields without a loose argument that the function reads from the group itself.
-        single: fields that may hold a list, of which the function takes one entry.
-        called: the loose argument for a field, if it has another name; further names are aliases of it. `None` means
-            that the function has none, although one of its arguments has the field's name.
+        single: fields that may hold a list, which must then have exactly one entry.
+        called: the name of a field's loose argument if it differs from the field's name, or a tuple of this name and
+            its aliases. `None` means that a field has no loose argument, although an argument has the field's name.
 
     Raises, when the decorated function is called:
         InputTypeError: if the group has the wrong type.
         GivenTwiceError: if the group and one of its loose arguments were both given.
-        InputError: if the group states something that the function does not take.
+        InputError: if the group sets a field that the function does not accept.
     """
 
     def decorate(function: Any) -> Any:
@@ -66,7 +67,7 @@ def takes(
         loose = {one.name: _names(called.get(one.name, one.name), signature) for one in fields(kind)}
 
         def settled(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-            """The keyword arguments of a call, with the loose arguments that the group holds."""
+            """Return the keyword arguments of a call, including those from the group."""
             group = kwargs.get(name)
             if group is None:
                 return kwargs
@@ -75,7 +76,7 @@ def takes(
             try:
                 given = signature.bind_partial(*args, **kwargs).arguments
             except TypeError:
-                # Python's own error, raised by the call, says what is wrong.
+                # The call itself will raise Python's own error, which says what is wrong.
                 return kwargs
             held = {}
             for field in fields(kind):
@@ -109,16 +110,16 @@ def takes(
 
 
 def groups_of(function: Any) -> dict[str, Group]:
-    """The groups that a function or a class takes, by argument."""
+    """The groups that a function or a class accepts, by argument name."""
     made = function.__init__ if isinstance(function, type) else function
     return getattr(made, _MARK, {})
 
 
 def loosened(function: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-    """The keyword arguments of a call, with loose arguments instead of the groups that spread, to forward them.
+    """Return the keyword arguments of a call, with each group that spreads replaced by its loose arguments.
 
     Raises:
-        InputTypeError, InputError: as the call itself.
+        InputTypeError, InputError: for the same reasons as the call itself.
     """
     for name, group in groups_of(function).items():
         kwargs = group.settled(args, kwargs)
@@ -133,7 +134,7 @@ def _names(given: str | tuple[str, ...] | None, signature: inspect.Signature) ->
 
 
 def _left_out(field: "Field[Any]", value: Any) -> bool:
-    """Whether a field has its default, and that default says nothing."""
+    """Whether a field is `None` or empty, as it is by default."""
     empty = field.default is None or field.default == ()
     return empty and (value is None or (isinstance(value, list | tuple) and not len(value)))
 

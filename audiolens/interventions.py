@@ -1,35 +1,35 @@
-"""Interventions: what to do to activations (add, ablate, clamp, replace, scale, apply), and where and when to do it.
+"""Interventions: how to change activations (add, ablate, clamp, replace, scale, apply), and where and when.
 
-An intervention is a frozen value, checked when it is created and independent of any model. A run binds it to its batch
-(`tracing/bound_intervention.py`). Interventions at one site are applied in the order in which they are given.
-Interventions at different sites are applied in the order of the forward pass.
+An intervention is a frozen dataclass that is checked when it is created and does not depend on any model. A run binds
+the intervention to its batch (`tracing/bound_intervention.py`). Interventions at one site are applied in the order in
+which they are given. Interventions at different sites are applied in the order of the forward pass.
 
-All of them take these arguments. `site` and `layers` select the activations (`layers=None` means every block, `layer=3`
-is `layers=[3]`, and negative layers count from the last). `branch` is the guidance branch ("cond", "null" or "both").
-`seconds` or `span` restricts the steps (`None` means every step, including the tail). `rows` restricts the rows (`None`
-means every row), and `heads` the heads at head sites.
+All interventions take the following arguments. `site` and `layers` select the activations (`layers=None` means every
+block, `layer=3` means `layers=[3]`, and negative layers count from the last). `branch` is the guidance branch ("cond",
+"null" or "both"). `seconds`, or its alias `span`, restricts the steps (`None` means every step, including the tail).
+`rows` restricts the rows (`None` means every row), and `heads` restricts the heads at head sites.
 
-Sites on the text side ("row token ...") have no steps, and accept neither `seconds` nor `schedule`. In the null branch
-all text is masked. SDPA attention then sets z to zero regardless of the values, whereas eager attention averages them.
-To change what that branch reads, write to `cross_attn.hook_z` or to the pattern.
+Sites on the text side ("row token ...") have no steps, so interventions there accept neither `seconds` nor `schedule`.
+In the null branch all text is masked. SDPA attention then sets z to zero regardless of the values, whereas eager
+attention averages the values. To change what the null branch reads, intervene at `cross_attn.hook_z` or at the pattern.
 
-A logit of -inf at `hook_logits`, in either branch, prevents its code from being sampled. Only `Apply` can write one,
-because every other intervention needs finite numbers.
+A logit of -inf at `hook_logits`, in either branch, prevents the corresponding code from being sampled. Only `Apply` can
+write -inf, because all other interventions require finite numbers.
 
-If a step has several vectors (one per head or per codebook), values are "d_head", "head d_head" or "row head d_head".
-An axis of size 1 means the same values for every row or head. A shape "n d_head" is ambiguous if n is both the number
-of heads and the number of rows, and is then rejected.
+If a step has several vectors (one per head or per codebook), the shape of the values is "d_head", "head d_head" or "row
+head d_head". Along an axis of size 1, the same values are used for every row or head. A shape "n d_head" is rejected as
+ambiguous if the number of heads and the number of rows are both n.
 
-`strength` is a number, or one per affected row; a row with strength 0 is left bit-identical. `schedule` multiplies
-the strength over time: a function of the time in seconds, or one number per step of the clip. `preserve_norm`
-rescales every changed position to its original norm.
+`strength` is one number, or one number per affected row. A row with strength 0 stays bit-identical. `schedule` is a
+factor that varies the strength over time, either a function of the time in seconds or one number per step of the clip.
+`preserve_norm` rescales every changed position to its original norm.
 
-`meta` is the provenance of the vector; `steer` passes on that of its directions. A run of a different model then raises
-an error. A tensor without provenance is accepted for any model.
+`meta` is the provenance of the vector, which `steer` copies from its directions. A run of a different model then raises
+an error. A vector without provenance is accepted for any model.
 
-If the conditioning is a prefix to the audio steps (MusicGen Melody), it is left unchanged by default. With
-`prefix=True` it is changed too, at the given strength regardless of the schedule. A schedule of 0 then changes only
-the prefix.
+If the conditioning is a prefix to the audio steps (MusicGen Melody), interventions leave the prefix unchanged by
+default. With `prefix=True` they also change the prefix, at the given strength regardless of the schedule. With a
+schedule of 0 they then change only the prefix.
 """
 
 from collections.abc import Callable, Sequence
@@ -61,11 +61,11 @@ def checked_branch(branch: object, guided: bool = True) -> None:
 
 
 def checked_rows(rows: Sequence[int] | None, total: int) -> list[int]:
-    """Row numbers in the order given, without repeats; `None` means all rows.
+    """Return row numbers in the order given, after checking that they exist and do not repeat; `None` means all rows.
 
     Raises:
-        InputTypeError: if they are not a list of whole numbers (a mask is rejected).
-        InputError: if the list is empty, names a row twice, or names a row that does not exist.
+        InputTypeError: if `rows` is not a list of whole numbers (a mask is rejected).
+        InputError: if the list is empty, or contains a row twice or a row that does not exist.
     """
     if rows is None:
         return list(range(total))
@@ -76,10 +76,10 @@ def checked_rows(rows: Sequence[int] | None, total: int) -> list[int]:
 
 
 def row_numbers(rows: Any) -> list[int]:
-    """Row numbers in the order given, read once.
+    """Return row numbers as a list, in the order given; `rows` is iterated over only once.
 
     Raises:
-        InputTypeError: if they are not a list of whole numbers (a mask is rejected).
+        InputTypeError: if `rows` is not a list of whole numbers (a mask is rejected).
     """
     try:
         return whole_numbers(listed("rows", rows))
@@ -105,16 +105,16 @@ class Operand:
 @guarded
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Intervention:
-    """Where and when to intervene; the `change` of each subclass defines what is done there.
+    """Where and when to intervene. The `change` method of each subclass defines how the activations are changed.
 
     Every intervention is checked twice: when it is created, and again at the start of a run, before the model runs.
 
     Raises, here and in every subclass:
         InputTypeError: on creation, if an argument has the wrong type.
-        InputError: on creation, for an unknown branch or numbers that are not finite. At the start of a run, for
-            strengths or vectors that do not fit the rows or the site, for rows or heads that do not exist, for seconds
-            outside the clip, and for a vector that was read from a different model.
-        SiteError: at the start of a run, for a site or layer that the model does not have.
+        InputError: on creation, if the branch is unknown or a number is not finite. At the start of a run, if
+            strengths or vectors do not fit the rows or the site, if rows or heads do not exist, if the seconds are
+            outside the clip, or if the vector was read from a different model.
+        SiteError: at the start of a run, if the model does not have the site or layer.
     """
 
     site: str = "resid_post"
@@ -156,30 +156,30 @@ class Intervention:
             object.__setattr__(self, "schedule", numbers("schedule", self.schedule))
 
     overwrites: ClassVar[bool] = False
-    """Whether the original values may be overwritten, so that a run cannot distinguish an overflow from a requested
-    value."""
+    """Whether the intervention may overwrite the original values, so that a run cannot distinguish an overflow from a
+    requested value."""
 
     @property
     def operands(self) -> dict[str, Operand]:
-        """The tensors that a run moves to the model's device and, if they have a row axis, slices to each batch."""
+        """The tensors that a run moves to the model's device and, if they have a row axis, slices for each batch."""
         return {}
 
     @property
     def called(self) -> Callable[[Tensor], Tensor | None] | None:
-        """A function to call with the values instead of `change`, or `None` if there is none."""
+        """The function that a run calls with the values instead of `change`, or `None` to use `change`."""
         return None
 
     def change(self, value: Tensor, amount: Tensor, parts: dict[str, Tensor]) -> Tensor:
-        """The new values of the affected positions.
+        """Return the new values at the affected positions.
 
-        `value` is "row step ... feature"; `amount` (strength x schedule) and `parts` (the intervention's own
-        tensors, bound to the batch) broadcast against it.
+        `value` has the shape "row step ... feature". `amount` (strength x schedule) and `parts` (the intervention's
+        own tensors, bound to the batch) broadcast against `value`.
         """
         raise NotImplementedError(f"{type(self).__name__} does not define change(): use Add, Ablate, Clamp, ...")
 
 
 def _one_layer(layer: Any, layers: Any) -> int:
-    """The block given as `layer` instead of `layers`."""
+    """Return the block that was given as `layer` instead of `layers`."""
     if layers is not None:
         raise InputError(f"layer={shown(layer)} and layers={shown(layers)} were both given: give one of them.")
     try:
@@ -193,7 +193,7 @@ def _unit(direction: Tensor) -> Tensor:
 
 
 def _norm(direction: Tensor) -> Tensor:
-    """The norm along the last axis, computed so that squares do not overflow or underflow float32."""
+    """Return the norm along the last axis, computed so that the squares do not overflow or underflow float32."""
     largest = direction.abs().amax(dim=-1, keepdim=True)
     safe = torch.where((largest < 1e-15) | (largest > 1e15), largest, torch.ones_like(largest)).clamp_min(1e-38)
     return (direction / safe).norm(dim=-1, keepdim=True) * safe
@@ -207,9 +207,9 @@ def _nonzero(name: str, direction: Tensor) -> None:
 @guarded
 @dataclass(frozen=True, eq=False)
 class Add(Intervention):
-    """Add `strength * vector`, where `vector` is "d_model", or "row d_model" for one vector per row.
+    """Add `strength * vector`, where `vector` has the shape "d_model", or "row d_model" for one vector per row.
 
-    At head sites it is "d_head", "head d_head" or "row head d_head".
+    At head sites the shape is "d_head", "head d_head" or "row head d_head".
 
     Raises:
         InputTypeError, InputError: if the vector has non-finite entries, or (in a run) the wrong width for the site.
@@ -226,14 +226,14 @@ class Add(Intervention):
         return {"vector": Operand(self.vector, "vector")}
 
     def change(self, value: Tensor, amount: Tensor, parts: dict[str, Tensor]) -> Tensor:
-        """`value + amount * vector`."""
+        """Return `value + amount * vector`."""
         return value + (amount * parts["vector"]).to(value.dtype)
 
 
 @guarded
 @dataclass(frozen=True, eq=False)
 class Ablate(Intervention):
-    """Project `direction` out: strength 1 removes all of the component along it, 0.5 removes half.
+    """Project `direction` out. Strength 1 removes the whole component along the direction, and 0.5 removes half of it.
 
     Raises:
         InputTypeError, InputError: if the direction has non-finite entries or is zero, or (in a run) has the wrong
@@ -252,7 +252,7 @@ class Ablate(Intervention):
         return {"direction": Operand(self.direction, "vector")}
 
     def change(self, value: Tensor, amount: Tensor, parts: dict[str, Tensor]) -> Tensor:
-        """`value` minus `amount` times its projection onto the unit direction."""
+        """Return `value` minus `amount` times its projection onto the unit direction."""
         unit = _unit(parts["direction"])
         along = (value.float() * unit).sum(-1, keepdim=True)
         return value - (amount * along * unit).to(value.dtype)
@@ -263,7 +263,8 @@ class Ablate(Intervention):
 class Clamp(Intervention):
     """Set the projection onto the unit direction to `value` times the direction's own norm.
 
-    `value` is a number, or one per affected row. 0 is equivalent to `Ablate`, and 1 is the direction's full length.
+    `value` is one number, or one number per affected row. A `value` of 0 is equivalent to `Ablate`, and 1 sets the
+    projection to the direction's full length.
 
     Raises:
         InputTypeError, InputError: as for `Ablate`; also if a value is not finite, or (in a run) if there is not one
@@ -284,7 +285,7 @@ class Clamp(Intervention):
         return {"direction": Operand(self.direction, "vector"), "value": Operand(self.value, "per row")}
 
     def change(self, value: Tensor, amount: Tensor, parts: dict[str, Tensor]) -> Tensor:
-        """Interpolate the projection of `value` towards the target: 0 keeps it, and 1 sets it to the target."""
+        """Interpolate the projection of `value` from its present size (`amount` 0) to the target (`amount` 1)."""
         direction = parts["direction"]
         unit = _unit(direction)
         along = (value.float() * unit).sum(-1, keepdim=True)
@@ -295,12 +296,13 @@ class Clamp(Intervention):
 @guarded
 @dataclass(frozen=True, eq=False)
 class Replace(Intervention):
-    """Replace activations with other values: "feature", "row feature", or the site's full shape ("row step feature").
+    """Replace activations with values of shape "feature", "row feature", or the site's full shape "row step feature".
 
-    If the values have a step axis, their first step replaces the first of the selected steps. With `prefix=True` that
-    is the first position of the longest prefix among the rows, as in a recording. Values for a pattern are "row head
-    query key", "row head key", "head key" or "key", with keys laid out as in a recording. Keys beyond those of the run
-    are dropped. A strength between 0 and 1 interpolates between the old and the new values.
+    If the values have a step axis, their first step replaces the first of the selected steps. With `prefix=True`, the
+    selection begins at the first position of the longest prefix among the rows, as in a recording. Values for a pattern
+    have the shape "row head query key", "row head key", "head key" or "key", with keys in the same order as in a
+    recording. Keys beyond those of the run are dropped. A strength between 0 and 1 interpolates between the old and the
+    new values.
 
     Raises:
         InputTypeError, InputError: if the values are not finite numbers, or (in a run) have a shape that does not fit
@@ -319,7 +321,7 @@ class Replace(Intervention):
         return {"values": Operand(self.values, "values")}
 
     def change(self, value: Tensor, amount: Tensor, parts: dict[str, Tensor]) -> Tensor:
-        """Interpolate from `value` (at `amount` 0) to the new values (at 1); at 1 they are used exactly."""
+        """Interpolate from `value` (at `amount` 0) to the new values (at `amount` 1, where they are used exactly)."""
         values = parts["values"].to(value.dtype).expand_as(value)
         return torch.where(amount == 1, values, value + (amount * (values.float() - value.float())).to(value.dtype))
 
@@ -327,7 +329,9 @@ class Replace(Intervention):
 @guarded
 @dataclass(frozen=True, eq=False)
 class Scale(Intervention):
-    """Multiply by `factor`, one number or one per affected row; a strength below 1 interpolates towards a factor of 1.
+    """Multiply activations by `factor`, which is one number, or one number per affected row.
+
+    A strength below 1 interpolates between a factor of 1 (at strength 0) and `factor` (at strength 1).
 
     Raises:
         InputTypeError, InputError: if a factor is not a finite number, or (in a run) if there is not one factor per
@@ -347,7 +351,7 @@ class Scale(Intervention):
     def change(self, value: Tensor, amount: Tensor, parts: dict[str, Tensor]) -> Tensor:
         """Interpolate from `value` (at `amount` 0) to `value` times the factor (at 1)."""
         factor = parts["factor"]
-        # At full strength use the factor itself, because 1 + (factor - 1) would round a small factor.
+        # At full strength, use the factor itself, because computing 1 + (factor - 1) would round a small factor.
         return value * torch.where(amount == 1, factor, 1 + amount * (factor - 1)).to(value.dtype)
 
 
@@ -356,13 +360,14 @@ class Scale(Intervention):
 class Apply(Intervention):
     """Call `function(value)` on the affected rows of one branch, in the site's shape, and use what it returns.
 
-    The function gets its own copy: if it returns `None`, that copy is used, with any changes made in place. With
-    `branch="both"` it is called once for each branch. `strength` and `schedule` do not apply, and raise an error.
+    The function receives a copy of the values. If the function returns `None`, that copy is used, with any changes made
+    in place. With `branch="both"` the function is called once for each branch. `strength` and `schedule` do not apply,
+    and passing either raises an error.
 
     Raises:
         InputTypeError: if the function is not callable.
-        InputError: for a strength or a schedule. While a model runs, also if the function returns anything except
-            `None` or a tensor of the shape that it was given.
+        InputError: if a strength or a schedule is given. It is also raised while a model runs, if the function returns
+            anything except `None` or a tensor of the shape that it received.
     """
 
     function: Callable[[Tensor], Tensor | None]

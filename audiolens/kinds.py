@@ -1,7 +1,7 @@
-"""Check whether a value fits an annotation, and describe what the annotation expects.
+"""Check whether a value fits a type annotation, and describe what the annotation expects.
 
-Numbers of any library count as numbers, and any ordered iterable counts as a sequence; booleans are not numbers.
-An annotation such as `Any`, which states no type, accepts every value.
+Numbers from any library are accepted as numbers, but booleans are not. Any ordered iterable is accepted as a sequence.
+An annotation that states no type, such as `Any`, accepts every value.
 """
 
 import builtins
@@ -19,7 +19,7 @@ from audiolens.checks import real_number, shown, whole_number
 from audiolens.errors import shortened
 
 _LOOKED_AT = 200
-"""The number of items in a list that are checked."""
+"""The number of items of a list that are checked."""
 _LARGEST = 2**63 - 1
 _LARGEST_REAL = 1e30
 _PUBLIC = {
@@ -33,11 +33,11 @@ _PUBLIC = {
 }
 """Names in annotations that modules import only for type checkers."""
 _PROTOCOLS = {"Opened": "AudioLens", "HasModel": "AudioLens", "Generated": "Generation", "Array": "an array"}
-"""The values that users pass for each of our protocols, all of which are `runtime_checkable`."""
+"""What users pass for each of audiolens's protocols, all of which are `runtime_checkable`."""
 
 
 class _Names(Mapping[str, Any]):
-    """Look up names in an annotation: in its module, builtins and `_PUBLIC`; unknown names become `Any`."""
+    """Looks up the names in an annotation in its module, builtins and `_PUBLIC`. Unknown names become `Any`."""
 
     def __init__(self, module: Mapping[str, Any]) -> None:
         self.module = module
@@ -60,7 +60,7 @@ class _Names(Mapping[str, Any]):
 
 
 def resolved(hint: Any, module: Mapping[str, Any]) -> Any:
-    """The type that an annotation denotes, or `Any` if it cannot be resolved."""
+    """Return the type that an annotation denotes, or `Any` if the annotation cannot be resolved."""
     if not isinstance(hint, str):
         return hint
     try:
@@ -178,7 +178,7 @@ def readable(array: Any) -> bool:
 
 
 def described(hint: Any) -> str:
-    """A description of what an annotation expects, for messages."""
+    """Describe what an annotation expects, for error messages."""
     plain = {bool: "True or False", int: "a whole number", float: "a number", str: "text", None: "None"}
     if hint in (bool, int, float, str, None):
         return plain[hint]
@@ -209,7 +209,7 @@ def described(hint: Any) -> str:
 
 
 def refusal(name: str, hint: Any, value: Any) -> str | None:
-    """An error message if `value` does not fit `hint` or cannot be used as the argument `name`; otherwise `None`."""
+    """Return an error message if `value` does not fit `hint` or cannot be used as argument `name`, otherwise `None`."""
     if not fits(hint, value):
         return f"{name}={shown(value)}: expected {described(hint)}."
     if hasattr(value, "dtype") and hasattr(value, "ndim") and not readable(value):
@@ -229,7 +229,7 @@ def _beyond(value: Any) -> bool:
 
 
 def can_be_quoted(value: Any) -> bool:
-    """Whether a number, a list or a mapping has a repr; it has none if it is too long or nested too deeply."""
+    """Whether `repr` works for a number, a list or a mapping; it fails if these are too long or nested too deeply."""
     try:
         repr(value if isinstance(value, int | list | tuple | dict | set) else None)
     except (RecursionError, ValueError):

@@ -1,8 +1,8 @@
 """AudioLens: load a music transformer, read and edit its activations, and generate clips.
 
-The lens adds no hooks of its own: nnsight serves every value (`tracing/plan.py`), and outputs are bit-identical to
-those of the bare model unless an intervention changes them. Even after an exception, the model, its generation
-configuration and the global random state are left as they were.
+The lens adds no hooks of its own, because nnsight provides access to every activation (`tracing/plan.py`). Outputs are
+bit-identical to those of the bare model unless an intervention changes them. Even after an exception, the model, its
+generation configuration and the global random state are left as they were.
 """
 
 import os
@@ -51,12 +51,12 @@ class AudioLens(OpenedModel, TracedLens, OtherNames, Portable):
     Args:
         model: a `MusicgenForConditionalGeneration` or `MusicgenMelodyForConditionalGeneration` in evaluation mode.
         tokenizer: the model's tokenizer, or a processor that contains one.
-        name: the name of the model in results.
+        name: the name by which results refer to the model.
 
     Raises:
         UnsupportedModelError: if a part that the lens relies on is missing, has an unexpected shape, or is built so
-            that an edit would not change what the model computes. `audiolens.tracing.self_check` tests this with a few
-            tiny forward passes and a tiny generation.
+            that an edit would not change what the model computes. `audiolens.tracing.self_check` tests the model with a
+            few tiny forward passes and a tiny generation.
         InputError: if the model is in training mode, or the tokenizer does not belong to its text encoder.
     """
 
@@ -93,8 +93,8 @@ class AudioLens(OpenedModel, TracedLens, OtherNames, Portable):
     ) -> "AudioLens":
         """Open a bundled model ("etude"), a folder written by `save_pretrained`, or a hub model.
 
-        `dtype=None` keeps the dtype of the weights. `device_map` (such as "auto", which needs accelerate) replaces
-        `device` and spreads a model over devices as in transformers.
+        `dtype=None` keeps the dtype of the saved weights. `device_map` (such as "auto", which requires accelerate)
+        replaces `device` and distributes the model over several devices, as in transformers.
 
         Raises:
             ModelNotFoundError: if no model has this name or folder, or if the hub cannot be reached.
@@ -158,38 +158,39 @@ class AudioLens(OpenedModel, TracedLens, OtherNames, Portable):
         Args:
             prompts: one text per row; a single prompt is repeated for each seed. `None` means no prompt.
             seconds: the length of the clips, including an audio prompt.
-            seeds: one seed per row (or one for all). A clip depends on its own seed and not on its batch, and the
+            seeds: one seed per row, or one for all rows. A clip depends on its own seed and not on its batch, and the
                 global random state is unchanged. `None` uses transformers' own sampler and the global random state.
             guidance_scale: the scale of classifier-free guidance; 1 means no guidance, and halves the cost.
             temperature: sampling temperature; 0 means greedy decoding.
             top_k: sample from the k most likely codes; 0 or `None` means all.
             exact: pad rows (and masked text) to fixed sizes, so that codes are bit-identical in any batch and order.
-            sites, layers, heads, branch, span, reduce: what to record in `out.cache`. `span` is (from, to) in seconds;
-                `reduce` is "mean", "last" or "max" over the steps (without the tail), computed without storing them.
-                Attention patterns are zero-padded to all keys of the clip, as in a forward over its codes.
-            cache_device, cache_dtype: device and dtype of the recordings (default: those of the activations).
-            batch_size: rows per batch (default: all). MusicGen Melody has no mask for its text, so each of its batches
-                contains prompts with the same number of tokens, the shortest first; results are in the order of the
-                prompts.
-            decode: `False` skips the codec; `out.audio` is then `None`.
+            sites, layers, heads, branch, span, reduce: what to record in `out.cache`. `span` is a time interval (from,
+                to) in seconds. `reduce` is "mean", "last" or "max" over the steps (without the tail), computed without
+                storing the steps. Attention patterns are zero-padded to all keys of the clip, as in a forward pass over
+                the codes of the clip.
+            cache_device, cache_dtype: the device and dtype of the recordings (default: those of the activations).
+            batch_size: the number of rows per batch (default: all rows). MusicGen Melody has no mask for its text, so
+                each of its batches contains only prompts with the same number of tokens, and the shortest prompts come
+                first. The results are still in the order of the prompts.
+            decode: `False` skips the codec, and `out.audio` is then `None`.
             use_cache: `False` recomputes every step from the start, as a check on the key-value cache.
-            audio_prompt: sound that the clips begin with and continue. It may be a pair (waveform, sample rate), at any
-                rate and mono or stereo, or the path of a sound file; give one for all rows or a list with one per row.
-                A waveform may have a row axis ("row channel sample"). Codes "row codebook frame" are accepted too. The
+            audio_prompt: sound that the clips begin with and continue. It may be a pair (waveform, sample rate), mono
+                or stereo at any rate, or the path of a sound file. Pass one for all rows, or a list with one per row. A
+                waveform may have a row axis ("row channel sample"). Codes "row codebook frame" are also accepted. The
                 prompt is part of `out.codes` and, after decoding, of `out.audio`. The times of interventions and
-                recordings count from its start.
-            prefix: record the conditioning before step 0 too; see `run_with_cache`.
+                recordings are measured from the start of the prompt.
+            prefix: also record the conditioning before step 0; see `run_with_cache`.
             seed: one seed for every row.
-            max_new_tokens: the length of the clips in steps, as in transformers, instead of `seconds`. Clips have that
-                many frames minus the tail (3 steps in the published models): 53 steps give 50 frames, which last one
-                second.
+            max_new_tokens: the length of the clips in steps, as in transformers, instead of `seconds`. The number of
+                frames is this number minus the tail (3 steps in the published models). For example, 53 steps give 50
+                frames, which last one second.
             melody: not supported yet; only text conditions the clips.
-            reading, sampling: a `Reading` instead of the recording arguments (its `seconds` is `span`), and a
-                `Sampling` instead of guidance_scale, temperature, top_k and, if it holds them, seconds.
+            reading, sampling: a `Reading` replaces the recording arguments (its `seconds` corresponds to `span`). A
+                `Sampling` replaces guidance_scale, temperature, top_k and, if it contains one, the length in seconds.
 
         Raises:
-            InputError: (or a subclass) for anything out of range, before the model runs. It is also raised if a setting
-                of `model.generation_config` would change the sampling, which must depend on the arguments alone.
+            InputError: (or a subclass) before the model runs, if an argument is out of range. It is also raised if a
+                setting of `model.generation_config` would change the sampling, which must depend only on the arguments.
             ActivationOverflow: during the run, if interventions, or the model itself, make logits infinite or NaN.
         """
         refuse_melody(melody)
@@ -241,31 +242,32 @@ class AudioLens(OpenedModel, TracedLens, OtherNames, Portable):
         Args:
             codes: undelayed codes, one row per prompt; `None` reads only step 0, the start token.
             audio: (waveform, sample rate) or the path of a sound file, instead of codes.
-            sites: the sites to record; `[]` records none, and returns the logits with an empty cache.
-            branch: the branch whose logits and activations are returned; "both" adds a leading axis to each.
-            seconds, span: record only this span, (from, to); both names mean the same. The logits always cover all
-                steps.
+            sites: the sites to record; `[]` returns the logits with an empty cache.
+            branch: the branch whose logits and activations are returned; "both" adds a leading axis to all of them.
+            seconds, span: two names for a time interval (from, to) in seconds; only its steps are recorded. The logits
+                always cover all steps.
             reduce: "mean", "last" or "max" over the steps (without the tail). In a model whose text is part of the
                 decoder's own sequence (MusicGen Melody), "eos" selects the last token of the text.
-            prefix: also record the conditioning in that sequence, "row prefix+step ...". The step axis then begins at
-                the negative `cache.first_step`; shorter prefixes (`cache.prefixes`) are left-padded with zeros.
+            prefix: also record the conditioning in that sequence, in the shape "row prefix+step ...". The step axis
+                then begins at a negative step, `cache.first_step`. Shorter prefixes (`cache.prefixes` contains all the
+                lengths) are left-padded with zeros.
             melody: not supported yet; only text conditions the model.
             heads: at sites with a head axis (including patterns and results), record and recompute only these heads.
             stop_at_layer: run only the blocks before this one (0 to n_layers; a negative number counts from the end);
                 `layers=None` then records every block that runs. Interventions at later sites are ignored.
             names_filter: TransformerLens's name for `sites`; it may also be a function that selects full names.
-                Those that `stop_at_layer` leaves out are not recorded.
+                Selected sites that the run does not reach because of `stop_at_layer` are not recorded.
 
         Returns:
-            The logits of that branch, before guidance, "row codebook step vocab", and the recordings. Step s predicts
-            frame s of codebook 0 and frame s - k of a codebook delayed by k. With `stop_at_layer`, the input of that
-            block, the residual stream "row step d_model", replaces the logits, as in TransformerLens.
+            The logits of the branch before guidance, "row codebook step vocab", and the cache. Step s predicts frame s
+            of codebook 0 and frame s - k of a codebook delayed by k. With `stop_at_layer`, the logits are replaced by
+            the residual stream at the input of that block, "row step d_model", as in TransformerLens.
 
         Raises:
-            InputError, InputTypeError: for anything that does not fit this model or the clip, before the model runs;
-                for example a `SiteError` for an unknown site or layer, or a `PromptError` for a prompt.
+            InputError, InputTypeError: before the model runs, if an argument does not fit this model or the clip.
+                Examples are a `SiteError` for an unknown site or layer, and a `PromptError` for an invalid prompt.
             ActivationOverflow: during the run, if interventions make activations infinite or NaN.
-            BusyError: if this model is already running, in an enclosing call.
+            BusyError: if an enclosing call is already running this model.
         """
         refuse_melody(melody)
         sites = chosen_sites(self, sites, layers, names_filter, stop_at_layer)
@@ -305,10 +307,10 @@ class AudioLens(OpenedModel, TracedLens, OtherNames, Portable):
         span: Span | None = None,
         reading: Reading | None = None,
     ) -> Iterator[ActivationCache]:
-        """Yield the caches of `run_with_cache`, one batch of rows at a time, in order; `cache.prompts` names the rows.
+        """Yield the cache of `run_with_cache` for each batch of rows in order; `cache.prompts` are the rows' prompts.
 
-        Only one batch is in memory at a time; with `reduce`, its steps are not stored either. Logits are not computed,
-        and blocks above the last recorded one do not run. The model may be used between two batches.
+        Only one batch is in memory at a time. With `reduce`, the single steps of the batch are not stored. Logits are
+        not computed, and blocks above the last recorded one do not run. The model can be used between two batches.
         """
         loose = sites, layers, branch, one_span(seconds, span), reduce, device, dtype, heads, prefix
         return Forward.checked(
@@ -335,8 +337,8 @@ class AudioLens(OpenedModel, TracedLens, OtherNames, Portable):
         """Return the logits of one forward pass over given codes under interventions; see `run_with_cache`.
 
         Returns:
-            The logits of that branch, before guidance: "row codebook step vocab", with a leading "branch" axis for
-            `branch="both"`.
+            The logits of the branch before guidance, "row codebook step vocab". `branch="both"` adds a leading "branch"
+            axis.
 
         Raises:
             InputError, InputTypeError, ActivationOverflow, BusyError: as for `run_with_cache`.

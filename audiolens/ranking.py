@@ -4,21 +4,21 @@ import numpy as np
 
 
 def ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks along the last axis, starting at 1; equal values share the mean of their ranks."""
+    """Return ranks along the last axis, starting at 1. Equal values all get the mean of their ranks."""
     from scipy.stats import rankdata
 
     return np.asarray(rankdata(values, axis=-1))
 
 
 def area(rank_sums: np.ndarray, n_positive: int, n_negative: int) -> np.ndarray:
-    """The AUC from the sum of the positive group's ranks (Mann and Whitney 1947)."""
+    """Return the AUC, given the sum of the positive group's ranks (Mann and Whitney 1947)."""
     return (rank_sums - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative)
 
 
 def auc(positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
-    """The probability that a value of `positive` exceeds one of `negative`, along the last axis.
+    """The probability that a value of `positive` exceeds a value of `negative`, along the last axis.
 
-    Ties count half, as do comparisons with a NaN. The result is NaN if either group is empty.
+    Ties and comparisons with NaN count as one half. The result is NaN if either group is empty.
     """
     positive, negative = np.asarray(positive, dtype=float), np.asarray(negative, dtype=float)
     n, m = positive.shape[-1], negative.shape[-1]

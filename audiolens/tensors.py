@@ -1,4 +1,4 @@
-"""Convert a caller's numbers to tensors, from any array regardless of its strides, byte order or device."""
+"""Convert a caller's numbers and arrays to tensors, whatever the strides, byte order or device of the arrays."""
 
 from collections.abc import Iterable, Mapping, Set
 from typing import Any
@@ -13,7 +13,7 @@ from audiolens.errors import InputError, InputTypeError
 
 
 def numbers(name: str, value: Any) -> Tensor:
-    """A finite float tensor with at most one axis, from a number, a sequence, an array or a tensor."""
+    """Convert a number, a sequence, an array or a tensor to a finite float tensor with at most one axis."""
     tensor = finite(name, value)
     if tensor.ndim > 1:
         raise InputError(f"{name} has shape {tuple(tensor.shape)}: expected a number, or one per row.")
@@ -21,8 +21,8 @@ def numbers(name: str, value: Any) -> Tensor:
 
 
 def finite(name: str, value: Any) -> Tensor:
-    """A detached float32 copy of an array of finite numbers. It is on the CPU, and a run moves it to the model's
-    device."""
+    """Return a detached float32 copy of an array of finite numbers. The copy is on the CPU until a run moves it to the
+    model's device."""
     tensor = tensor_of(name, value).detach()
     if tensor.is_complex() or tensor.dtype == torch.bool:
         kind = "complex numbers" if tensor.is_complex() else "booleans"
@@ -34,10 +34,10 @@ def finite(name: str, value: Any) -> Tensor:
 
 
 def tensor_of(name: str, values: Any) -> Tensor:
-    """A tensor copied from an array, a number or a list of numbers; a tensor is returned unchanged.
+    """Copy an array, a number or a list of numbers to a tensor, or return a tensor unchanged.
 
     Raises:
-        InputTypeError: for anything else, and for a masked array.
+        InputTypeError: if `values` is another kind of object, or a masked array.
     """
     if isinstance(values, AsArray):
         raise InputTypeError(f"{name}={type(values).__name__}: expected numbers; {values.instead}")
@@ -58,8 +58,8 @@ def tensor_of(name: str, values: Any) -> Tensor:
 
 
 def _of_array(name: str, array: np.ndarray) -> Tensor:
-    """A tensor made from a numpy array; torch does not accept negative strides, non-native byte order or long
-    double."""
+    """Copy a numpy array to a tensor, changing any negative strides, non-native byte order or long double, which torch
+    does not accept."""
     if array.dtype.kind not in "fiubc":
         raise InputTypeError(f"{name} has dtype {array.dtype}: expected numbers.")
     wide = array.dtype.kind == "f" and array.itemsize > 8

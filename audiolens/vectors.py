@@ -1,4 +1,4 @@
-"""Vector arithmetic for directions, layer by layer: normalising, projecting out a span, matching vectors to layers."""
+"""Vector arithmetic for directions at each layer: normalise, project out other vectors, match vectors to layers."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -18,8 +18,8 @@ _PARALLEL = 1e-5
 def apart(
     vectors: Float[Tensor, "layer d_model"], others: Sequence[Float[Tensor, "layer d_model"]]
 ) -> tuple[Float[Tensor, "layer d_model"], Bool[Tensor, " layer"]]:
-    """Project the span of the others out of each vector; also return the layers at which nothing remains."""
-    # Normalise first, so that the rank cut-off of the pseudo-inverse does not depend on lengths.
+    """Project the span of `others` out of `vectors` at each layer, and mark the layers where nothing remains."""
+    # Normalise first, so that the rank cut-off of the pseudo-inverse does not depend on the vectors' lengths.
     basis = torch.stack([unit(other).double() for other in others], dim=-1)
     whole = vectors.double()
     rest = whole - (basis @ (torch.linalg.pinv(basis) @ whole[..., None]))[..., 0]
@@ -30,7 +30,7 @@ def multiplier(what: str, value: object) -> float:
     """Return a finite Python, numpy or torch number as a float.
 
     Raises:
-        InputTypeError: if it is not a finite number.
+        InputTypeError: if the value is not a finite number.
     """
     try:
         number = real_number(value)
@@ -42,12 +42,12 @@ def multiplier(what: str, value: object) -> float:
 
 
 def unit(vectors: Tensor) -> Tensor:
-    """Return the vectors scaled to norm 1; a zero vector stays zero."""
+    """Return the vectors scaled to norm 1, except that a zero vector stays zero."""
     return vectors / vectors.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(vectors.dtype).tiny)
 
 
 def each_layers(direction: Any, layers: Sequence[int], width: int, site: str) -> list[Tensor]:
-    """One vector per layer, from `Directions`, a mapping from layer to vector, or an array."""
+    """Return one vector per layer, taken from `Directions`, a mapping from layer to vector, or an array."""
     if isinstance(direction, Mapping) or (hasattr(direction, "layers") and hasattr(direction, "__contains__")):
         absent = [layer for layer in layers if layer not in direction]
         if absent:

@@ -1,9 +1,10 @@
 """ActivationCache: a run's activations as labelled tensors, which can be stacked, sliced, projected and saved.
 
-Keys are full site names ("blocks.3.hook_resid_post"); `cache["resid_post", 3]` and `cache.stack("resid_post")`
-use the short forms. Every tensor's axes are named: "row step d_model" for a residual site, with a leading
-"branch" axis if both guidance branches were recorded, and without "step" if the run reduced over time.
-Patterns are "row head query key", with one key per step of the clip (or per token of the longest prompt).
+Keys are full site names ("blocks.3.hook_resid_post"), but methods also accept short forms, as in
+`cache["resid_post", 3]` and `cache.stack("resid_post")`. The axes of every tensor are named. Those of a residual site
+are "row step d_model", with a leading "branch" axis if both guidance branches were recorded, and without "step" if the
+run reduced over time. Those of an attention pattern are "row head query key", with one key per step of the clip (or, in
+cross-attention, per token of the longest prompt).
 """
 
 import os
@@ -48,17 +49,17 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
     `tensors` and `axes` have the same keys. `first_step` is the step number of the first entry along the step axis,
     `branch` is the recorded branch ("cond", "null" or "both"), and `reduce` is the reduction over time, if any. With
     `reduce="mean"`, `norms` are the mean norms of the activations over the same steps. `heads` are the heads recorded
-    at head sites, in this order (`None` means all). `stream` describes the parts that add up to the residual stream.
-    `readout` contains the model's final norm and output heads. These are the only tensors of the model that a cache
-    refers to, and files do not contain them.
+    at head sites, in this order (`None` means all heads). `stream` describes the components that sum to the residual
+    stream. `readout` contains the model's final norm and output heads. These are the only tensors of the model that a
+    cache refers to, and they are not saved in files.
 
     In a model whose conditioning is a prefix to the audio steps (MusicGen Melody), `prefixes` is the number of prefix
     positions in each row. If the run recorded with `prefix=True`, the steps begin at a negative `first_step`, which is
     the start of the longest prefix. Step s then has index s - first_step, the last token of the text is at step -1, and
-    shorter prefixes are left-padded with zeros. The keys of a pattern always begin at the start of the longest prefix,
-    because every step attends to its prefix.
+    shorter prefixes are left-padded with zeros. The keys of an attention pattern always begin at the start of the
+    longest prefix, because every step attends to the prefix of its row.
 
-    `weights` is the hash of the model's weights; it is set only in a cache that was opened from a file.
+    `weights` is the hash of the model's weights, and is set only in a cache that was loaded from a file.
     """
 
     tensors: Mapping[str, Tensor]
@@ -78,7 +79,7 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
 
     @property
     def instead(self) -> str:
-        """What to pass instead if a single array is expected."""
+        """Advice on what to pass instead of the cache where a single array is expected."""
         return "give one of its tensors, cache['resid_post', 3], or a site's layers, cache.stack('resid_post')."
 
     def __len__(self) -> int:
@@ -99,15 +100,15 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
 
     def keys(self) -> KeysView[str]:
         """The full names of the recorded sites, in the model's order."""
-        # The keys of a dict are readable when printed.
+        # Unlike those of a Mapping, the keys of a dict are readable when printed.
         return dict.fromkeys(self.tensors).keys()
 
     def get(self, key: Any, default: Any = None) -> Any:
-        """Return `cache[key]`, or `default` if the key was not recorded."""
+        """Return `cache[key]`, or `default` if the site was not recorded."""
         return self[key] if key in self else default  # noqa: SIM401 (this is the `get` that the rule asks for)
 
     def __getitem__(self, key: str | tuple[str, int]) -> Tensor:
-        """One site's tensor, by name or by (short name, layer); layer -1 is the model's last layer.
+        """Return a site's tensor, given the full name or (short name, layer). Layer -1 is the model's last layer.
 
         Raises:
             SiteError: if the site was not recorded, or if it exists in every block and no layer is given.
@@ -130,12 +131,12 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
         return sorted(one.layer for one in sites if one.layer is not None and one.hook == hook)
 
     def numbered(self, layers: int | Iterable[int]) -> list[int]:
-        """The given layers, with negative numbers converted by counting from the model's last block.
+        """Return the given layer numbers, with negative ones converted by counting from the model's last block.
 
         Raises:
-            InputTypeError: if `layers` is not a layer number or a list of them.
-            SiteError: for a negative layer, if the model has too few blocks, or if the cache does not know how many it
-                has.
+            InputTypeError: if `layers` is not a layer number or a list of layer numbers.
+            SiteError: if a layer is negative, and the model has too few blocks or the cache does not know how many
+                blocks the model has.
         """
         chosen = listed_layers(layers)
         if any(layer < 0 for layer in chosen) and self.stream is None:
@@ -157,16 +158,16 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
         return self.axes[name]
 
     def stack(self, site: str) -> Float[Tensor, "layer ..."]:
-        """A site at each recorded layer: "layer row step d_model" (or "layer branch row ...", or without "step")."""
+        """Stack a site over its recorded layers: "layer row step d_model" (or "layer branch row ...", or no "step")."""
         layers = self.layers(site)
         if not layers:
             raise SiteError(f"site {shown(site)} was not recorded. Recorded: {shortened(self.tensors)}.")
         return torch.stack([self[site, layer] for layer in layers])
 
     def stack_activation(self, site: str, layer: int | None = None) -> Float[Tensor, "layer ..."]:
-        """Stack a site over every block below `layer`, as in TransformerLens; `stack` returns the recorded blocks.
+        """Stack a site over every block below `layer`, as in TransformerLens; `stack` covers only the recorded blocks.
 
-        `None` (or -1, or the number of blocks) means the whole model.
+        A `layer` of `None`, -1 or the number of blocks means the whole model.
 
         Raises:
             SiteError: if the site was not recorded in one of these blocks.
@@ -177,7 +178,7 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
         return torch.stack([self[site, block] for block in range(end)])
 
     def stack_norms(self, site: str) -> Float[Tensor, "layer ..."]:
-        """The mean activation norm at every recorded layer: "layer row" (needs `reduce="mean"`)."""
+        """The mean activation norm at every recorded layer: "layer row" (requires `reduce="mean"`)."""
         names = [Site(hooked(site), layer).name for layer in self.layers(site)]
         if not names or any(name not in self.norms for name in names):
             raise SiteError(f"no norms of {shown(site)} were recorded: record with reduce='mean'.")
@@ -187,38 +188,39 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
         """The cache restricted to some rows, in the order given.
 
         Raises:
-            InputTypeError, InputError: if `rows` are not row numbers, or if the cache does not have these rows.
+            InputTypeError, InputError: if `rows` is not a list of row numbers, or if the cache lacks one of these rows.
         """
         return selection.of_rows(self, rows)
 
     def seconds(self, span: Span) -> "ActivationCache":
-        """The cache restricted to the steps of a span (from, to) in seconds.
+        """The cache restricted to the steps in a time interval (from, to) in seconds.
 
         Raises:
-            InputTypeError, InputError: if `seconds` is not a span, or if the span is not inside the recorded steps.
+            InputTypeError, InputError: if `span` is not such an interval, or is not inside the recorded steps.
         """
         return selection.of_seconds(self, span)
 
     def at_layers(self, layers: int | Sequence[int] | None) -> "ActivationCache":
-        """The cache restricted to some layers (`None` means all); sites outside the blocks, such as logits, are kept.
+        """The cache restricted to some layers (`None` means all). Sites outside the blocks, such as logits, are kept.
 
         Raises:
-            InputTypeError: if `layers` is not a layer number or a list of them.
+            InputTypeError: if `layers` is not a layer number or a list of layer numbers.
             SiteError: if nothing was recorded at one of these layers.
         """
         return selection.of_layers(self, layers)
 
     def project(self, direction: Any, site: str = "resid_post") -> Float[Tensor, "layer ..."]:
-        """The projection of a site onto unit directions over time: "layer row step".
+        """Project a site's activations onto a unit direction at each layer and step: "layer row step".
 
-        `direction` is "d_model", "layer d_model" (a tensor, an array or a list), or a mapping from layer to vector
-        (such as a `Directions`). Positive values point along the direction, and the units are those of the residual
-        stream. At a layer whose vector is zero (a probe may find no signal there), the projection is 0.
+        `direction` is a tensor, an array or a list ("d_model" or "layer d_model"), or a mapping from layer to vector
+        (such as a `Directions`). A positive projection means that the activation points along the direction. The units
+        are those of the residual stream. At a layer where the vector is zero (a probe may find no signal there), the
+        projection is 0.
 
         Raises:
-            SiteError: if the site was not recorded, or if a mapping lacks one of its layers.
-            InputTypeError, InputError: for vectors that are not finite numbers, have the wrong width or are all zero.
-                It is also raised for `Directions` from a different model, if the cache knows its own model.
+            SiteError: if the site was not recorded, or if a mapping lacks one of the recorded layers.
+            InputTypeError, InputError: if the vectors are not finite numbers, have the wrong width or are all zero. It
+                is also raised if `Directions` and the cache are known to come from different models.
         """
         self._refuse_foreign(direction)
         values = self.stack(site).float()
@@ -237,14 +239,14 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
         self, layer: int | None = None, *, return_labels: Literal[True]
     ) -> tuple[Float[Tensor, "component ..."], list[str]]: ...
     def decompose_resid(self, layer: int | None = None, return_labels: bool = False) -> Any:
-        """Decompose the residual stream before a block into what was written to it: "component row step d_model".
+        """Decompose the residual stream before a block into components that sum to it: "component row step d_model".
 
-        The components sum to the input of block `layer`; for `None` (or -1, or the number of blocks) they cover the
-        whole model and sum to the last `resid_post`. They are the embeddings ("embed" and "pos_embed" if both were
+        The components sum to the input of block `layer`. If `layer` is `None`, -1 or the number of blocks, they cover
+        the whole model and sum to the last `resid_post`. They are the embeddings ("embed" and "pos_embed" if both were
         recorded, otherwise their sum "0_pre") and the outputs of each block, for example "3_attn_out",
-        "3_cross_attn_out" and "3_mlp_out". The change made by an intervention at a residual site is not a component, so
-        the sum does not include it. `return_labels` returns a pair as in TransformerLens, the values and a list of
-        labels, instead of one `Components`.
+        "3_cross_attn_out" and "3_mlp_out". A change made by an intervention at a residual site is not a component, so
+        the sum does not include the change. With `return_labels`, the result is a pair of the values and a list of
+        labels, as in TransformerLens, instead of a `Components`.
 
         Raises:
             SiteError: if a component was not recorded; the message states which sites to record.
@@ -261,12 +263,12 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
         self, layer: int | None = None, incl_mid: bool = False, *, return_labels: Literal[True]
     ) -> tuple[Float[Tensor, "component ..."], list[str]]: ...
     def accumulated_resid(self, layer: int | None = None, incl_mid: bool = False, return_labels: bool = False) -> Any:
-        """The states of the residual stream up to a block: "component row step d_model", with labels.
+        """Return the labelled states of the residual stream up to a block: "component row step d_model".
 
-        They run from "0_pre" to the input of block `layer`; with `None` they continue to "final_post", before the final
-        norm. The input of a block is its `resid_pre` or, if that was not recorded, the `resid_post` of the previous
-        block. `incl_mid` adds the states inside a block: "3_mid" after its attention, "3_cross" after its
-        cross-attention. `return_labels` is as in `decompose_resid`.
+        The states begin with "0_pre" and end with the input of block `layer`. For `None` they end with "final_post",
+        before the final norm. The input of a block is its `resid_pre` or, if that was not recorded, the `resid_post` of
+        the previous block. `incl_mid` adds the states inside each block: "3_mid" is the state after the attention of
+        block 3, and "3_cross" the state after its cross-attention. `return_labels` works as in `decompose_resid`.
 
         Raises:
             SiteError: if a state was not recorded; the message states which sites to record.
@@ -279,37 +281,37 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
     ) -> Float[Tensor, "layer ..."]:
         """Apply the final norm and output heads to the stream at each recorded layer, as if the model ended there.
 
-        Returns "layer row codebook step vocab" (with "branch" before "row", or without "step", as recorded). For the
-        last block these are the model's own logits. The result is n_codebooks x vocab_size / d_model times as large as
-        the states, so select only the `layers` you need. If the cache contains means over time (`reduce="mean"`), these
-        are the logits of the mean state, which differ from the mean of the logits.
+        The logits are "layer row codebook step vocab" (with "branch" before "row", or without "step", as recorded). At
+        the last block they are the model's own logits. They take n_codebooks x vocab_size / d_model times as much
+        memory as the states, so select only the `layers` you need. If the cache contains means over time
+        (`reduce="mean"`), the result is the logits of the mean state, which differ from the mean of the logits.
 
         Args:
-            lens: a lens on the model that the cache was recorded from. A cache loaded from a file needs one.
+            lens: a lens on the model that the cache was recorded from, which a cache loaded from a file requires.
             site: the state of the residual stream to read.
-            layers: the layers to read (`None` means all that were recorded).
+            layers: the layers to read (`None` means all recorded layers).
         """
         return logit_lens(self, None if lens is None else lens.traced_model, site, layers)
 
     def to_frame(self) -> Any:
-        """A pandas table with one line per recorded vector, including its norm.
+        """Return a pandas table with one line per recorded vector, including the norm of the vector.
 
-        Columns: `name`, `site` (its short form), `layer` (missing outside the blocks), the axes before the last
-        ("branch", "row", "step", "head", ...), `prompt`, `seconds` (the time of the step), and `norm`, the norm along
-        the last axis. This reads every tensor.
+        The columns are `name` (of the site), `site` (the short form of the name), `layer` (missing outside the blocks),
+        all axes except the last ("branch", "row", "step", "head", ...), `prompt`, `seconds` (the time of the step), and
+        `norm` (along the last axis). Building the table reads every tensor.
         """
         return lengths(self)
 
     def to(self, device: Any = None, dtype: str | torch.dtype | None = None) -> "ActivationCache":
-        """The cache on another device or in another floating dtype; each may be given as a torch object or by name.
+        """Move the cache to another device or floating dtype. Either may be given as a torch object or by name.
 
         Raises:
-            InputError: if this machine has no such device, or if `dtype` is not a floating dtype.
+            InputError: if this machine does not have the device, or if `dtype` is not a floating dtype.
         """
         return selection.moved(self, device, dtype)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write one safetensors file, with the labels in its header; an existing file is replaced atomically.
+        """Write the cache to one safetensors file, with the labels in its header, replacing any old file atomically.
 
         Raises:
             InputError: if the file cannot be written, or if something that is not a file has this name.
@@ -320,14 +322,14 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
     def load(cls, path: str | os.PathLike[str], sites: str | Sequence[str] | None = None) -> "ActivationCache":
         """Open a saved cache, or only some of its sites, given by full or short name ("resid_post" means every layer).
 
-        Each tensor is read when it is first used, checked against its hash, and then kept in memory; `rows`, `seconds`,
-        `at_layers` and `to` do not read any. Until then the file must remain unchanged.
+        Each tensor is read when it is first used, checked against its hash, and then kept in memory. `rows`, `seconds`,
+        `at_layers` and `to` do not read any tensors. The file must remain unchanged until the last tensor is read.
 
         Raises:
             InputError: if the file is not a complete activation cache. It is also raised later, when a tensor is read,
-                if the file is gone or has changed.
-            DamagedError: (an InputError) if the labels are not those that were written. It is also raised on reading a
-                tensor that differs from the one that was written.
+                if the file no longer exists or has changed.
+            DamagedError: (an InputError) if the labels are not those that were written. It is also raised later, if a
+                tensor that is read differs from the one that was written.
             SiteError: if the file does not contain one of the sites.
         """
         whole = cls(**opened(path))
@@ -347,7 +349,7 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
             raise InputTypeError(f"{shown(key)}: expected a site name or a (site, layer) pair.") from None
 
     def model_weights(self) -> str:
-        """The hash of the model's weights, or an empty string if it is not known."""
+        """The hash of the model's weights, or an empty string if the hash is not known."""
         return self.weights or ("" if self.readout is None else self.readout.weights())
 
     def _refuse_foreign(self, direction: Any) -> None:

@@ -1,7 +1,7 @@
-"""Decompose the residual stream into what each part of the model writes, and compute its states and their logits.
+"""Decompose the residual stream into the outputs of the model's parts, and compute the stream's states and logits.
 
 The stream is a sum. It starts as the sum of the code and position embeddings, and every block adds the outputs of its
-attention, cross-attention and MLP. The methods are on `ActivationCache`; the computation is here.
+attention, cross-attention and MLP. This module implements the corresponding methods of `ActivationCache`.
 """
 
 import weakref
@@ -26,13 +26,13 @@ from audiolens.model.weights import unembeddings
 if TYPE_CHECKING:
     from audiolens.cache.activation_cache import ActivationCache
 
-# The parts that a block adds to the stream, in the model's order, each with the state of the stream after it.
+# The parts that a block adds to the stream, in the model's order, each with the state of the stream after the addition.
 _PARTS = {"attn_out": "resid_mid", "cross_attn_out": "resid_cross", "mlp_out": None}
 
 
 @dataclass(frozen=True)
 class Stream:
-    """The terms of a model's residual stream: `n_layers` blocks, each of which adds its `parts` in order."""
+    """The structure of a model's residual stream, to which each of `n_layers` blocks adds its `parts` in order."""
 
     n_layers: int
     parts: tuple[str, ...]
@@ -47,7 +47,7 @@ class Stream:
         return cls(traced.config.n_layers, parts)
 
     def links(self) -> list[tuple[str, str, str]]:
-        """The additions in a block, in order: a state, the part added to it, and the resulting state."""
+        """The additions in a block, in order, each as (state of the stream, part added to it, resulting state)."""
         states = ["resid_pre", *(_PARTS[part] or "resid_post" for part in self.parts)]
         return list(zip(states, self.parts, states[1:], strict=False))
 
@@ -56,8 +56,8 @@ class Stream:
 class Readout:
     """The map from the residual stream to logits: the final norm, then one head "d_model vocab" per codebook.
 
-    It refers to these tensors of the model only, without copying them, so a cache with a readout does not keep any
-    module in memory. `model` is a weak reference, which expires once nothing else refers to the model.
+    A readout refers only to these tensors of the model, without copying them, so a cache with a readout does not keep
+    any module in memory. `model` is a weak reference, which expires once nothing else refers to the model.
     """
 
     weight: Float[Tensor, " d_model"]
@@ -73,7 +73,7 @@ class Readout:
         return cls(norm.weight.detach(), norm.bias.detach(), norm.eps, heads, weakref.ref(traced.model))
 
     def __getstate__(self) -> dict[str, Any]:
-        """The state to pickle, without the model."""
+        """Return the state to pickle, which does not include the model."""
         return {**vars(self), "model": None}
 
     def weights(self) -> str:
@@ -82,7 +82,7 @@ class Readout:
         return "" if model is None else weights_hash(model)
 
     def logits(self, states: Float[Tensor, "*rows step d_model"]) -> Float[Tensor, "*rows codebook step vocab"]:
-        """The logits, computed on the model's device and in its dtype, and returned on the device of the states."""
+        """Compute logits on the model's device and in its dtype, and return them on the device of the states."""
         states_there = states.to(self.weight.device, self.weight.dtype)
         normed = F.layer_norm(states_there, [len(self.weight)], self.weight, self.bias, self.eps)
         return torch.stack([normed @ head for head in self.heads], dim=-3).to(states.device)
@@ -91,10 +91,10 @@ class Readout:
 @guarded
 @dataclass(frozen=True, eq=False)
 class Components(AsArray):
-    """Components (or states) of the residual stream; `values` is "component row step d_model", and `labels` names them.
+    """Components or states of the residual stream, with the `values` "component row step d_model" and their `labels`.
 
     Labels follow TransformerLens: "embed", "3_attn_out", "3_pre", "final_post". If both branches were recorded, a
-    "branch" axis follows the first axis; if the cache was reduced over time, there is no "step" axis.
+    "branch" axis follows the first axis. If the cache was reduced over time, there is no "step" axis.
     """
 
     values: Float[Tensor, "component ..."]
@@ -111,11 +111,11 @@ class Components(AsArray):
 
     @property
     def instead(self) -> str:
-        """What to pass instead if a single tensor is expected."""
+        """Advice on what to pass instead of this object where a single tensor is expected."""
         return "give its values, or one component, parts['3_attn_out']."
 
     def __getitem__(self, label: str) -> Float[Tensor, "..."]:
-        """One component, by its label."""
+        """Return the component with this label."""
         if label not in self.labels:
             raise SiteError(
                 f"no component {shown(label)}.{nearest(label, self.labels)} Components: {shortened(self.labels)}."
@@ -127,12 +127,12 @@ class Components(AsArray):
 
 
 def equipped(cache: "ActivationCache", traced: TracedModel) -> "ActivationCache":
-    """The cache with the `stream` and `readout` that decomposition and the logit lens need."""
+    """Return the cache with the `stream` and `readout` that decomposition and the logit lens need."""
     return replace(cache, stream=Stream.of(traced), readout=Readout.of(traced))
 
 
 def decompose(cache: "ActivationCache", layer: int | None) -> Components:
-    """The components written into the stream before a block."""
+    """Return the components that were written to the stream before a block."""
     what = f"decompose_resid({'' if layer is None else layer})"
     stream, end = _checked(cache, layer, what)
     apart = ("hook_embed", "hook_pos_embed")
@@ -142,7 +142,7 @@ def decompose(cache: "ActivationCache", layer: int | None) -> Components:
 
 
 def accumulate(cache: "ActivationCache", layer: int | None, incl_mid: bool) -> Components:
-    """The states of the stream up to a block."""
+    """Return the states of the stream up to a block."""
     checked_flags(incl_mid=incl_mid)
     what = f"accumulated_resid({'' if layer is None else layer})"
     stream, end = _checked(cache, layer, what)
@@ -159,7 +159,7 @@ def accumulate(cache: "ActivationCache", layer: int | None, incl_mid: bool) -> C
 
 
 def labelled(parts: Components, return_labels: bool) -> Any:
-    """The components, or the pair of values and labels that TransformerLens returns."""
+    """Return the components, or the pair of values and labels that TransformerLens would return."""
     return (parts.values, list(parts.labels)) if return_labels else parts
 
 
@@ -171,7 +171,7 @@ def below(cache: "ActivationCache", layer: int | None, what: str) -> int:
 def logit_lens(
     cache: "ActivationCache", traced: TracedModel | None, site: str, layers: int | Sequence[int] | None
 ) -> Float[Tensor, "layer ..."]:
-    """The logits of the stream at some blocks, as if the model ended there."""
+    """Compute the logits of the stream at some blocks, as if the model ended there."""
     readout = cache.readout if traced is None else Readout.of(traced)
     if readout is None:
         raise InputError(
@@ -206,7 +206,7 @@ def logit_lens(
 
 
 def _checked(cache: "ActivationCache", layer: int | None, what: str) -> tuple[Stream, int]:
-    """Return what `_blocks` returns, after checking that the values in the cache can be summed."""
+    """Do the same as `_blocks`, and check that the values in the cache can be summed."""
     found = _blocks(cache, layer, what)
     if cache.reduce == "max":
         raise InputError(f"{what}: a sum of maxima is not the maximum of the sum. Record steps, or reduce='mean'.")
@@ -214,7 +214,7 @@ def _checked(cache: "ActivationCache", layer: int | None, what: str) -> tuple[St
 
 
 def _blocks(cache: "ActivationCache", layer: int | None, what: str) -> tuple[Stream, int]:
-    """The model's residual stream, and the number of the block to stop before."""
+    """Return the model's residual stream, and the number of the block before which to stop."""
     stream = cache.stream
     if stream is None:
         raise InputError(f"{what}: this cache does not know its model's blocks. Record it with a lens.")
@@ -229,7 +229,7 @@ def _blocks(cache: "ActivationCache", layer: int | None, what: str) -> tuple[Str
 
 
 def _before(cache: "ActivationCache", block: int) -> str:
-    """The site with the input of a block: its own `resid_pre`, or the `resid_post` of the previous block."""
+    """The site of a block's input: the block's own `resid_pre`, or the `resid_post` of the previous block."""
     name = f"blocks.{block}.hook_resid_pre"
     return name if not block or name in cache.tensors else f"blocks.{block - 1}.hook_resid_post"
 
@@ -252,6 +252,6 @@ def _collected(cache: "ActivationCache", names: dict[str, str], what: str) -> Co
 
 
 def _recipe(names: Iterable[str]) -> list[str]:
-    """The sites to record: short names, except for the start of the stream, which exists at block 0 only."""
+    """The sites to record, by short name, except for the start of the stream, which exists only at block 0."""
     start = "blocks.0.hook_resid_pre"
     return list(dict.fromkeys(name if name == start else Site.of(name).short for name in names))

@@ -1,6 +1,6 @@
-"""Files of an `ActivationCache`: tensors and labels are written atomically, and each tensor is read on first use.
+"""Write the tensors and labels of an `ActivationCache` to a file atomically, and read each tensor on first use.
 
-Slicing or moving a loaded cache does not read any data: the change is applied to each tensor when it is first used.
+Slicing or moving a loaded cache does not read any data. The change is applied to each tensor when it is first used.
 """
 
 import os
@@ -32,7 +32,7 @@ _NORMS = "norms/"
 class Stored(Mapping[str, Tensor]):
     """Tensors by name, each read on first use and then kept in memory.
 
-    `outlines` are tensors with the same shapes and without data.
+    `outlines` are tensors of the same shapes without data.
 
     A copy, or a pickle for another process, contains the tensors themselves.
     """
@@ -62,31 +62,31 @@ class Stored(Mapping[str, Tensor]):
         return dict, (dict(self.items()),)
 
     def some(self, names: Sequence[str], under: str = "") -> "Stored":
-        """The tensors with these names, which have the prefix `under` in the file."""
+        """Select the tensors with these names, which have the prefix `under` in the file."""
         return Stored({name: self.outlines[under + name] for name in names}, lambda name: self._once(under + name))
 
     def changed(self, change: Change) -> "Stored":
-        """These tensors with a change, which is applied to the outlines now and to each tensor when it is read."""
+        """Apply a change to the outlines now, and to each tensor when it is read."""
         outlines = {name: change(outline, name) for name, outline in self.outlines.items()}
         return Stored(outlines, lambda name: change(self._once(name), name))
 
     def _once(self, name: str) -> Tensor:
-        """Read a tensor for another `Stored`, without storing it here, because the other one stores its own copy."""
+        """Read a tensor for another `Stored`, which keeps it in memory, so that it need not be kept here as well."""
         return self._held[name] if name in self._held else self._read(name)
 
 
 def outlines(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Tensors with the right shapes, without reading any data."""
+    """Return tensors of the same shapes, without reading any data."""
     return tensors.outlines if isinstance(tensors, Stored) else tensors
 
 
 def some(tensors: Mapping[str, Tensor], names: Sequence[str]) -> Mapping[str, Tensor]:
-    """The tensors with these names."""
+    """Select the tensors with these names."""
     return tensors.some(names) if isinstance(tensors, Stored) else {name: tensors[name] for name in names}
 
 
 def changed(tensors: Mapping[str, Tensor], change: Change) -> Mapping[str, Tensor]:
-    """All tensors with a change applied; stored tensors are changed when they are read."""
+    """Apply a change to all tensors. Stored tensors are changed only when they are read."""
     if isinstance(tensors, Stored):
         return tensors.changed(change)
     return {name: change(tensor, name) for name, tensor in tensors.items()}
@@ -113,7 +113,7 @@ def kept(path: Path, cache: Any) -> Path:
 
 
 def opened(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The fields of a cache in a file; see `ActivationCache.load`."""
+    """Read the fields of a cache from a file; see `ActivationCache.load`."""
     labels, stored = read(path, _FORMAT, _UNSEALED)
     try:
         axes = {name: tuple(own) for name, own in labels["axes"].items()}
@@ -146,7 +146,7 @@ def opened(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], labels: Mapping[str, Any]) -> Path:
-    """Write one safetensors file, with the labels in its header; an existing file is replaced atomically.
+    """Write one safetensors file, with the labels in its header. An existing file is replaced atomically.
 
     Raises:
         InputError: if the file cannot be written, or if something that is not a file has this name.
@@ -158,16 +158,16 @@ def write(path: Path, tensors: Mapping[str, Tensor], labels: Mapping[str, Any]) 
 
 
 def read(path: str | os.PathLike[str], format_: str, unsealed: str) -> tuple[dict[str, Any], Stored]:
-    """The labels of a file and its tensors, which are not read yet; the `unsealed` format has no hashes.
+    """Read the labels of a file, and prepare to read its tensors. Files in the `unsealed` format have no hashes.
 
     Raises:
-        InputError: if it is not a complete file in either format; also later, if a tensor that is read is damaged.
+        InputError: if this is not a complete file in either format, or later, if a tensor that is read is damaged.
     """
-    # The path is made absolute, so that a later change of the working directory does not matter.
+    # The path is made absolute, so that a later change of the working directory has no effect.
     absolute = Path(path).absolute()
     if not absolute.exists():
         raise InputError(f"{path}: no such file.")
-    # Record the file's state before reading the header, so that a write in between is noticed.
+    # Record the file's state before reading the header, so that any later write is detected.
     stamp = _stamp(absolute)
     header = read_header(absolute)
     labels = json_of(absolute, header.metadata.get(integrity.HEADER, "null"))
@@ -186,7 +186,7 @@ def read(path: str | os.PathLike[str], format_: str, unsealed: str) -> tuple[dic
 
 @dataclass(frozen=True)
 class _Source:
-    """A file as it was when it was first opened. It is opened again for each tensor, and closed in between."""
+    """A file that is opened for each tensor, closed in between, and must not change after it was first opened."""
 
     path: Path
     stamp: tuple[int, ...]

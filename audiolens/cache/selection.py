@@ -1,6 +1,6 @@
-"""Restrict a cache to some rows, steps, layers or sites, or move it; stored tensors are not read until they are used.
+"""Restrict a cache to some rows, steps, layers or sites, or move it, without reading stored tensors.
 
-The methods are on `ActivationCache`; the computation is here.
+This module implements the corresponding methods of `ActivationCache`.
 """
 
 from collections.abc import Iterable, Sequence

@@ -1,4 +1,4 @@
-"""Turn a cache into a table with one line per recorded vector, including the norm of the vector."""
+"""Convert a cache to a table with one line per recorded vector, including the norm of the vector."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +35,7 @@ def _columns(cache: "ActivationCache", name: str) -> dict[str, Any]:
     if time is not None:
         coordinates[time] = coordinates[time] + cache.first_step
     columns = {"name": name, "site": site.short}
-    # The type must be nullable: the layer is missing outside the blocks, and NaN would turn the others into floats.
+    # The type must be nullable, because sites outside the blocks have no layer, and NaN would make all layers floats.
     whole = {axis: pd.array(of, dtype="Int64") for axis, of in coordinates.items() if of.dtype.kind == "i"}
     columns |= {"layer": pd.array([site.layer] * norms.size, dtype="Int64"), **coordinates, **whole}
     if len(cache.prompts) == norms.shape[axes.index("row")]:

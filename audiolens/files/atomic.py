@@ -1,9 +1,9 @@
-"""Atomic writes: a file or folder appears complete under its name, or not at all.
+"""Write files and folders atomically, so that each appears under its name either complete or not at all.
 
-A writer creates the file or folder under an unused random name in the target folder, and then renames it. It therefore
-never opens what a link in that folder points to, and a killed run leaves the old file intact. A link, device, pipe or
-socket is never replaced. `put` takes bytes, `written` is for libraries that need a path, and `new_folder` is for
-folders.
+A writer creates the file or folder under an unused random name in the target folder, and then renames it. The writer
+therefore never follows a link in that folder, and a killed run leaves the old file intact. A link, device, pipe or
+socket is never replaced. `put` writes bytes, `written` is for libraries that need a path to write to, and `new_folder`
+is for folders.
 """
 
 import os
@@ -20,16 +20,16 @@ from audiolens.checks import shown
 from audiolens.errors import InputError, InputTypeError, StoppedError
 
 UNFINISHED = ".unfinished-"
-"""The start of the temporary name of a file or folder that is being written."""
+"""The beginning of the temporary name of a file or folder that is being written."""
 
 
 def put(path: Path, content: bytes) -> Path:
-    """Write a file into an existing folder atomically; even a power failure leaves either the old file or the new one.
+    """Write a file into an existing folder atomically. Even a power failure leaves either the old file or the new one.
 
     Raises:
         InputError: if something that is not a file has this name.
         StoppedError: if the folder no longer exists.
-        OSError: if it cannot be written.
+        OSError: if the file cannot be written.
     """
     refuse_special(path)
     aside = path.with_name(_unfinished())
@@ -50,7 +50,7 @@ def put(path: Path, content: bytes) -> Path:
 
 @contextmanager
 def written(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary path for a library to write to, renamed to `path` if the block succeeds; missing folders are created.
+    """Yield a temporary path to write to, which is renamed to `path` if the block succeeds; create missing folders.
 
     Raises:
         InputError: if something that is not a file has this name, or if the file cannot be written.
@@ -67,11 +67,11 @@ def written(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """Yield a temporary empty folder, which is renamed to `folder` if the block succeeds; the parent must exist.
+    """Yield a temporary empty folder, which is renamed to `folder` if the block succeeds. The parent must exist.
 
     Raises:
         InputError: if something other than an empty folder has this name.
-        OSError: if it cannot be written.
+        OSError: if the folder cannot be written.
     """
     refuse_taken(folder)
     with aside(folder.parent) as work:
@@ -84,7 +84,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def aside(folder: Path, mark: str = UNFINISHED) -> Iterator[Path]:
-    """A temporary empty folder inside another one, removed when the block ends; its name begins with `mark`."""
+    """Yield an empty folder inside another one, with a name that begins with `mark`; remove it when the block ends."""
     work = folder / _unfinished(mark)
     os.mkdir(work)
     try:
@@ -95,10 +95,10 @@ def aside(folder: Path, mark: str = UNFINISHED) -> Iterator[Path]:
 
 @contextmanager
 def refused(path: Path) -> Iterator[None]:
-    """Turn write errors into errors that name the file or folder.
+    """Convert write errors to errors that name the file or folder.
 
     Raises:
-        InputError: instead of any error from the operating system or safetensors.
+        InputError: if the operating system or safetensors raises an error in the block.
     """
     try:
         yield
@@ -109,10 +109,10 @@ def refused(path: Path) -> Iterator[None]:
 
 
 def as_path(path: object) -> Path:
-    """A path from a caller's argument.
+    """Return a caller's argument as a path.
 
     Raises:
-        InputTypeError, InputError: if it is not a valid path.
+        InputTypeError, InputError: if the argument is not a valid path.
     """
     if not isinstance(path, str | os.PathLike):
         raise InputTypeError(f"path={shown(path)}: expected the name of a file or folder.")
@@ -122,10 +122,10 @@ def as_path(path: object) -> Path:
 
 
 def refuse_special(path: Path) -> None:
-    """Raise an error if a folder, link, device, pipe or socket already has this name.
+    """Reject a path at which there is already a folder, link, device, pipe or socket.
 
     Raises:
-        InputError: the message states what has this name.
+        InputError: if there is one; the message states what it is.
     """
     kind = _kind(path)
     if kind == "folder":
@@ -135,10 +135,10 @@ def refuse_special(path: Path) -> None:
 
 
 def refuse_taken(folder: Path) -> None:
-    """Raise an error if anything except an empty folder already has this name.
+    """Reject a path at which there is already anything except an empty folder.
 
     Raises:
-        InputError: the message states what has this name.
+        InputError: if there is something else; the message states what it is.
     """
     kind = _kind(folder)
     if kind == "folder" and any(folder.iterdir()) or kind == "file":
@@ -150,11 +150,12 @@ def refuse_taken(folder: Path) -> None:
 def refuse_misplaced(files: Iterable[Path], folders: Iterable[Path] = ()) -> None:
     """Reject a folder where a file is expected, and anything except a folder where a folder is expected.
 
-    Misplaced entries are not replaced, because audiolens did not create them and a folder may contain the only copy of
-    something.
+    Such an entry is not replaced, because audiolens did not create it and a folder may contain the user's only copy of
+    some data.
 
     Raises:
-        InputError: the message names the first one. Once it is removed, the expected file or folder is created again.
+        InputError: if there is such an entry; the message names the first. Once the user has removed it, audiolens
+            creates the expected file or folder again.
     """
     for path, expected in (*((path, "file") for path in files), *((path, "folder") for path in folders)):
         if (kind := _kind(path)) not in (None, expected):
@@ -165,10 +166,10 @@ def refuse_misplaced(files: Iterable[Path], folders: Iterable[Path] = ()) -> Non
 
 
 def refuse_links(folder: Path) -> None:
-    """Reject a folder that contains anything except files and folders: an untrusted link may lead outside the folder.
+    """Reject a folder that contains anything except files and folders, because links may lead outside the folder.
 
     Raises:
-        InputError: the message names the first link, device, pipe or socket, or a folder that cannot be read.
+        InputError: if there is a link, device, pipe or socket, or a folder that cannot be read; the message names it.
     """
     inside = [folder]
     while inside:
@@ -184,17 +185,17 @@ def refuse_links(folder: Path) -> None:
                             "folders: remove it, or choose another folder."
                         )
         except FileNotFoundError:
-            # Another process was writing this folder, and has renamed it by now.
+            # Another process was writing this folder, and has since renamed it.
             continue
         except OSError as error:
             raise InputError(f"{here} cannot be read: {error.strerror or error}.") from None
 
 
 def inside(folder: Path, name: object) -> Path:
-    """The path of a folder inside another one, given a name that was read from a file.
+    """Return the path of a subfolder of `folder`, given a subfolder name that was read from a file.
 
     Raises:
-        InputError: if the name leads outside the folder, or if a link has this name.
+        InputError: if the name leads outside `folder`, or if a link has this name.
     """
     if not is_name(name):
         raise InputError(f"{shown(name)} cannot name a folder in {folder}: expected a name without a path.")
@@ -205,12 +206,12 @@ def inside(folder: Path, name: object) -> Path:
 
 
 def is_name(name: object) -> bool:
-    """Whether this is a plain name inside a folder, rather than a path that could lead out of it."""
+    """Whether this is the plain name of an entry in a folder, rather than a path that could lead out of the folder."""
     return isinstance(name, str) and name not in ("", ".", "..") and not {"/", "\\", "\0"} & {*name}
 
 
 def remove(entry: Path) -> None:
-    """Remove a file, a link or a whole folder; the target of a link is kept."""
+    """Remove a file, a whole folder or a link, but not the target of a link."""
     if entry.is_dir() and not entry.is_symlink():
         shutil.rmtree(entry)
     else:
@@ -218,7 +219,7 @@ def remove(entry: Path) -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove the temporary files that killed processes left in a folder; no other process may be writing there."""
+    """Remove the temporary files that killed processes left in a folder. No other process may be writing to it."""
     for leftover in folder.glob(f"{UNFINISHED}*"):
         remove(leftover)
 
@@ -228,13 +229,13 @@ def _unfinished(mark: str = UNFINISHED) -> str:
 
 
 def _without_following(path: str, flags: int) -> int:
-    """An opener for `open` that does not follow links and creates files with the umask's permissions."""
+    """Open a file for `open` (as its `opener`), without following links and with the umask's permissions."""
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 def _settle(folder: Path) -> None:
-    """Flush every file to disk, with the permissions that the umask gives: some libraries create private files."""
-    # The umask can be read only by setting it; the strictest one exposes nothing in the meantime.
+    """Flush every file to disk, with the umask's permissions, because some libraries create private files."""
+    # Reading the umask requires setting it. The strictest umask exposes no file in the meantime.
     umask = os.umask(0o077)
     os.umask(umask)
     for path in folder.rglob("*"):
@@ -245,7 +246,7 @@ def _settle(folder: Path) -> None:
 
 
 def _kind(path: Path) -> str | None:
-    """The kind of entry with this name ("file", "folder", "symbolic link", ...), or `None` if there is none."""
+    """The kind of entry at this path ("file", "folder", "symbolic link", ...), or `None` if there is no entry."""
     try:
         mode = os.lstat(path).st_mode
     except (FileNotFoundError, NotADirectoryError):

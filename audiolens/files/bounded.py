@@ -1,8 +1,8 @@
 """Read untrusted files within limits: text, JSON, TOML, CSV and safetensors headers.
 
-Every loader uses these functions. Only regular files are opened, so that a pipe or a device cannot stall a
-program. The limits on size, nesting, numbers and strings are far above those of any file that audiolens writes. Any
-problem raises a one-line `InputError` that names the file.
+Every loader uses these functions. They open only regular files, so that a pipe or a device cannot stall a program. The
+limits on size, nesting, numbers and strings are far above what any file written by audiolens needs. Any problem raises
+a one-line `InputError` that names the file.
 """
 
 import csv
@@ -21,16 +21,16 @@ from typing import Any
 from audiolens.errors import InputError
 
 Row = tuple[int, list[str]]
-"""The number of the line at which a row begins, and the row's cells without surrounding spaces."""
+"""The number of the line at which a row of the CSV file begins, and the row's cells without surrounding spaces."""
 
 MOST_BYTES = 64 * 2**20
 """The largest size of a text file."""
 MOST_DEPTH = 64
 MOST_DIGITS = 40
 MOST_TEXT = 2**17
-"""The largest number of characters in one string or key; Python's own CSV reader has the same limit for a cell."""
+"""The largest number of characters in one string or key. Python's own CSV reader has the same limit for a cell."""
 MOST_HEADER_BYTES = 100_000_000
-"""The largest header, as limited by safetensors itself."""
+"""The largest header in bytes that safetensors itself accepts."""
 MOST_TENSORS = 100_000
 MOST_AXES = 16
 
@@ -43,7 +43,7 @@ _BITS = {
 
 @dataclass(frozen=True)
 class Header:
-    """The header of a safetensors file: its metadata, and the shape of each tensor by name."""
+    """The header of a safetensors file: the metadata of the file, and the shape of each tensor by name."""
 
     metadata: Mapping[str, str]
     shapes: Mapping[str, tuple[int, ...]]
@@ -55,10 +55,10 @@ class Header:
 
 
 def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
-    """The bytes of a regular file.
+    """Read the bytes of a regular file.
 
     Raises:
-        InputError: if it cannot be read, is not a regular file, or is larger than `most` bytes.
+        InputError: if the file cannot be read, is not a regular file, or is larger than `most` bytes.
     """
     try:
         _refuse_special(path)
@@ -74,7 +74,7 @@ def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
 
 
 def read_text(path: Path, most: int = MOST_BYTES) -> str:
-    """The text of a file, without a byte order mark, and with line feeds as line endings.
+    """Read the text of a file, removing any byte order mark and converting line endings to line feeds.
 
     Raises:
         InputError: for the same reasons as `read_bytes`, or if the file is not UTF-8.
@@ -87,7 +87,7 @@ def read_text(path: Path, most: int = MOST_BYTES) -> str:
 
 
 def read_json(path: Path, most: int = MOST_BYTES) -> Any:
-    """The JSON in a file.
+    """Read a JSON file.
 
     Raises:
         InputError: for the same reasons as `read_text` and `json_of`.
@@ -96,7 +96,7 @@ def read_json(path: Path, most: int = MOST_BYTES) -> Any:
 
 
 def read_object(path: Path, most: int = MOST_BYTES) -> dict[str, Any]:
-    """The JSON object in a file.
+    """Read a JSON file that contains an object.
 
     Raises:
         InputError: for the same reasons as `read_json`, or if the JSON is not an object.
@@ -108,7 +108,7 @@ def read_object(path: Path, most: int = MOST_BYTES) -> dict[str, Any]:
 
 
 def json_of(path: Path, text: str, most_text: int = MOST_TEXT) -> Any:
-    """JSON parsed from the text of a file; `path` is named in errors.
+    """Parse the text of a JSON file; `path` is only used in error messages.
 
     Raises:
         InputError: if the text is not JSON, if an object repeats a key, or if the JSON exceeds the limits above.
@@ -126,12 +126,12 @@ def json_of(path: Path, text: str, most_text: int = MOST_TEXT) -> Any:
 
 
 def toml_of(path: Path, text: str) -> dict[str, Any]:
-    """TOML parsed from the text of a file; `path` is named in errors.
+    """Parse the text of a TOML file; `path` is only used in error messages.
 
     Raises:
-        InputError: if the text is not TOML, or if it exceeds the limits above.
+        InputError: if the text is not TOML, or if the TOML exceeds the limits above.
     """
-    # tomllib takes quadratic time in the number of parts of a dotted key, so long keys are rejected first.
+    # tomllib takes time quadratic in the number of parts of a dotted key, so long keys are rejected before parsing.
     marks = re.sub(r"\"[^\"\n]*\"|'[^'\n]*'|[\w \t-]+", "", text)
     if "." * MOST_DEPTH in marks:
         raise _too_deep(path)
@@ -146,10 +146,10 @@ def toml_of(path: Path, text: str) -> dict[str, Any]:
 
 
 def csv_rows(path: Path, text: str) -> list[Row]:
-    """The rows of a CSV file, starting with the header and without empty lines.
+    """Parse the text of a CSV file. The rows include the header but no empty lines.
 
     Raises:
-        InputError: for unmatched quotes, cells beyond the limit, or rows whose length differs from the header's.
+        InputError: if quotes are unmatched, a cell exceeds the limit, or a row and the header differ in length.
     """
     # `text.splitlines` would also split at form feeds and Unicode separators, which may be inside a cell.
     reader = csv.reader(io.StringIO(text), strict=True)
@@ -171,7 +171,7 @@ def csv_rows(path: Path, text: str) -> list[Row]:
 
 
 def read_header(path: Path) -> Header:
-    """The header of a safetensors file, after checking that the data match it exactly.
+    """Read the header of a safetensors file, and check that the size and layout of the data match the header exactly.
 
     Raises:
         InputError: if the file cannot be read, is not a regular file, or is not a complete safetensors file.
@@ -204,7 +204,7 @@ def read_header(path: Path) -> Header:
 
 
 def _refuse_special(path: Path) -> None:
-    """Reject anything except a regular file before opening it: opening a pipe blocks until something writes to it."""
+    """Reject anything except a regular file before opening it, because opening a pipe blocks until it has a writer."""
     mode = os.stat(path).st_mode
     if stat.S_ISDIR(mode):
         raise InputError(f"{path} cannot be read: it is a folder.")
@@ -213,7 +213,7 @@ def _refuse_special(path: Path) -> None:
 
 
 def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object without repeated keys; Python would silently use the last value."""
+    """Build a JSON object, rejecting repeated keys, for which Python would silently use the last value."""
     found = dict(pairs)
     if len(found) < len(pairs):
         seen: set[str] = set()
@@ -255,7 +255,7 @@ def _refuse_beyond(path: Path, value: Any, most_text: int = MOST_TEXT) -> None:
 
 
 def _shape(name: str, entry: Mapping[str, Any]) -> tuple[int, ...]:
-    """The shape of a tensor, after checking that its shape and dtype match its number of bytes."""
+    """Return the shape of a tensor, after checking that its shape and dtype match its number of bytes."""
     shape, (start, stop) = entry["shape"], entry["data_offsets"]
     numbers = [*shape, start, stop]
     if any(isinstance(number, bool) or not isinstance(number, int) or number < 0 for number in numbers):
@@ -267,7 +267,7 @@ def _shape(name: str, entry: Mapping[str, Any]) -> tuple[int, ...]:
 
 
 def _refuse_gaps(spans: list[tuple[int, ...]], size: int) -> None:
-    """Reject tensors that overlap, leave gaps, or do not end exactly at the end of the file."""
+    """Reject a file whose tensors overlap, leave gaps, or do not end exactly at the end of the file."""
     end = 0
     for start, stop in spans:
         if start != end:

@@ -1,9 +1,9 @@
-"""Store hashes with saved files, so that any changed byte is noticed when a file is read.
+"""Store hashes with saved files, so that any changed byte is detected when a file is read.
 
-A JSON file contains a hash of its other entries. A safetensors header is JSON of this kind, with a hash of each tensor,
-so that tensors can be read one by one. Any other file contains a hash of its own bytes (`seal`), or is listed in the
-manifest of its folder. A reader gets exactly what was written, or a `DamagedError` that names the file. Hashes reveal
-damage and swapped files; they do not show who wrote a file.
+A JSON file contains a hash of its other entries. The header of a safetensors file is JSON with such a hash. It also
+contains a hash of each tensor, so that tensors can be read one by one. Any other file contains a hash of its own bytes
+(`seal`), or the manifest of its folder lists the file with its hash. Reading either returns exactly what was written,
+or raises a `DamagedError` that names the file. Hashes reveal damaged or swapped files, but not who wrote a file.
 """
 
 import hashlib
@@ -27,9 +27,9 @@ HEADER, SEAL = "audiolens", "sha256"
 _TENSORS = "tensors"
 _SLOT = b"audiolens-sha256:"
 MOST_KEPT_BYTES = 2**29
-"""The largest size in bytes of a file in a sweep or a study. Such files are read as a whole."""
+"""The largest size in bytes of a file in a sweep or a study. Such a file is read into memory as a whole."""
 OPEN_SEAL = (_SLOT + b"0" * 64).decode()
-"""The placeholder for a file's own hash; `seal` fills it in."""
+"""The placeholder for a file's own hash, which `seal` inserts."""
 
 
 def digest(content: bytes) -> str:
@@ -37,7 +37,7 @@ def digest(content: bytes) -> str:
 
 
 def tensor_hash(tensor: Tensor) -> str:
-    """A hash of a tensor's dtype, its shape and the exact bits of its values."""
+    """Hash a tensor's dtype, its shape and the exact bits of its values."""
     found = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
     flat: Any = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
     found.update(flat)
@@ -45,17 +45,17 @@ def tensor_hash(tensor: Tensor) -> str:
 
 
 def sealed_header(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """The metadata of a safetensors file: `facts`, the shape and hash of each tensor, and a hash over all of these."""
+    """Return the metadata of a safetensors file: `facts`, each tensor's shape and hash, and a hash of all of these."""
     held = {name: [list(tensor.shape), tensor_hash(tensor)] for name, tensor in tensors.items()}
-    # Use a single entry: safetensors writes several in arbitrary order, so equal results could differ as files.
+    # Use one entry, because safetensors writes several in arbitrary order, and equal results could give unequal files.
     return {HEADER: sealed_json({**facts, _TENSORS: held}, indent=None).decode()}
 
 
 def check_header(path: object, facts: Mapping[str, Any], shapes: Mapping[str, Sequence[int]]) -> None:
-    """Check a sealed header against its hash, and against the shapes of the tensors in the file.
+    """Check a header against the hash that it contains, and against the shapes of the tensors in the file.
 
     Raises:
-        DamagedError: the message states what differs.
+        DamagedError: if the hash or a shape differs; the message states which.
     """
     rest = {name: value for name, value in facts.items() if name != SEAL}
     if facts.get(SEAL) != _hash_of(rest):
@@ -69,7 +69,7 @@ def check_header(path: object, facts: Mapping[str, Any], shapes: Mapping[str, Se
 
 
 def check_tensor(path: object, facts: Mapping[str, Any], name: str, tensor: Tensor) -> None:
-    """Check a tensor against its hash in a header that was itself checked.
+    """Check a tensor against its hash in a header that `check_header` accepted.
 
     Raises:
         DamagedError: if the tensor differs; the message names it.
@@ -79,16 +79,16 @@ def check_tensor(path: object, facts: Mapping[str, Any], name: str, tensor: Tens
 
 
 def sealed_json(facts: Mapping[str, Any], *, indent: int | None = 1, ensure_ascii: bool = True) -> bytes:
-    """Write `facts` as JSON that also contains their hash."""
+    """Encode `facts` as JSON that also contains their hash."""
     plain = json.loads(json.dumps(facts, default=str))
     return json.dumps({**plain, SEAL: _hash_of(plain)}, indent=indent, ensure_ascii=ensure_ascii).encode()
 
 
 def read_json(path: Path, former: Collection[str | None] = ()) -> dict[str, Any]:
-    """The facts that `sealed_json` wrote, without their hash; files of a `former` format may have no hash.
+    """Read the facts in a file of `sealed_json`, without their hash; a file in a `former` format may have no hash.
 
     Raises:
-        DamagedError: if the file cannot be read, or is not what was written.
+        DamagedError: if the file cannot be read, or differs from what was written.
         FileNotFoundError: if the file does not exist.
     """
     if not path.exists():
@@ -107,7 +107,7 @@ def read_json(path: Path, former: Collection[str | None] = ()) -> dict[str, Any]
 
 
 def seal(content: bytes) -> bytes:
-    """The content, with its own hash in place of the last `OPEN_SEAL`."""
+    """Replace the last `OPEN_SEAL` in the content by the hash of the content."""
     start, end = _slot(content)
     return content[:start] + digest(content).encode() + content[end:]
 
@@ -116,7 +116,7 @@ def check_seal(path: object, content: bytes) -> None:
     """Check bytes against the hash that they contain.
 
     Raises:
-        DamagedError: if they contain no hash, or a different one.
+        DamagedError: if they contain no hash, or if their hash is different.
     """
     start, end = _slot(content)
     stated = content[start:end]
@@ -125,7 +125,7 @@ def check_seal(path: object, content: bytes) -> None:
 
 
 def write_manifest(folder: Path, name: str) -> None:
-    """Write a manifest with the hash of every file in a folder; `name` is recorded as the contents of the folder."""
+    """Write a manifest with the hash of every file in a folder; `name` describes the contents of the folder."""
     held = {path.relative_to(folder).as_posix(): digest(path.read_bytes()) for path in _files(folder)}
     (folder / MANIFEST).write_bytes(sealed_json({"format": _MANIFEST, "of": name, "files": held}))
 
@@ -161,10 +161,10 @@ def check_files(folder: Path, files: object) -> None:
 
 
 def check_bytes(path: Path, expected: str) -> bytes:
-    """The bytes of a file, after checking them against a hash.
+    """Return the bytes of a file, after checking them against a hash.
 
     Raises:
-        DamagedError: if it is missing, cannot be read, or differs.
+        DamagedError: if the file is missing, cannot be read, or has a different hash.
     """
     content = content_of(path)
     if digest(content) != expected:
@@ -173,10 +173,10 @@ def check_bytes(path: Path, expected: str) -> bytes:
 
 
 def content_of(path: Path) -> bytes:
-    """The bytes of a saved file.
+    """Read the bytes of a saved file.
 
     Raises:
-        DamagedError: if it is missing, is not a file, is larger than any saved file, or cannot be read.
+        DamagedError: if the file is missing, is not a regular file, is larger than any saved file, or cannot be read.
     """
     if not path.is_file():
         raise DamagedError(f"{path} is gone.")
@@ -200,7 +200,7 @@ def _hash_of(plain: Any) -> str:
 
 
 def _slot(content: bytes) -> tuple[int, int]:
-    """The start and end of the 64 digits of the last seal, or (-1, -1) if there is none."""
+    """The start and end of the 64 digits of the last hash in the content, or (-1, -1) if there is none."""
     slot = content.rfind(_SLOT)
     start = slot + len(_SLOT)
     whole = slot >= 0 and re.fullmatch(rb"[0-9a-f]{64}", content[start : start + 64]) is not None

@@ -1,8 +1,8 @@
 """Check JSON from a file against an expected shape: the keys of each object, and the type of each value.
 
-A shape is a type (`str`, `bool`, `int`, or `float`, which accepts whole numbers), a tuple of alternative shapes,
-`None`, `[shape]` for a list, `[shape, shape]` for a list of two, `{"key": shape}` for an object with at least these
-keys (`"key?"` is optional), or `{str: shape}` for an object with any keys.
+A shape is a type (`str`, `bool`, `int`, or `float`, which also accepts whole numbers), a tuple of alternative shapes,
+`None` for null, `[shape]` for a list of any length, `[shape, shape]` for a list of two items, `{"key": shape}` for an
+object with at least these keys (`"key?"` is optional), or `{str: shape}` for an object with any keys.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ def refuse_other(path: str | PathLike[str], value: Any, shape: Any, where: str =
     """Reject a value that does not have the expected shape.
 
     Raises:
-        InputError: the message names the file, the first key that differs, and what is expected there.
+        InputError: if the value differs from the shape; the message names the file, the first key with a difference,
+            and what is expected there.
     """
     difference = _difference(value, shape, where)
     if difference is not None:

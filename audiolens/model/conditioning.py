@@ -1,7 +1,8 @@
 """How text reaches the decoder: by cross-attention, or as a prefix before the audio steps.
 
-Each function turns encoded prompts into keyword arguments for transformers' forward and `generate`, bit-identical to
-those that `generate` would compute. With guidance, the null half of the batch follows the conditional half.
+Each function converts encoded prompts to keyword arguments for transformers' `forward` and `generate`, which are
+bit-identical to those that `generate` would compute. With guidance, the null half of the batch follows the conditional
+half.
 """
 
 from typing import Any
@@ -14,7 +15,7 @@ from audiolens.model.text import Text
 
 
 def attended(model: Any, text: Text, guided: bool) -> dict[str, Any]:  # noqa: ARG001 - one signature for all families
-    """Inputs for cross-attention: the text's states and its mask. The null half has zero states and a zero mask."""
+    """Return the states and the mask of the text for cross-attention. In the null half, both are zero."""
     states, mask = text.states, text.mask
     if guided:
         states, mask = _with_null(states), _with_null(mask)
@@ -23,9 +24,9 @@ def attended(model: Any, text: Text, guided: bool) -> dict[str, Any]:  # noqa: A
 
 @torch.no_grad()
 def prefixed(model: Any, text: Text, guided: bool) -> dict[str, Any]:
-    """Inputs for a prefix: frames of null chroma (no melody), then the text's states, which are zero in the null half.
+    """Return the prefix: frames of null chroma (no melody), then the text's states, which are zero in the null half.
 
-    The decoder gets no mask and would read padding as text, so all prompts of a batch must have the same length.
+    The decoder receives no mask and would read padding as text, so all prompts of a batch must have the same length.
     """
     config = model.config
     states, mask = _projected(model, "enc_to_dec_proj", text.states), text.mask
@@ -34,7 +35,7 @@ def prefixed(model: Any, text: Text, guided: bool) -> dict[str, Any]:
     chroma = torch.zeros(len(states), 1, config.num_chroma, device=states.device, dtype=model.dtype)
     chroma[:, :, 0] = 1
     chroma = _projected(model, "audio_enc_to_dec_proj", chroma).expand(-1, config.chroma_length, -1)
-    # The states are already masked; passing the mask only stops transformers' `generate` from guessing one.
+    # The states are already masked. Passing the mask only keeps transformers' `generate` from guessing one.
     return {
         "encoder_hidden_states": torch.cat([chroma, states * mask[..., None]], dim=1),
         "attention_mask": text.mask,
@@ -42,7 +43,7 @@ def prefixed(model: Any, text: Text, guided: bool) -> dict[str, Any]:
 
 
 def refuse_melody(melody: Any) -> None:
-    """Reject a melody.
+    """Reject a melody, which is not supported yet.
 
     Raises:
         InputError: if a melody is given; the message states what to do instead.
@@ -56,6 +57,6 @@ def _with_null(tensor: Tensor) -> Tensor:
 
 
 def _projected(model: Any, name: str, tensor: Tensor) -> Tensor:
-    """Project a tensor to the decoder's width. A model whose widths are equal has no projection."""
+    """Project a tensor to the decoder's width. A model in which the widths are equal has no such projection."""
     projection = getattr(model, name, None)
     return tensor if projection is None else projection(tensor)

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 @guarded
 @dataclass(frozen=True)
 class LensConfig:
-    """The configuration of an opened model. Rates are in hertz; `delays` are in steps, one per codebook.
+    """The configuration of an opened model. Rates are in hertz, and `delays` are in steps, one per codebook.
 
-    `conditioning` is "cross-attention", or "prefix" if the conditioning is part of the decoder's own sequence:
-    `chroma_length` chroma frames, then the text. `max_steps` counts all positions of that sequence.
+    `conditioning` is "cross-attention", or "prefix" if the decoder's own sequence begins with the conditioning, which
+    consists of `chroma_length` chroma frames and the text. `max_steps` limits all positions, prefix included.
     """
 
     family: str
@@ -49,10 +49,10 @@ class LensConfig:
 
 
 def config_of(model: Any, family: "Family") -> LensConfig:
-    """The `LensConfig` of a model, from its own configuration.
+    """Read the `LensConfig` of a model from the model's own configuration.
 
     Raises:
-        UnsupportedModelError: if the configuration and the modules disagree.
+        UnsupportedModelError: if the configuration does not agree with the model's modules.
     """
     decoder, codec = model.config.decoder, model.config.audio_encoder
     embeddings, heads = family.embeddings(model), family.heads(model)
@@ -91,8 +91,8 @@ def config_of(model: Any, family: "Family") -> LensConfig:
 
 
 def _refuse_positions(text_encoder: Any) -> None:
-    """Raise an error if T5's relative positions are undefined; buckets grow with the logarithm of distance / (buckets /
-    4)."""
+    """Raise an error if T5's relative positions are undefined, because T5 divides by the logarithm of the largest
+    distance / (buckets / 4)."""
     buckets = getattr(text_encoder, "relative_attention_num_buckets", None)
     furthest = getattr(text_encoder, "relative_attention_max_distance", None)
     if isinstance(buckets, int) and isinstance(furthest, int) and not 0 < buckets // 4 < furthest:

@@ -1,4 +1,4 @@
-"""Load a model and its tokenizer by name; errors state what is wrong with the name or the files."""
+"""Load a model and its tokenizer by name, with errors that state what is wrong with the name or the files."""
 
 import importlib.util
 import logging
@@ -25,7 +25,7 @@ from audiolens.model.families import FAMILIES
 from audiolens.model.model_files import CONFIG, downloaded, staged
 
 BUNDLED = {"etude": Path(__file__).parents[1] / "etude" / "weights"}
-"""Models that come with the package."""
+"""Models that are included in the package."""
 
 HUB = (
     "facebook/musicgen-small",
@@ -39,7 +39,7 @@ HUB = (
     "facebook/musicgen-stereo-melody",
     "facebook/musicgen-stereo-melody-large",
 )
-"""Hub names that are known to belong to a supported family; other models of these families work too."""
+"""Hub names that are known to belong to a supported family. Other models of these families also work."""
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
@@ -54,7 +54,7 @@ def load(
     revision: str | None = None,
     device_map: Any = None,
 ) -> tuple[Any, Any]:
-    """A model and its tokenizer, by bundled name, folder or hub name.
+    """Load a model and its tokenizer, given a bundled name, a folder or a hub name.
 
     Raises:
         ModelNotFoundError: if no model has this name or folder, or if the hub could not be reached.
@@ -81,7 +81,7 @@ def load(
                 config = model_class.config_class.from_pretrained(files.folder, local_files_only=True)
             files.refuse_larger(model_class, config, config.audio_encoder.num_quantizers)
             options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-            # Opening a pickle can run arbitrary code, so only safetensors files are opened.
+            # Opening a pickle can run arbitrary code, so weights are read only from safetensors files.
             loading = {**options, "dtype": wanted or "auto", "use_safetensors": True}
             if device_map is not None:
                 loading["device_map"] = device_map
@@ -103,7 +103,7 @@ def load(
                 f"{name} could not be placed by device_map={shown(device_map)}: {_detail(error)}"
             ) from error
         raise _explained(source, local is not None, error) from error
-    # The temporary folder from which they were loaded no longer exists.
+    # The model and the tokenizer were loaded from a temporary folder that no longer exists.
     for part in (model.config, tokenizer):
         part.name_or_path = str(local or source)
     if local is None:
@@ -112,10 +112,10 @@ def load(
 
 
 def checked_device_map(device_map: Any) -> None:
-    """Reject a device map with a device that this machine does not have.
+    """Reject a device map that contains a device that this machine does not have.
 
     Raises:
-        InputTypeError, InputError: if the map is not accepted; the message states what is accepted.
+        InputTypeError, InputError: if the map is not accepted; the message states which maps are accepted.
     """
     if device_map is None or (isinstance(device_map, str) and device_map in _MAPS):
         return
@@ -140,11 +140,11 @@ def refuse_tokenizer(tokenizer: Any, model: Any, name: str | None = None) -> Non
     """Reject a tokenizer that cannot belong to a model's text encoder.
 
     A tokenizer is rejected if it knows no words, or if the text encoder has no embedding for some of its tokens. `name`
-    is the name of the files that both were loaded from, or `None`.
+    is the name from which both were loaded, or `None` if the tokenizer was given separately.
 
     Raises:
-        ModelFilesError: if the tokenizer was loaded with the model.
-        InputError: if it was given separately.
+        ModelFilesError: if a rejected tokenizer was loaded with the model.
+        InputError: if a rejected tokenizer was given separately.
     """
     reason = tokens.mismatch(tokenizer, model.text_encoder.get_input_embeddings().num_embeddings)
     if reason is None:
@@ -156,7 +156,7 @@ def refuse_tokenizer(tokenizer: Any, model: Any, name: str | None = None) -> Non
 
 @contextmanager
 def _plain_defaults(on_cpu: bool) -> Iterator[None]:
-    """Use torch's own default dtype and device, because tables that are not in any file (positions) depend on them."""
+    """Use torch's own default dtype and device, on which position tables depend because no file contains them."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
@@ -167,7 +167,7 @@ def _plain_defaults(on_cpu: bool) -> Iterator[None]:
 
 
 def checked_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    """A floating dtype, given as a `torch.dtype` or by name; `None` stays `None`."""
+    """Check a floating dtype, given as a `torch.dtype` or by name, and return it; `None` stays `None`."""
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if found is not None and found not in _DTYPES:
         raise InputError(f"dtype={shown(dtype)}: expected a floating dtype such as 'float32' or 'bfloat16'.")
@@ -177,7 +177,7 @@ def checked_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
 
 
 def checked_device(device: str | int | torch.device) -> torch.device:
-    """A device, after checking that it exists on this machine."""
+    """Return a device, after checking that it exists on this machine."""
     try:
         found = torch.device(device)
         torch.empty(0, device=found)
@@ -189,7 +189,7 @@ def checked_device(device: str | int | torch.device) -> torch.device:
 
 
 def _folder(name: str) -> Path | None:
-    """The folder of a model on this machine, or `None` for a model on the hub."""
+    """The folder of a model on this machine, or `None` if the name is that of a model on the hub."""
     if name in BUNDLED:
         folder = BUNDLED[name]
         if not (folder / CONFIG).is_file():
@@ -217,7 +217,7 @@ def _folder(name: str) -> Path | None:
 
 
 def _class_of(name: str, config: Mapping[str, Any]) -> Any:
-    """The transformers class that a configuration names, after checking that the family and its parts are supported."""
+    """Return the transformers class that a configuration names, after checking that all parts are supported."""
     import transformers
 
     named = config.get("architectures")
@@ -241,7 +241,7 @@ def _class_of(name: str, config: Mapping[str, Any]) -> Any:
 
 
 def _explained(name: str, local: bool, error: Exception) -> InputError:
-    """An error that a caller can act on, in place of the one that transformers raised."""
+    """Return an error that a caller can act on, in place of the error that transformers raised."""
     detail = _detail(error)
     if isinstance(error, ImportError):
         return InputError(f"{name} could not be loaded because a package is missing: {detail}")
@@ -256,15 +256,15 @@ def _explained(name: str, local: bool, error: Exception) -> InputError:
 
 def _detail(error: Exception) -> str:
     lines = (str(error).strip() or type(error).__name__).splitlines()
-    # After a first line such as "Validation error for field 'x':", the next line has the explanation.
+    # If the first line ends with a colon ("Validation error for field 'x':"), the second line has the explanation.
     return " ".join(line.strip() for line in lines[: 2 if lines[0].endswith(":") else 1])
 
 
 @contextmanager
 def _without_chatter() -> Iterator[None]:
-    """Hide transformers' progress bars, and its warnings about configurations.
+    """Hide transformers' progress bars and its warnings about configurations.
 
-    MusicGen's sub-configurations and its start token, which is past the last code, would trigger these warnings.
+    MusicGen's sub-configurations and its start token, whose number exceeds the last code, would cause such warnings.
     """
     from transformers.utils import logging as chatter
 

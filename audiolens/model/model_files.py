@@ -1,10 +1,10 @@
-"""Check a model's files before transformers opens them: an untrusted folder may fail to load, but cannot run code.
+"""Check a model's files before transformers opens them, so that an untrusted folder cannot run code.
 
 transformers follows every reference in a folder: to code that a configuration names, to an adapter and its base model,
-to pickled checkpoints, and to any weights that an index lists. It is therefore given a temporary folder that contains
-only links to the files named here. Each of them is a regular file that was checked: JSON within limits, and weights in
-safetensors files whose headers describe all of their bytes. Models from the hub are downloaded by these names and
-checked in the same way.
+to pickled checkpoints, and to any weights that an index lists. transformers therefore loads from a temporary folder
+that contains only links to the files named in this module. Each of these files is a regular file that was checked: JSON
+must be within limits, and weights must be in safetensors files whose headers account for every byte. From the hub, only
+files with these names are downloaded, and they are checked in the same way.
 """
 
 import copy
@@ -36,10 +36,10 @@ CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.
 PLAIN = (CONFIG, "generation_config.json", "preprocessor_config.json", "processor_config.json")
 TOKENIZER = ("tokenizer_config.json", "tokenizer.json", "special_tokens_map.json", "added_tokens.json", "vocab.json")
 OPAQUE = ("spiece.model", "merges.txt")
-"""Files that are not JSON; the tokenizer parses them."""
+"""Files that are not JSON and are parsed only by the tokenizer."""
 
 MOST_NUMBER = 1_000_000
-"""The largest number in a configuration, unless the weights' headers give a larger size for some axis."""
+"""The largest number allowed in a configuration, unless an axis of the weights is larger."""
 _MOST = {
     "num_labels": 10_000, "chroma_length": 10_000, "num_chroma": 10_000, "audio_channels": 2, "num_codebooks": 1_000,
     "dilation_growth_rate": 16, "num_residual_layers": 5, "num_lstm_layers": 100,
@@ -50,15 +50,15 @@ _CODE = ("auto_map", "custom_pipelines", "kernel_config", "custom_generate")
 """Keys by which a configuration names code to fetch and run."""
 _IMPLEMENTATIONS = re.compile(r"_?(attn|experts)_implementation(_internal)?")
 _MOST_MADE = 2**26
-"""The largest number of values that a model may compute instead of loading; these are mainly position embeddings."""
+"""The largest number of values that a model may compute instead of loading, which are mainly position embeddings."""
 _SHARD = re.compile(r"[\w][\w.-]*\.safetensors")
 
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """Files that were checked. `folder` contains only these, and exists until the block that staged them ends.
+    """The checked files of a model. `folder` contains only these files, and exists until the `staged` block ends.
 
-    `source` is the folder that the files came from.
+    `source` is the folder from which the files came.
     """
 
     source: Path
@@ -67,13 +67,14 @@ class ModelFiles:
     headers: Mapping[str, Header]
 
     def refuse_larger(self, model_class: Any, config: Any, modules: int = 0) -> None:
-        """Reject a configuration with far more values than the weights, because transformers would initialise the rest
-        at random.
+        """Reject a configuration that describes far more values than the weights contain, because transformers would
+        initialise the missing values at random.
 
-        `modules` is the number of modules created in a loop whose length the configuration sets indirectly.
+        `modules` is the number of modules that the model creates in a loop whose length the configuration sets
+        indirectly.
 
         Raises:
-            ModelFilesError: the message states how many values the configuration and the weights have.
+            ModelFilesError: if the numbers do not match; the message states both.
         """
         tensors = sum(len(header.shapes) for header in self.headers.values())
         elements = sum(header.elements for header in self.headers.values())
@@ -97,7 +98,7 @@ class ModelFiles:
 
 @contextmanager
 def staged(folder: Path) -> Iterator[ModelFiles]:
-    """Check the files of a folder, and link them from a temporary folder that transformers may read.
+    """Check the files of a folder, and link to them from a temporary folder from which transformers can load.
 
     Raises:
         ModelFilesError: if a file is missing, is not a regular file, names code, or exceeds the limits.
@@ -124,9 +125,9 @@ def staged(folder: Path) -> Iterator[ModelFiles]:
 
 
 def downloaded(name: str, revision: str | None) -> Path:
-    """The local folder of a model on the hub, after downloading any of the files named above that are missing.
+    """Download a hub model's missing files, of those named in this module, and return the model's local folder.
 
-    Errors from the hub's client are passed on unchanged.
+    Errors from the hub's client are raised unchanged.
 
     Raises:
         ModelFilesError: before the download, if a text file is larger than the limit.
@@ -136,7 +137,7 @@ def downloaded(name: str, revision: str | None) -> Path:
     revision = _sized(name, revision)
     small = Path(snapshot_download(name, revision=revision, allow_patterns=[*PLAIN, *TOKENIZER, *OPAQUE, INDEX]))
     weights = _indexed(small) if _there(small / INDEX) else [WEIGHTS]
-    # The folder is named after its commit, so both downloads are of the same commit.
+    # The folder is named after its commit, so both downloads use the same commit.
     return Path(snapshot_download(name, revision=small.name, allow_patterns=weights))
 
 
@@ -147,7 +148,7 @@ def _sized(name: str, revision: str | None) -> str | None:
     try:
         facts = HfApi().model_info(name, revision=revision, files_metadata=True)
     except Exception:
-        # Without a network, or if there is no such model, use the local files or let the download raise its own error.
+        # If there is no network or no such model, use the local files, or let the download raise its own error.
         return revision
     for file in facts.siblings or ():
         if file.rfilename in (*PLAIN, *TOKENIZER, *OPAQUE, INDEX) and (file.size or 0) > MOST_BYTES:
@@ -166,10 +167,10 @@ def _object(path: Path) -> dict[str, Any]:
 
 
 def refuse_code(path: Path, values: Any) -> None:
-    """Reject a configuration that names code to run, at any depth; transformers' own models do not need it.
+    """Reject a configuration that names code to run, at any depth, which transformers' own models never need.
 
     Raises:
-        ModelFilesError: if it names code; the message quotes the key.
+        ModelFilesError: if the configuration names code; the message quotes the key.
     """
     for key, value in _entries(values):
         fetched = isinstance(value, str) and bool(_IMPLEMENTATIONS.fullmatch(key)) and "/" in value
@@ -181,7 +182,7 @@ def refuse_code(path: Path, values: Any) -> None:
 
 
 def _shards(folder: Path) -> list[str]:
-    """The names of the weight files, after checking that they exist."""
+    """Return the names of the weight files, after checking that the files exist."""
     if _there(folder / WEIGHTS):
         return [WEIGHTS]
     if not _there(folder / INDEX):
@@ -219,7 +220,7 @@ def _no_weights(folder: Path) -> ModelFilesError:
 
 
 def _there(path: Path) -> bool:
-    """Whether anything exists at this path; if it is not a regular file, reading it raises an error."""
+    """Whether anything exists at this path. Reading anything except a regular file later raises an error."""
     return os.path.lexists(path)
 
 
@@ -236,7 +237,7 @@ def _refuse_numbers(path: Path, values: Mapping[str, Any], headers: Mapping[str,
 
 
 def _entries(values: Any) -> Iterator[tuple[str, Any]]:
-    """All keys with their values, at any depth; recursion is safe because nesting is limited when files are read."""
+    """All keys and their values, at any depth. Recursion is safe, because reading the file limited its nesting."""
     if isinstance(values, dict):
         yield from values.items()
     for value in values.values() if isinstance(values, dict) else values if isinstance(values, list) else ():

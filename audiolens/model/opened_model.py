@@ -1,4 +1,4 @@
-"""What a lens says about the model it was opened on: its parts, sizes, sites, tokens and timeline."""
+"""Let a lens describe the model on which it was opened: its parts, sizes, sites, tokens and timeline."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -23,7 +23,7 @@ class OpenedModel:
 
     @property
     def model(self) -> Any:
-        """The transformers model that was given. To use another model, open another lens."""
+        """The transformers model of this lens. To use another model, open another lens."""
         return self._traced_model.model
 
     @property
@@ -38,7 +38,7 @@ class OpenedModel:
 
     @property
     def name(self) -> str:
-        """The name of the model in results."""
+        """The name by which results refer to the model."""
         return self._traced_model.name
 
     @name.setter
@@ -52,7 +52,7 @@ class OpenedModel:
 
     @property
     def device(self) -> torch.device:
-        """The device of the decoder or, under a `device_map`, the device of its first part."""
+        """The device of the decoder or, with a `device_map`, the device of the decoder's first part."""
         return self._traced_model.device
 
     @property
@@ -65,16 +65,16 @@ class OpenedModel:
         return self._traced_model.family.shapes(self.config)
 
     def find_sites(self, names: str | Sequence[str], layers: int | Iterable[int] | None = None) -> list[Site]:
-        """The sites that these names and layers select, in the order given, with `.name`, `.short`, `.layer` and
-        `.axes`.
+        """Return the sites that these names and layers select, in the order given. Each has `.name`, `.short`, `.layer`
+        and `.axes`.
 
         Raises:
-            SiteError, InputError: for a site or layer that this model does not have, or if no site is named.
+            SiteError, InputError: if this model does not have a site or layer, or if no site is named.
         """
         return self.traced_model.family.find(self.config, checked_names("names", names), layers)
 
     def text_tokens(self, prompts: Prompt | Sequence[Prompt]) -> list[list[str]]:
-        """Return the tokens of each prompt as strings, as the text encoder reads them. The list for `None` is empty."""
+        """Return each prompt's tokens as strings, as the text encoder reads them. The prompt `None` has no tokens."""
         listed = text.checked_prompts(prompts)
         return [
             [] if prompt is None else self.tokenizer.convert_ids_to_tokens(tokens.ids([prompt], self.tokenizer)[0])
@@ -85,6 +85,6 @@ class OpenedModel:
         """Return the timeline (frames and delayed steps) of a clip of the given number of frames.
 
         Raises:
-            InputTypeError, InputError: if `frames` is not a whole number, or is less than 1.
+            InputTypeError, InputError: if `frames` is not a whole number or is less than 1.
         """
         return Timeline(checked_frames(frames), self.config.frame_rate, self.config.delays)

@@ -1,8 +1,8 @@
 """Compute the effective matrix and bias of a linear layer, even if an adapter wraps it.
 
-An adapter such as unmerged LoRA replaces a layer with a module whose `weight` is that of the base layer alone. Its
-effective matrix is therefore computed by applying the module to the unit vectors; `tracing/self_check/projections.py`
-verifies at load that the module is affine.
+An adapter such as unmerged LoRA replaces a layer with a module whose `weight` is that of the base layer alone. The
+effective matrix is therefore computed by applying the module to the unit vectors. When a model is loaded,
+`tracing/self_check/projections.py` verifies that the module is affine.
 """
 
 from collections.abc import Callable
@@ -16,10 +16,10 @@ from torch import Tensor, nn
 def affine(
     module: nn.Module, width: int, like: Tensor, call: Callable[[Tensor], Any] | None = None
 ) -> tuple[Float[Tensor, "out in"], Float[Tensor, " out"] | None]:
-    """The matrix and bias of a projection of vectors with `width` entries.
+    """Return the matrix and bias of a projection of vectors with `width` entries.
 
-    For a plain linear layer these are its own tensors, not copies. For any other module they are computed, in the dtype
-    and on the device of `like`. If the module cannot simply be called, `call` applies it.
+    For a plain linear layer these are the layer's own tensors, not copies. For any other module they are computed, in
+    the dtype and on the device of `like`. If the module cannot be called directly, `call` is called instead.
     """
     if type(module) is nn.Linear:
         return module.weight, module.bias
@@ -31,7 +31,7 @@ def affine(
 
 
 def table(module: nn.Module, like: Tensor) -> Float[Tensor, "code d_model"]:
-    """The rows of an embedding: the tensor of a plain embedding, or the output of any other module for every code."""
+    """The rows of an embedding: the weight of a plain embedding, or the output of any other module for each code."""
     weight: Any = module.weight
     if type(module).__module__.partition(".")[0] in ("torch", "transformers"):
         return weight

@@ -1,7 +1,7 @@
-"""Provenance of directions: the model, site, branch and prompts they were read from, kept in a safetensors header.
+"""Provenance of directions: the model, site, branch and prompts from which they were read, saved in the file's header.
 
-Without these facts a direction is only a list of numbers. With them, a file is self-describing, and loading it for a
-different model raises an error.
+Without this record a direction is only a list of numbers. With the record, a file describes itself, and loading the
+file for a different model raises an error.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ from audiolens.model.weight_hash import weights_hash
 
 FORMAT = "audiolens.directions.2"
 UNSEALED = "audiolens.directions.1"
-"""The previous format, without hashes. Damage to such a file is noticed only if it changes the norm of a vector."""
+"""The previous format, without hashes. Damage to such a file is detected only if it changes the norm of a vector."""
 SHAPE = {
     "model": str, "weights": str, "n_layers": int, "site?": str, "position?": (str, [float, float]), "branch?": str,
     "guidance_scale?": float, "source?": str, "seconds?": (float, None), "estimator?": str, "n_prompts?": [int, int],
@@ -61,19 +61,20 @@ class Provenance:
     Attributes:
         model, revision, weights: the model's name, its hub commit if it has one, and the hash of its decoder.
         n_layers: the number of blocks of that model.
-        site, position, branch, guidance_scale: the site, positions and guidance branch that were read.
-        source: what the poles were read over: `"generation"` (each prompt's own clip), `"shared codes"` (clips of
-            neutral prompts, the same for both poles), `"codes"` (given ones), or `"start"` (only the text and the start
-            token). Combinations of directions that differ in it state both ("generation, shared codes").
-        seconds: the length of the generated clips, or `None` if none were generated.
+        site, position, branch, guidance_scale: the site, positions, guidance branch and scale of the activations.
+        source: the codes over which the prompts of both poles were read: `"generation"` (each prompt's own clip),
+            `"shared codes"` (clips of neutral prompts, the same for both poles), `"codes"` (codes that the user gave),
+            or `"start"` (none, only the text and the start token). A combination of directions with different sources
+            states both ("generation, shared codes").
+        seconds: the length of the generated clips, or `None` if no clips were generated.
         estimator: the method that turned activations into vectors.
         n_prompts: the numbers of prompts of the positive and the negative pole.
         prompts: the hash of the prompts of both poles.
         prefix: whether the mean includes the conditioning before step 0 (MusicGen Melody).
-        seeds: the seeds of the generated clips: one per prompt of a pole, or per shared clip.
-        neutral: the hash of the prompts of the shared clips; empty if there are none.
+        seeds: the seeds of the generated clips, one per prompt of a pole or one per shared clip.
+        neutral: the hash of the prompts of the shared clips, or an empty string if there are no shared clips.
         label: the name of the direction, and the operations applied to it ("tempo", "-tempo", "tempo + timbre").
-        versions: the versions of the packages that the direction was read with.
+        versions: the versions of the packages with which the direction was read.
     """
 
     model: str
@@ -115,10 +116,10 @@ class Provenance:
         return cls(**{key: value for key, value in {**values, **tuples}.items() if key in known})
 
     def refuse_other(self, lens: Opened) -> None:
-        """Raise unless the model of `lens` is exactly the one that these directions were read from.
+        """Raise an error unless the model of `lens` is exactly the one from which these directions were read.
 
         Raises:
-            InputError: the message names both models and what differs.
+            InputError: if the models differ; the message names both models and the difference.
         """
         if lens.config.n_layers != self.n_layers:
             reason = f"has {lens.config.n_layers} blocks, not {self.n_layers}"
@@ -138,7 +139,7 @@ def prompts_hash(*lists: Sequence[str | None]) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Return the installed versions of the packages that a reading depends on."""
+    """Return the installed versions of the packages that affect how directions are read."""
     found = {}
     for package in ("audiolens", "torch", "transformers", "nnsight"):
         try:
@@ -149,7 +150,7 @@ def versions() -> dict[str, str]:
 
 
 def write(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Path:
-    """Write one safetensors file with `facts` in its header; the write is atomic.
+    """Write one safetensors file atomically, with `facts` in its header.
 
     Raises:
         InputError: if the file cannot be written, or if something that is not a file has this name.

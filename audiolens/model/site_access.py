@@ -1,11 +1,11 @@
-"""Site access: where nnsight serves a site's value, how the value is laid out, and how a changed value is written back.
+"""Site access: where nnsight provides a site's value, how the value is laid out, and how a changed one is written back.
 
-Inside a run every value begins with the batch axis and then the time axis ("batch step ..."), regardless of the model's
-layout and of the order that a user sees. Edits and recordings therefore slice time in the same way. A `Form` describes
-all three layouts.
+Inside a run, every value begins with the batch axis and the time axis ("batch step ..."), regardless of the model's
+layout and of the order that a user sees. Edits and recordings can therefore slice time in the same way everywhere. A
+`Form` describes all three layouts.
 
 The model never stores attention patterns or per-head results. They are recomputed, for the requested layers, from the
-inputs of the attention. If one is changed, only what depends on the change is recomputed.
+inputs of the attention module. If a pattern or result is changed, only values that depend on the change are recomputed.
 """
 
 from collections.abc import Callable
@@ -32,8 +32,8 @@ _OPEN = ("token", "key")
 class Form:
     """The layout of a site's values.
 
-    `axes` is the order that a user sees; `model` and `run` are the layouts in the model and in a run, in einops
-    notation. `square` means that the keys are the same steps as the queries.
+    `axes` are the axes in the order that a user sees. `model` and `run` are the layouts in the model and in a run, in
+    einops notation. `square` means that the keys are the same steps as the queries.
     """
 
     axes: tuple[str, ...]
@@ -43,12 +43,12 @@ class Form:
 
     @cached_property
     def timed(self) -> bool:
-        """Whether the values have a step axis; sites on the text side have tokens instead."""
+        """Whether the values have a step axis. At sites on the text side, they have a token axis instead."""
         return any(axis in _TIME for axis in self.axes)
 
     @cached_property
     def swapped(self) -> bool:
-        """Whether time is the third axis in the user's order; inside a run it is always the second."""
+        """Whether time is the third axis in the user's order, whereas inside a run it is always the second."""
         return self.axes[1] not in (*_TIME, *_OPEN)
 
     @cached_property
@@ -67,15 +67,15 @@ class Form:
         return values.transpose(-3, -2) if self.swapped else values
 
     def features(self, config: "LensConfig") -> tuple[int | None, ...]:
-        """The sizes of the axes after row and step (or token). The size of a key axis is `None`, because it grows."""
+        """The sizes of the axes after row and step (or token). A key axis has size `None`, because its length grows."""
         sizes = sizes_of(config)
         return tuple(sizes.get(axis) for axis in self.order[2:])
 
     def described(self, config: "LensConfig") -> str:
         """The axes, with the sizes that the model fixes, such as "row step head=4 d_head=12".
 
-        If the conditioning is a prefix, its positions precede the steps when requested, and always precede the keys of
-        a pattern.
+        If the conditioning is a prefix, its positions always precede the keys of an attention pattern, and precede the
+        steps if the user requests them.
         """
         sizes = sizes_of(config)
         known = {axis: f"{axis}={size}" for axis, size in sizes.items()}
@@ -111,9 +111,9 @@ Put = Callable[[Tensor, Tensor | None], None]
 
 @dataclass(frozen=True)
 class View:
-    """The quantities that a read depends on: the model's sizes, the number of batch rows, and the requested heads.
+    """What determines how a value is read: the model's sizes, the number of batch rows, and the requested heads.
 
-    The batch rows are those of both branches together. The heads matter only at head sites, and `None` means all.
+    The batch rows are those of both branches together. `heads` is used only at head sites, and `None` means all heads.
     """
 
     config: "LensConfig"
@@ -121,7 +121,7 @@ class View:
     heads: tuple[int, ...] | None = None
 
     def of(self, values: Tensor, axis: int) -> Tensor:
-        """The values of the requested heads."""
+        """Return the values of the requested heads."""
         if self.heads is None:
             return values
         return values.index_select(axis, torch.tensor(self.heads, device=values.device))
@@ -132,10 +132,10 @@ class Tap:
     """The point in the forward pass at which a site's value is read and written.
 
     `module` is a path relative to the block (or to the model, for model-wide sites). `op` is one operation of the
-    module's forward, or `None` for the whole module. `port` is the first input, all inputs, or the output, and `item`
-    selects one of several values. `in_place` marks a value that the block also uses for its skip connection. Replacing
-    the module's input would change the module's output but not the skip connection, so an edit is written into the
-    tensor itself.
+    module's forward pass, or `None` for the whole module. `port` selects the first input, all inputs, or the output,
+    and `item` selects one of several values. `in_place` marks a value that the block also uses for its skip connection.
+    Replacing the module's input would change the module's output but not the skip connection, so an edit is written
+    into the tensor itself.
     """
 
     module: str
@@ -153,9 +153,9 @@ class Tap:
     def open(self, envoy: Any, view: View) -> tuple[Tensor, Put]:
         """Return, inside a run, the value at this tap (`envoy`), and a function that replaces the value.
 
-        The old and the new value are in the run's layout. The function's second argument is a mask of the batch rows
-        for which dependent values are recomputed; `None` recomputes them where the new value differs. In all other rows
-        the model's values are kept bit for bit.
+        The old and the new value are in the run's layout. The function's second argument is a mask of the batch rows in
+        which dependent values are recomputed; `None` selects the positions at which the new value differs. The model's
+        values are kept bit for bit everywhere else.
         """
         served, form = getattr(envoy, self.port), self.form
         value = self._part(served)
@@ -176,7 +176,7 @@ class Tap:
         return view.of(value, 2) if "head" in form.axes else value, put
 
     def _part(self, served: Any) -> Any:
-        """The part of the served value that belongs to this site."""
+        """Return the part of the value from nnsight that belongs to this site."""
         if self.item is None:
             return served
         if self.port != "inputs":
@@ -194,7 +194,7 @@ class Tap:
         )
 
     def _whole(self, served: Any, changed: Tensor) -> Any:
-        """The served value, with this site's part changed."""
+        """Return the value from nnsight with this site's part changed."""
         if self.item is None:
             return changed
         if self.port == "inputs":
@@ -209,19 +209,19 @@ class Tap:
 
 @dataclass(frozen=True)
 class Positions(Tap):
-    """The position embeddings, which the model adds to every row; an edit may differ between rows."""
+    """The position embeddings. The model adds the same ones to every row, but an edit may differ between rows."""
 
     shared = True
 
     def open(self, envoy: Any, view: View) -> tuple[Tensor, Put]:
         table, put = super().open(envoy, view)
-        # If there are three axes, another invoke has already changed its own rows.
+        # If the table has three axes, another nnsight invoke has already changed its own rows.
         return table.expand(view.rows, -1, -1) if table.ndim == 2 else table, put
 
 
 @dataclass(frozen=True)
 class Pattern(Tap):
-    """The attention pattern, recomputed from the inputs of the attention kernel; writing a pattern recomputes z."""
+    """The attention pattern, recomputed from the inputs of the attention kernel. Writing a pattern recomputes z."""
 
     recomputed = True
 
@@ -248,8 +248,8 @@ class Pattern(Tap):
 
 @dataclass(frozen=True)
 class Result(Tap):
-    """The output of each head: z times the head's slice of the output weights. Their sum plus the bias is the
-    output."""
+    """The output of each head, which is z times the head's slice of the output weights. The attention's output is the
+    sum over heads plus the bias."""
 
     recomputed = True
 
@@ -276,12 +276,12 @@ def attention_pattern(
     scaling: float,
     causal: bool,
 ) -> Float[Tensor, "row head query key"]:
-    """The attention pattern, computed as in transformers' eager attention.
+    """Compute the attention pattern as in transformers' eager attention.
 
     `mask` is true (or zero) where a key is visible. A query without a visible key gives all keys the same weight, as in
-    eager attention. The null half sees no text, so each weight of its cross-attention pattern is one over the number of
-    tokens that the batch was padded to. Without a mask, causal attention over several steps sees only the present and
-    the past, and over a single step it sees all keys.
+    eager attention. The null half sees no text, so each weight of its cross-attention pattern is 1 divided by the
+    padded number of tokens in the batch. Without a mask, causal attention over several steps sees only the present and
+    the past, whereas causal attention over a single step sees all keys.
     """
     scores = query @ key.transpose(2, 3) * scaling
     if mask is None and causal and query.shape[2] > 1:

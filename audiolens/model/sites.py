@@ -1,9 +1,9 @@
 """Parse, list and validate the names of sites in a decoder, such as "blocks.3.hook_resid_post".
 
-Names follow TransformerLens where it has one. A short form leaves out "hook_" and the block: "resid_post" is
-`hook_resid_post` in every block, and "attn.z" is `attn.hook_z`. TransformerLens's bare names are short forms too: "q",
-"k", "v", "z", "pattern" and "result" belong to the self-attention, "pre" and "post" to the MLP. Negative layers count
-from the last block.
+Sites that exist in TransformerLens have the same names here. A short form omits "hook_" and the block: "resid_post" is
+`hook_resid_post` in every block, and "attn.z" is `attn.hook_z`. TransformerLens's bare names are also accepted: "q",
+"k", "v", "z", "pattern" and "result" are sites of the self-attention, and "pre" and "post" are sites of the MLP.
+Negative layers count from the last block.
 """
 
 import re
@@ -25,8 +25,8 @@ _BARE = {
 class Site:
     """One site: a hook name and the number of its block (`None` for model-wide sites).
 
-    `axes` are the axes of its values, such as ("row", "step", "d_model"). They are set only on sites that were found in
-    a model (`lens.find_sites`).
+    `axes` are the axes of the site's values, such as ("row", "step", "d_model"). They are set only on sites that were
+    found in a model (`lens.find_sites`).
     """
 
     hook: str
@@ -35,7 +35,7 @@ class Site:
 
     @classmethod
     def of(cls, name: str) -> "Site":
-        """The site with this full name."""
+        """Return the site with this full name."""
         match = _FULL.fullmatch(name)
         return cls(match[2], int(match[1])) if match else cls(name)
 
@@ -51,10 +51,10 @@ class Site:
 
 
 def hooked(name: Any) -> str:
-    """The hook to which a short form, a bare name or a hook's own name refers, without checking that a model has it.
+    """Return the hook to which a short form, a bare name or a hook name refers, whether or not a model has it.
 
     Raises:
-        InputTypeError: if it is not a string.
+        InputTypeError: if the name is not a string.
     """
     _refuse_no_name(name)
     group, dot, leaf = name.rpartition(".")
@@ -67,16 +67,16 @@ def _refuse_no_name(name: Any) -> None:
 
 
 def named(name: Any) -> Site:
-    """The site to which a name refers, without checking that a model has it; for a short form, `layer` is `None`."""
+    """Return the site to which a name refers, whether or not a model has it. A short form has no `layer` (`None`)."""
     site = Site.of(name) if isinstance(name, str) else Site(name)
     return Site(hooked(site.hook), site.layer)
 
 
 def canonical(name: str, hooks: Iterable[str]) -> str:
-    """The full hook name for a short or full one.
+    """Return the full name of a hook, given the full name or a short form.
 
     Raises:
-        SiteError: if the hook does not exist; the message lists the closest names and all existing hooks.
+        SiteError: if there is no such hook; the message lists the closest names and all existing hooks.
     """
     hooks = list(hooks)
     found = hooked(name)
@@ -101,9 +101,9 @@ def resolve(
     model_hooks: Iterable[str],
     n_layers: int,
 ) -> list[Site]:
-    """The sites selected by names and layers, without repeats, in the order given.
+    """Return the sites that names and layers select, without repeats, in the order given.
 
-    A full name ("blocks.3.hook_resid_post") includes its layer; a short one selects its site at `layers`, or at every
+    A full name ("blocks.3.hook_resid_post") includes the layer. A short form selects a site at `layers`, or in every
     block if `layers` is `None`.
     """
     hooks, model_hooks = list(hooks), list(model_hooks)
@@ -122,7 +122,7 @@ def resolve(
 
 
 def checked_layers(layers: int | Iterable[int] | None, n_layers: int) -> list[int]:
-    """Layer numbers as a list, sorted and without repeats; `None` means all layers, -1 the last."""
+    """Return layer numbers as a sorted list without repeats. `None` means all layers, and -1 means the last layer."""
     if layers is None:
         return list(range(n_layers))
     listed = listed_layers(layers)
@@ -132,7 +132,7 @@ def checked_layers(layers: int | Iterable[int] | None, n_layers: int) -> list[in
 
 
 def counted(layer: int, n_layers: int) -> int:
-    """A layer's number, counted from the first block; -1 is the model's last block.
+    """Return a layer's number, counted from the first block; a `layer` of -1 is the model's last block.
 
     Raises:
         SiteError: if the model has no such block.
@@ -143,7 +143,7 @@ def counted(layer: int, n_layers: int) -> int:
 
 
 def names_once(name: str, sites: Any) -> list[Any]:
-    """One or several site names, as a list.
+    """Return one or several site names as a list.
 
     Raises:
         InputTypeError: if `sites` is neither a name nor a list of names.
@@ -151,7 +151,7 @@ def names_once(name: str, sites: Any) -> list[Any]:
     if isinstance(sites, str):
         return [sites]
     try:
-        # A set is accepted because the order does not matter: a run visits sites in the model's order.
+        # A set is accepted, because a run visits sites in the model's order, whatever the order of the names.
         found = sorted(sites) if isinstance(sites, Set) else listed(name, sites)
     except TypeError:
         raise InputTypeError(
@@ -163,7 +163,7 @@ def names_once(name: str, sites: Any) -> list[Any]:
 
 
 def checked_names(name: str, sites: Any) -> Any:
-    """Return one site name unchanged, or several as a list.
+    """Return a single site name unchanged, or several names as a list.
 
     Raises:
         InputTypeError: if `sites` is neither a name nor a list of names.
@@ -176,20 +176,20 @@ def checked_names(name: str, sites: Any) -> Any:
 
 
 def listed_layers(layers: int | Iterable[int]) -> list[int]:
-    """One or several layers, as a list.
+    """Return one or several layer numbers as a list.
 
     Raises:
-        InputTypeError: if they are not whole numbers.
+        InputTypeError: if the layers are not whole numbers.
     """
     found = layers_once(layers)
     return found if isinstance(found, list) else [found]
 
 
 def layers_once(layers: Any) -> int | list[int]:
-    """One layer as a number, or several as a list, read once.
+    """Return one layer as a number, or several layers as a list; an iterable is iterated over only once.
 
     Raises:
-        InputTypeError: if they are not whole numbers (a mask is rejected).
+        InputTypeError: if the layers are not whole numbers (a mask is rejected).
     """
     try:
         given = layers if isinstance(layers, Iterable) and getattr(layers, "ndim", 1) else [layers]
@@ -200,7 +200,7 @@ def layers_once(layers: Any) -> int | list[int]:
 
 
 def checked_heads(heads: Sequence[int], n_heads: int) -> tuple[int, ...]:
-    """Head numbers in the order given, after checking that they exist and do not repeat."""
+    """Return head numbers in the order given, after checking that they exist and do not repeat."""
     found = tuple(head_numbers(heads))
     if not found or len(set(found)) != len(found) or not all(0 <= head < n_heads for head in found):
         raise InputError(f"heads={list(found)}: expected different heads; this model has heads 0 to {n_heads - 1}.")
@@ -208,10 +208,10 @@ def checked_heads(heads: Sequence[int], n_heads: int) -> tuple[int, ...]:
 
 
 def head_numbers(heads: Any) -> list[int]:
-    """Head numbers in the order given, read once.
+    """Return head numbers as a list, in the order given; `heads` is iterated over only once.
 
     Raises:
-        InputTypeError: if they are not a list of whole numbers (a mask is rejected).
+        InputTypeError: if `heads` is not a list of whole numbers (a mask is rejected).
     """
     try:
         return whole_numbers(bounded("heads", listed("heads", heads), MOST_INDICES))

@@ -1,8 +1,8 @@
 """Check, tokenise and encode prompts for the decoder.
 
-The text is encoded once, here, and the states are passed to transformers (`conditioning.py`), so that reading and
-generation use exactly the same states. A prompt of `None` is unconditional: zero states and a zero mask, as in the
-null branch of guidance and in transformers' own unconditional inputs.
+This module encodes the text once, and the encoder states are then passed to transformers (`conditioning.py`), so that
+reading and generation use exactly the same states. A prompt of `None` is unconditional and is encoded as zero states
+with a zero mask, as in the null branch of guidance and in transformers' own unconditional inputs.
 """
 
 from collections import Counter
@@ -20,7 +20,7 @@ from audiolens.model import tokens
 
 Prompt = str | None
 BUCKET = 16
-"""In exact runs, each prompt is padded to the next multiple of this many tokens, regardless of its batch."""
+"""With `exact=True`, each prompt is padded to the next multiple of this number of tokens, regardless of its batch."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,10 @@ class Text:
 
 
 def checked_prompts(prompts: Prompt | Sequence[Prompt], rows: int | None = None) -> tuple[Prompt, ...]:
-    """Prompts as a tuple, one per row; a single prompt is repeated for `rows` rows.
+    """Return prompts as a tuple, one per row. A single prompt is repeated for `rows` rows.
 
     Raises:
-        PromptError: for an empty list, an empty prompt, or anything that is not text.
+        PromptError: if the list or a prompt is empty, or if a prompt is neither text nor `None`.
     """
     if prompts is None or isinstance(prompts, str):
         listed: tuple[Prompt, ...] = (prompts,) * (rows or 1)
@@ -66,8 +66,8 @@ def checked(
 
 
 def lengths(prompts: Sequence[Prompt], tokenizer: Any, limit: int) -> list[int]:
-    """The length of each prompt in tokens (1 for `None`); prompts that are too long for the text encoder raise an
-    error."""
+    """Return the length of each prompt in tokens (1 for `None`), or raise an error if one is too long for the text
+    encoder."""
     read = iter(tokens.ids([prompt for prompt in prompts if prompt is not None], tokenizer))
     found = [1 if prompt is None else len(next(read)) for prompt in prompts]
     for row, (prompt, count) in enumerate(zip(prompts, found, strict=True)):
@@ -83,8 +83,8 @@ def lengths(prompts: Sequence[Prompt], tokenizer: Any, limit: int) -> list[int]:
 
 
 def token_limit(model: Any, tokenizer: Any) -> int:
-    """The largest number of tokens that the text encoder can read: the smaller of the tokenizer's and the encoder's
-    limits."""
+    """The largest number of tokens that the text encoder can read, which is the smaller of the tokenizer's limit and
+    the encoder's."""
     declared = [
         getattr(model.config.text_encoder, "n_positions", None),
         getattr(model.config.text_encoder, "max_position_embeddings", None),
@@ -95,9 +95,9 @@ def token_limit(model: Any, tokenizer: Any) -> int:
 
 @torch.no_grad()
 def encode(prompts: Sequence[Prompt], model: Any, tokenizer: Any, length: int | None = None) -> Text:
-    """Tokenise and encode prompts, padded on the right to the longest, or to `length` tokens.
+    """Tokenise and encode prompts, padded on the right to the longest prompt, or to `length` tokens.
 
-    The tokenizer's own padding and truncation settings are ignored, because token positions count from the left.
+    The tokenizer's own padding and truncation settings are ignored, because token positions must count from the left.
 
     Gradients are disabled, as in transformers' `generate`. With gradients, attention would use a different kernel,
     whose results differ in the last bits.
@@ -129,9 +129,9 @@ def encode(prompts: Sequence[Prompt], model: Any, tokenizer: Any, length: int | 
 
 
 def read_alike(first: Prompt | Sequence[Prompt], second: Prompt | Sequence[Prompt], tokenizer: Any) -> bool:
-    """Whether two texts, or two lists of them in any order, have the same tokens.
+    """Whether two prompts, or two lists of prompts in any order, have the same tokens.
 
-    Different texts can have the same tokens if the tokenizer knows none of the words in which they differ.
+    Different prompts can have the same tokens if the tokenizer knows none of the words in which they differ.
     """
     sides = [checked_prompts(side) for side in (first, second)]
     counts = [Counter(map(tuple, tokens.ids([text for text in side if text is not None], tokenizer))) for side in sides]
@@ -139,6 +139,6 @@ def read_alike(first: Prompt | Sequence[Prompt], second: Prompt | Sequence[Promp
 
 
 def _pad(model: Any, tokenizer: Any) -> int:
-    """The padding token, which is masked; a tokenizer may not define one."""
+    """The number of the padding token, which is masked. It is 0 if neither tokenizer nor model defines one."""
     own = (getattr(tokenizer, "pad_token_id", None), getattr(model.config.text_encoder, "pad_token_id", None), 0)
     return next(number for number in own if number is not None)

@@ -2,8 +2,8 @@
 
 Step s reads delayed column s (column 0 is the start token) and predicts column s + 1, which contains frame s of
 codebook 0 and frame s - k of a codebook delayed by k. A clip of F frames therefore takes F + (longest delay) steps. The
-last of these steps, the tail, only complete the delayed codebooks. A stereo model delays its codebooks in pairs. If the
-conditioning is a prefix in the decoder's own sequence, its positions are negative steps that end at -1.
+steps after step F - 1 are the tail, and only complete the delayed codebooks. A stereo model delays its codebooks in
+pairs. If the conditioning is a prefix in the decoder's own sequence, its positions are negative steps that end at -1.
 """
 
 import math
@@ -31,7 +31,7 @@ class Timeline:
     """The steps of one clip.
 
     `frames` is the number of codec frames, `frame_rate` is in frames per second, `delays` are the codebooks' delays in
-    steps, and `prefix` is the number of positions that the longest prefix of these rows takes before step 0.
+    steps, and `prefix` is the number of positions before step 0 in the row with the longest prefix.
     """
 
     frames: int
@@ -54,13 +54,13 @@ class Timeline:
         return self.frames / self.frame_rate
 
     def select(self, seconds: Span | None, prefix: bool = False) -> tuple[int, int]:
-        """The steps (from, to) of a span in seconds; `None` means every step, including the tail.
+        """Return the steps (from, to) of a time interval in seconds; `None` means every step, including the tail.
 
         With `prefix` the steps begin at the first position of the longest prefix, which is a negative step.
 
         Raises:
-            InputError: if the span is empty, not finite, or outside the clip, or if it does not start at 0 although
-                `prefix` is set.
+            InputError: if the interval is empty, not finite, or outside the clip, or if `prefix` is set and the
+                interval does not start at 0.
         """
         first, end = self._steps(seconds)
         if prefix and first:
@@ -85,7 +85,7 @@ class Timeline:
 
 
 def clip_timeline(seconds: object, config: "LensConfig", prefix: int = 0) -> Timeline:
-    """The timeline of a clip to be generated, after a prefix of at most `prefix` positions.
+    """Return the timeline of a clip to be generated, after a prefix of at most `prefix` positions.
 
     Raises:
         InputTypeError, InputError: if `seconds` is not a number, or is not a length that the model can generate.
@@ -96,7 +96,7 @@ def clip_timeline(seconds: object, config: "LensConfig", prefix: int = 0) -> Tim
         raise InputTypeError(f"seconds={shown(seconds)}: expected a number.") from None
     tail = max(config.delays)
     longest = (config.max_steps - prefix - tail) / config.frame_rate
-    # With fewer frames than this, transformers silently leaves the delay out.
+    # For clips with fewer frames, transformers silently omits the delay.
     least = max(1, tail)
     shortest = least / config.frame_rate
     if not (shortest <= length + 1e-9 and length <= longest + 1e-9):
@@ -105,7 +105,7 @@ def clip_timeline(seconds: object, config: "LensConfig", prefix: int = 0) -> Tim
 
 
 def codes_timeline(codes: Tensor | None, config: "LensConfig", prefix: int = 0) -> Timeline:
-    """The timeline of codes after a prefix of `prefix` positions; without codes, its only step is that of the start
+    """Return the timeline of codes after a prefix of `prefix` positions. Without codes, the only step reads the start
     token."""
     if codes is None:
         return Timeline(1, config.frame_rate, (0,), prefix)
@@ -119,7 +119,7 @@ def checked_frames(frames: object) -> int:
     """Check a number of codec frames, and return it.
 
     Raises:
-        InputTypeError, InputError: if it is not a whole number, is less than 1, or is larger than the limit for a clip.
+        InputTypeError, InputError: if `frames` is not a whole number, is less than 1, or exceeds the limit for a clip.
     """
     try:
         count = whole_number(frames)
@@ -133,7 +133,7 @@ def checked_frames(frames: object) -> int:
 
 
 def one_span(seconds: Span | None, span: Span | None) -> Span | None:
-    """The span (from, to) in seconds, which may be given under either name.
+    """Return the time interval (from, to) in seconds, which may be given as `seconds` or as `span`.
 
     Raises:
         InputError: if both were given.
@@ -166,7 +166,7 @@ def delays_of(n_codebooks: int, channels: int) -> tuple[int, ...]:
 def delay(
     codes: Int[Tensor, "row codebook frame"], delays: tuple[int, ...], pad: int
 ) -> Int[Tensor, "row codebook column"]:
-    """Codes as the decoder's columns: the start token, then each codebook shifted by its delay; the rest is `pad`."""
+    """Return the decoder's columns: the start token, then each codebook shifted by its delay and padded with `pad`."""
     rows, codebooks, frames = codes.shape
     columns = codes.new_full((rows, codebooks, 1 + frames + max(delays)), pad)
     for codebook, shift in enumerate(delays):
@@ -177,7 +177,7 @@ def delay(
 def undelay(
     columns: Int[Tensor, "row codebook column"], delays: tuple[int, ...], frames: int
 ) -> Int[Tensor, "row codebook frame"]:
-    """The codes inside delayed columns: the inverse of `delay`."""
+    """Return the codes in delayed columns. This is the inverse of `delay`."""
     return torch.stack(
         [columns[:, codebook, 1 + shift : 1 + shift + frames] for codebook, shift in enumerate(delays)], dim=1
     )

@@ -1,9 +1,9 @@
 """Tokenise prompts without padding or truncation, and warn about words that the tokenizer does not know.
 
 A word outside the vocabulary becomes the tokenizer's unknown token, or vanishes, and the model reads a different text
-without any error. Every prompt passes through here before a model runs. Its unknown words are collected when arguments
-are checked, and reported in one warning per call when the model first runs. A rejected call therefore raises only its
-error.
+without any error. Every prompt is therefore tokenised by this module before a model runs. Unknown words are collected
+when arguments are checked, and reported in one warning per call when the model first runs. If a call is rejected, only
+its error is raised.
 """
 
 import unicodedata
@@ -28,7 +28,7 @@ _OURS = tuple(f"{Path(__file__).parents[2] / name}/" for name in ("audiolens", "
 
 @dataclass
 class _Call:
-    """The unknown words of one call: `named` were already reported, and `noted` are still to be reported.
+    """The unknown words of one call, of which `named` were already reported and `noted` are still to be reported.
 
     `whole` marks a call that runs a model many times.
     """
@@ -42,7 +42,7 @@ _CALL: ContextVar[_Call | None] = ContextVar("call", default=None)
 
 
 def ids(prompts: Sequence[str], tokenizer: Any) -> list[list[int]]:
-    """The token ids of each prompt, including special tokens, without padding or truncation.
+    """Return the token ids of each prompt, including special tokens, without padding or truncation.
 
     Raises:
         PromptError: if the tokenizer fails, which may happen if it has no unknown token.
@@ -57,7 +57,7 @@ def ids(prompts: Sequence[str], tokenizer: Any) -> list[list[int]]:
 
 
 def unread(prompts: Sequence[str | None], tokenizer: Any) -> list[str]:
-    """The words that the tokenizer does not know, without repeats, in the order of the prompts."""
+    """Return the words that the tokenizer does not know, without repeats, in the order of the prompts."""
     texts = list(dict.fromkeys(prompt for prompt in prompts if prompt is not None))
     unknown = getattr(tokenizer, "unk_token_id", None)
     if unknown is not None:
@@ -71,7 +71,7 @@ def unread(prompts: Sequence[str | None], tokenizer: Any) -> list[str]:
 
 
 def note_unread(prompts: Sequence[str | None], tokenizer: Any) -> None:
-    """Collect words that the tokenizer does not know for `tell_unread`; a rejected call never reports them."""
+    """Collect words that the tokenizer does not know, for `tell_unread` to report unless the call is rejected."""
     call = _CALL.get()
     if call is None or not call.whole:
         call = _Call(whole=False)
@@ -80,7 +80,7 @@ def note_unread(prompts: Sequence[str | None], tokenizer: Any) -> None:
 
 
 def tell_unread() -> None:
-    """Warn once about the collected words, just before a model runs; the warning points to the package's caller."""
+    """Warn once about the collected words, just before a model runs. The warning points to the package's caller."""
     call = _CALL.get()
     if call is not None and call.noted:
         words = list(call.noted)
@@ -96,7 +96,7 @@ def tell_unread() -> None:
 
 @contextmanager
 def naming_once() -> Iterator[None]:
-    """Report each unknown word once, regardless of how many runs inside the block read it."""
+    """Report each unknown word only once, regardless of how many runs inside the block read the word."""
     call = _CALL.get()
     if call is not None and call.whole:
         yield
@@ -109,7 +109,7 @@ def naming_once() -> Iterator[None]:
 
 
 def named_once(function: Callable[P, T]) -> Callable[P, T]:
-    """Decorate a function that runs a model many times, so that it reports each unknown word once."""
+    """Decorate a function that runs a model many times, so that each call reports an unknown word only once."""
 
     @wraps(function)
     def once(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -120,9 +120,9 @@ def named_once(function: Callable[P, T]) -> Callable[P, T]:
 
 
 def mismatch(tokenizer: Any, embedded: int) -> str | None:
-    """The reason why a tokenizer cannot belong to a text encoder with `embedded` embeddings, or `None` if it can.
+    """Return why a tokenizer cannot belong to a text encoder with `embedded` embeddings, or `None` if it can.
 
-    Warns if the tokenizer uses fewer than half of the embeddings. Some are often unused, but rarely that many.
+    Warn if the tokenizer uses fewer than half of the embeddings. A few embeddings are often unused, but rarely half.
     """
     if not hasattr(tokenizer, "get_vocab"):
         raise InputTypeError(f"tokenizer={type(tokenizer).__name__}: expected a tokenizer or a processor.")
@@ -150,7 +150,7 @@ def mismatch(tokenizer: Any, embedded: int) -> str | None:
 
 
 def _from_offsets(texts: Sequence[str], tokenizer: Any, unknown: int | None) -> Iterator[str]:
-    """Unknown words, found from token offsets. Without an unknown token, these are the words that no token covers."""
+    """Find unknown words from token offsets. If there is no unknown token, these are the words that no token covers."""
     encoded = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True, **_WHOLE)
     for text, numbers, spans in zip(texts, encoded["input_ids"], encoded["offset_mapping"], strict=True):
         if unknown is None:
@@ -162,7 +162,7 @@ def _from_offsets(texts: Sequence[str], tokenizer: Any, unknown: int | None) -> 
 
 
 def _one_by_one(texts: Sequence[str], tokenizer: Any, unknown: int | None) -> Iterator[str]:
-    """Unknown words of a tokenizer without offsets, found by tokenising each word by itself."""
+    """Find the unknown words of a tokenizer without offsets, by tokenising each word separately."""
     for word in dict.fromkeys(word for text in texts for word in map(_bare, text.split()) if word):
         read = tokenizer(word, add_special_tokens=False, **_WHOLE)["input_ids"]
         if not read or unknown in read:
@@ -178,7 +178,7 @@ def _words(text: str) -> Iterator[tuple[int, int]]:
 
 
 def _joined(spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Merge directly adjacent spans."""
+    """Merge directly adjacent (start, stop) ranges of characters."""
     joined: list[tuple[int, int]] = []
     for start, stop in spans:
         if joined and joined[-1][1] == start:
@@ -189,13 +189,13 @@ def _joined(spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def _bare(word: str) -> str:
-    """A word without surrounding spaces and punctuation, because an unknown full stop does not change the meaning."""
+    """Strip surrounding spaces and punctuation from a word. An unknown full stop does not change the meaning."""
     kept = [index for index, sign in enumerate(word) if unicodedata.category(sign)[0] not in "PZC"]
     return word[kept[0] : kept[-1] + 1] if kept else ""
 
 
 def callers_level() -> int:
-    """The `stacklevel` with which a warning in the calling function points to the code that called the package."""
+    """The `stacklevel` with which a warning from the calling function points to the code that called the package."""
     frame = currentframe()
     level, outermost = 0, 0
     while frame is not None:

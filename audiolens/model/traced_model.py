@@ -17,9 +17,9 @@ class TracedModel:
         model: the transformers model, unchanged.
         tokenizer: the model's tokenizer.
         config: the model's sizes, rates and delays.
-        family: where the model's sites and modules are.
+        family: the model's family, which states where the sites and modules are.
         nnsight: the model's envoy tree, `audiolens.tracing.nnsight_source.Model`.
-        name: the model's name in results.
+        name: the name by which results refer to the model.
     """
 
     model: Any
@@ -31,7 +31,7 @@ class TracedModel:
 
     @property
     def device(self) -> torch.device:
-        """The device of the decoder or, with a `device_map`, the device of its first part."""
+        """The device of the decoder or, with a `device_map`, the device of the decoder's first part."""
         return next(self.model.decoder.parameters()).device
 
     @property
@@ -60,7 +60,7 @@ class TracedModel:
 
 @runtime_checkable
 class HasModel(Protocol):
-    """Anything with a `traced_model`: the type of a lens, for modules that `lens.py` itself imports."""
+    """Any object with a `traced_model`: the type of a lens, for modules that `lens.py` itself imports."""
 
     @property
     def traced_model(self) -> TracedModel: ...

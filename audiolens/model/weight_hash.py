@@ -1,4 +1,4 @@
-"""Hash a model's weights: a fast hash is independent of the dtype, and an exact one covers every bit."""
+"""Hash a model's weights, either fast and independently of the dtype, or exactly, covering every bit."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ _SAMPLED = 256
 
 
 def weights_hash(model: nn.Module) -> str:
-    """A hash of a model's decoder: the name and shape of every parameter, and 256 evenly spaced values of each.
+    """Hash a model's decoder: the name and shape of every parameter tensor, and 256 evenly spaced values of each.
 
     The hash is cheap even for billions of parameters, but a change in the other values is not detected. Training
     changes all values and is detected, whereas an edit of a single weight may not be. Values are first rounded to
@@ -30,10 +30,10 @@ def weights_hash(model: nn.Module) -> str:
 
 
 def adapter_settings(model: nn.Module) -> bytes:
-    """The adapter settings (active adapter, scale), which change the output but are not weights.
+    """Return the adapter settings (active adapter, scale), which change the output but are not weights.
 
-    They are the plain values in modules from packages other than torch and transformers. The result is empty if there
-    are none.
+    These settings are the plain values in modules from packages other than torch and transformers. The result is empty
+    if there are no such modules.
     """
     settings, every = [], vars(nn.Module())
     for name, module in sorted(model.named_modules(), key=lambda entry: entry[0]):
@@ -52,7 +52,7 @@ def _plain(value: Any) -> bool:
 
 
 def content_hash(model: nn.Module) -> str:
-    """An exact hash of every weight and buffer (name, dtype, shape, values), and of the adapter settings."""
+    """Hash the name, dtype, shape and exact values of every weight and buffer, and the adapter settings."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())

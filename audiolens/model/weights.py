@@ -4,11 +4,11 @@
 for cross-attention weights. Here their names are those of the self-attention weights with `_cross` appended
 (`lens.W_Q_cross[3]`), so that both appear together in name completion.
 
-With an adapter, a weight is the effective matrix, which is a computed copy instead of a view.
+If a layer has an adapter, its weight here is the effective matrix, which is a computed copy instead of a view.
 
-The weights are unprocessed. TransformerLens folds the layer norms into them when it loads a model; here
-`ln1.hook_normalized` is the full output of the norm, and `W_Q[l]` acts on that. MusicGen's projections have no biases,
-so there is no `b_Q`, `b_K`, `b_V` or `b_O`. Every tensor is detached, so reading one does not build a graph.
+The weights are unprocessed. TransformerLens folds the layer norms into the weights when it loads a model, whereas here
+`ln1.hook_normalized` is the full output of the norm, and `W_Q[l]` acts on that output. MusicGen's projections have no
+biases, so there is no `b_Q`, `b_K`, `b_V` or `b_O`. Every tensor is detached, so reading one does not build a graph.
 """
 
 from collections.abc import Callable, Iterable
@@ -28,7 +28,7 @@ from audiolens.model.traced_model import HasModel, TracedModel
 class Weights(tuple[Tensor, ...]):
     """One tensor per block (or codebook), indexed as `W[3]` or `W[3, head]`.
 
-    `W[...]` or `torch.stack(W)` copies all of them into one tensor, whose shape is `W.shape`.
+    `W[...]` or `torch.stack(W)` copies all these tensors into one tensor, whose shape is `W.shape`.
     """
 
     __slots__ = ()
@@ -71,7 +71,7 @@ class Weights(tuple[Tensor, ...]):
 
 
 def attention(name: str) -> tuple[property, property, property, property]:
-    """W_Q, W_K, W_V ("head d_model d_head") and W_O ("head d_head d_model") of one attention in every block."""
+    """W_Q, W_K, W_V ("head d_model d_head") and W_O ("head d_head d_model") of the named attention in every block."""
     into = "(head d_head) d_model -> head d_model d_head"
 
     def of(projection: str) -> Callable[[BlockPaths], str | None]:
@@ -106,7 +106,7 @@ def unembeddings(traced: TracedModel) -> Weights:
 def vocabulary() -> tuple[property, property, property]:
     """W_E ("code d_model") and W_U ("d_model vocab") of every codebook, and W_pos ("position d_model").
 
-    The last row of a `W_E` belongs to the start token, which is not predicted by any `W_U`.
+    The last row of each `W_E` belongs to the start token, which no `W_U` predicts.
     """
 
     def embeddings(lens: HasModel) -> Weights:
@@ -129,7 +129,7 @@ def vocabulary() -> tuple[property, property, property]:
 
 
 def _per_block(find: Callable[[BlockPaths], str | None], axes: str) -> property:
-    """One weight of every block; `axes` converts transformers' "out in" to TransformerLens's layout without a copy."""
+    """One weight of every block. `axes` converts transformers' "out in" to TransformerLens's layout without a copy."""
 
     def read(lens: HasModel) -> Weights:
         traced = lens.traced_model
@@ -155,7 +155,7 @@ def _rows(module: Any, traced: TracedModel) -> Tensor:
 
 
 def _like(module: Any, traced: TracedModel) -> Tensor:
-    """An empty tensor on the device of a module, in the dtype that the model computes in."""
+    """Return an empty tensor on the device of a module, in the dtype in which the model computes."""
     return torch.empty(0, dtype=traced.dtype, device=next(module.parameters()).device)
 
 

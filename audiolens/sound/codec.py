@@ -1,4 +1,4 @@
-"""Encode waveforms of any sample rate, mono or stereo, to the codec's codes, and decode codes to sound."""
+"""Encode mono or stereo waveforms of any sample rate as codes of the codec, and decode codes to sound."""
 
 import os
 from typing import Any
@@ -20,7 +20,7 @@ _CHUNKED = "this codec splits sound into chunks: set chunk_length_s=None in its 
 
 
 def checked_waveform(waveform: Any, sample_rate: int, config: LensConfig) -> Float[Tensor, "row channel sample"]:
-    """A waveform ("sample", "channel sample" or "row channel sample"), converted to the model's rate and channels."""
+    """Convert a waveform "sample", "channel sample" or "row channel sample" to the model's sample rate and channels."""
     try:
         wave = tensor_of("waveform", waveform).detach()
     except InputTypeError as error:
@@ -59,7 +59,7 @@ def _hertz(sample_rate: Any) -> int:
 def resampled(
     samples: Float[np.ndarray, "*axes sample"], sample_rate: int, wanted: int
 ) -> Float[np.ndarray, "*axes resampled"]:
-    """The samples, resampled with a polyphase filter; they are unchanged if the rate is the same."""
+    """Resample with a polyphase filter, or return the samples unchanged if the rates are equal."""
     if sample_rate == wanted:
         return samples
     from scipy.signal import resample_poly
@@ -69,8 +69,10 @@ def resampled(
 
 
 def encode(waveform: Any, sample_rate: int, model: Any, config: LensConfig) -> Int[Tensor, "row codebook frame"]:
-    """The undelayed codes of a waveform, after it is mixed or duplicated to the model's channels and resampled to its
-    rate.
+    """Encode a waveform as undelayed codes.
+
+    Channels are first averaged or duplicated to the model's number of channels, and the waveform is resampled to the
+    model's sample rate.
 
     Raises:
         InputError: if the waveform is empty, not finite, or has an unexpected shape.
@@ -91,7 +93,7 @@ def encode(waveform: Any, sample_rate: int, model: Any, config: LensConfig) -> I
 def features(
     waveform: Any, sample_rate: int, model: Any, config: LensConfig
 ) -> Float[Tensor, "row codec_feature frame"]:
-    """The output of the codec's encoder for a waveform, before quantisation; a stereo model's channels are averaged.
+    """Return the output of the codec's encoder before quantisation, averaged over the channels of a stereo model.
 
     Raises:
         InputError: for the same reasons as `encode`.
@@ -107,10 +109,10 @@ def features(
 
 
 def checked_codes(codes: Any, config: LensConfig, rows: int | None = None) -> Int[Tensor, "row codebook frame"]:
-    """Check undelayed codes for this model and the given number of rows, and return them as int64.
+    """Check that undelayed codes fit this model and the given number of rows, and return the codes as int64.
 
     Raises:
-        InputTypeError, InputError: if they do not fit; the message gives the reason.
+        InputTypeError, InputError: if the codes do not fit; the message gives the reason.
     """
     integral = isinstance(codes, Tensor) and not (codes.is_floating_point() or codes.is_complex())
     if not integral or codes.dtype == torch.bool or codes.ndim != 3:
@@ -130,7 +132,7 @@ def checked_codes(codes: Any, config: LensConfig, rows: int | None = None) -> In
 
 
 def decode(codes: Tensor, model: Any, config: LensConfig) -> Float[Tensor, "row channel sample"]:
-    """The sound of undelayed codes; a stereo model's codebooks alternate left and right."""
+    """Decode undelayed codes to sound. In a stereo model, codebooks alternate between the left and right channel."""
     scales = [None] * len(codes)
     sides = [codes[:, side :: config.channels] for side in range(config.channels)]
     return torch.cat(

@@ -1,8 +1,8 @@
 """Detect truncated MP3 files by the frame count in their Xing, LAME or Fraunhofer header.
 
-libsndfile reads the rest of a truncated MP3 without an error. Encoders write the number of frames and bytes into the
-first frame (the "Xing", "Info" and "VBRI" headers). A file without such a header is just a sequence of frames, so
-truncation can be detected only if it ends inside a frame.
+libsndfile reads what is left of a truncated MP3 file without an error. Encoders write the number of frames and bytes
+into the first frame (the "Xing", "Info" and "VBRI" headers). A file without such a header is only a sequence of frames,
+and its truncation can be detected only if the file ends inside a frame.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ _KBITS = {
     (2, 2): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
     (2, 3): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
-"""Bit rates in kbit/s by MPEG version (2 includes 2.5) and layer."""
+"""Bit rates in kbit/s, by MPEG version (2 includes 2.5) and layer."""
 _RATES_HZ = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 12_000, 8_000)}
 _MOST_SEARCHED = 2**16
 
 
 @dataclass(frozen=True)
 class Frame:
-    """An MP3 frame: where it begins, its size in bytes, and where the encoder's header would be."""
+    """An MP3 frame: its start and size in bytes, and the position at which an encoder would put its header."""
 
     start: int
     size: int
@@ -37,7 +37,7 @@ class Frame:
 
 
 def missing_frames(path: Path) -> bool:
-    """Whether a file has fewer frames or bytes than its header states, or ends inside a frame.
+    """Whether an MP3 file has fewer frames or bytes than its header states, or ends inside a frame.
 
     Raises:
         InputError: if the file cannot be read.
@@ -46,7 +46,7 @@ def missing_frames(path: Path) -> bool:
 
 
 def is_cut(content: bytes) -> bool:
-    """Apply the check of `missing_frames` to the bytes of a file."""
+    """Do the same as `missing_frames` for the bytes of a file."""
     first = _first(content)
     if first is None:
         return False
@@ -59,7 +59,7 @@ def is_cut(content: bytes) -> bool:
         whole += not inside
     if n_frames is None:
         return inside
-    # Only some encoders include the header's own frame in the count.
+    # Only some encoders include the frame that contains the header in the number of frames.
     return whole < n_frames or (inside and whole == n_frames)
 
 
@@ -104,7 +104,7 @@ def _frame(content: bytes, start: int) -> Frame | None:
 
 
 def _stated(content: bytes, first: Frame) -> tuple[int | None, int | None]:
-    """The numbers of frames and bytes stated in the first frame, each `None` if it is not stated."""
+    """The numbers of frames and bytes stated in the first frame. Either is `None` if the frame does not state it."""
     number = lambda offset: int.from_bytes(content[offset : offset + 4], "big")  # noqa: E731
     if content[first.tag : first.tag + 4] in (b"Xing", b"Info"):
         flags, offset = number(first.tag + 4), first.tag + 8

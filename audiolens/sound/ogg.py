@@ -1,7 +1,7 @@
-"""Check Ogg pages for files that were cut short or damaged, and give written files a fixed serial number.
+"""Detect Ogg files that were cut short or damaged, and give written files a fixed serial number.
 
-libsndfile reads the rest of a truncated Ogg file as if it were complete. Every page records its number, whether it is
-the last, and a checksum of its content (RFC 3533).
+libsndfile reads what is left of a truncated Ogg file as if the file were complete. To detect truncation, this module
+uses the number, the last-page flag and the checksum that every Ogg page contains (RFC 3533).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
 def refuse_cut(path: Path) -> None:
-    """Read an Ogg file page by page to the end, and reject it if it is incomplete.
+    """Read an Ogg file page by page to the end, and reject the file if it is incomplete.
 
     Raises:
         InputError: if the file ends early, a page is missing or damaged, or another stream follows.
@@ -45,7 +45,7 @@ def refuse_cut(path: Path) -> None:
 
 
 def with_serial(content: bytes, serial: int) -> bytes:
-    """A complete file of one stream, with a new serial number; encoders derive the number from the time of day."""
+    """Give a complete single-stream file a new serial number, because encoders take theirs from the time of day."""
     parts, offset = [], 0
     while offset < len(content):
         count = content[offset + _HEAD.size - 1]
@@ -70,7 +70,7 @@ def _pages(file: BinaryIO, path: Path) -> Iterator[bytes]:
 
 
 def _checksum(page: bytes | bytearray) -> int:
-    """Ogg's CRC of a page, derived from zlib's CRC by reversing bits and undoing its initial and final inversion."""
+    """Ogg's CRC of a page, computed from zlib's by reversing bits and undoing zlib's initial and final inversion."""
     blank = bytearray(page)
     blank[_CHECKSUM] = bytes(4)
     ones = 0xFFFFFFFF

@@ -1,11 +1,11 @@
 """Read sound files with libsndfile (WAV, FLAC, OGG, MP3, AIFF, AU, W64), reject incomplete ones, and write clips.
 
 libsndfile silently returns the remaining samples of a file that was cut short. The length in the header is therefore
-compared with the content, and formats that do not record the length are rejected. The whole header is checked before a
-sample is read, so that an hour of sound is never read into memory.
+compared with the content, and formats that do not record the length are rejected. The whole header is checked before
+any samples are read, so that an hour of sound is never read into memory.
 
-Clips can also be compressed for embedding in a page or a notebook. Non-finite samples are rejected, and clipping
-triggers a warning. The same clip always gives the same bytes.
+Clips can also be compressed, to embed them in a page or a notebook. Non-finite samples are rejected, and clipping
+causes a warning. Writing the same clip always gives the same bytes.
 """
 
 from __future__ import annotations
@@ -34,32 +34,34 @@ SoundPath = str | PathLike[str]
 Span = tuple[float, float]
 
 LONGEST_SECONDS = 600.0
-"""The longest sound that is read. A measure is one number per clip, so longer sound must be measured in parts."""
+"""The longest sound that is read. Longer sound must be measured in parts, because a measure is one number per clip."""
 MOST_CHANNELS = 2
 RATES_HZ = (4_000, 384_000)
 MOST_SAMPLES = 57_600_000
-"""The largest number of samples in all channels together: ten minutes of stereo at 48 kHz, 230 MB as floats. The header
-of a small file may state far more."""
+"""The largest number of samples in all channels together: ten minutes of stereo at 48 kHz, 230 MB as floats. The limit
+is needed because the header of a small file may state far more samples."""
 _WHOLE = ("WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "FLAC", "OGG", "MP3")
-"""Formats in which a truncated file can be recognised, by libsndfile or by this module."""
+"""Formats in which libsndfile or this module can recognise a truncated file."""
 _PLAIN = (b"RIFF", b"RF64", b"riff", b"FORM", b".snd")
-"""The first bytes of files with uncompressed samples, whose length can be computed without decoding."""
+"""The first bytes of the formats with uncompressed samples, whose length can be computed without decoding."""
 MOST_COMPRESSED_BYTES = 2**29
-"""The largest file in any other format, because a decoder must read all of it to find its end."""
+"""The largest file in bytes in any other format. A decoder must read the whole file to find the end of the sound."""
 _STREAMED = 0x7FFFFF00
-"""In the header of a sound that was streamed to the file, sizes of at least this value mean "unknown"."""
+"""The smallest size in a header that means "unknown", which is written if the sound was streamed to the file."""
 _SERIAL = 1
 """The serial number of every Ogg stream that is written, so that the same clip always gives the same bytes."""
 _MISSED_SHARE = 0.05
-"""The stated length of an MP3 is an estimate: a file counts as cut short only if it lacks more than this share."""
+"""An MP3 file counts as cut short only if it lacks more than this fraction of its stated length, an estimate."""
 
 
 def read(path: SoundPath, seconds: Span | None = None) -> tuple[Float[np.ndarray, "channel sample"], int]:
-    """The samples of a file, or of a span (from, to) in seconds, as floats in [-1, 1], and its sample rate in hertz.
+    """Read the samples of a file as floats in [-1, 1], and its sample rate in hertz.
+
+    `seconds` restricts the samples to a time interval (from, to).
 
     Raises:
         InputTypeError: if `path` is not a path.
-        InputError: if there is no such file, or if it is not a sound file, is empty, was cut short, has more than two
+        InputError: if the file does not exist, is not a sound file, is empty, was cut short, has more than two
             channels, or is longer than ten minutes.
     """
     if not isinstance(path, str | PathLike):
@@ -70,7 +72,7 @@ def read(path: SoundPath, seconds: Span | None = None) -> tuple[Float[np.ndarray
 
 
 def of_bytes(content: bytes, file: Path) -> tuple[Float[np.ndarray, "channel sample"], int]:
-    """Do the same as `read` for the bytes of a file; `file` is its name in messages.
+    """Do the same as `read` for the bytes of a file; `file` is the name that messages use.
 
     Raises:
         InputError: for the same reasons as `read`.
@@ -105,7 +107,7 @@ def _read(file: Path, source: Any, seconds: Span | None) -> tuple[Float[np.ndarr
 
 
 def _refuse_other_flac(file: Path, source: Any, sound: soundfile.SoundFile) -> None:
-    """Compare the samples of a whole FLAC file with the hash in its header, which libsndfile does not check."""
+    """Reject a FLAC file whose samples do not match the hash in its header, which libsndfile does not check."""
     expected = _flac_hash(file, source)
     width = {"PCM_S8": 1, "PCM_16": 2, "PCM_24": 3}.get(sound.subtype, 0)
     if not any(expected) or not width:
@@ -113,14 +115,14 @@ def _refuse_other_flac(file: Path, source: Any, sound: soundfile.SoundFile) -> N
     sound.seek(0)
     found = hashlib.md5(usedforsecurity=False)
     for block in sound.blocks(2**16, dtype="int32", always_2d=True):
-        # Samples are left-aligned in 32 bits; FLAC hashes only as many bytes as a sample has.
+        # Samples are left-aligned in 32 bits, but FLAC hashes only as many bytes as a stored sample has.
         found.update(np.ascontiguousarray(block.astype("<i4")).view(np.uint8).reshape(-1, 4)[:, 4 - width :].tobytes())
     if found.digest() != expected:
         raise InputError(f"{file} is damaged: its samples do not match the hash in its header.")
 
 
 def _flac_hash(file: Path, source: Any) -> bytes:
-    """The MD5 hash in the first block of a FLAC file, or empty bytes if a tag precedes that block."""
+    """Read the MD5 hash in the first block of a FLAC file, or return empty bytes if a tag precedes that block."""
     if isinstance(source, io.BytesIO):
         head = source.getvalue()[:42]
     else:
@@ -157,13 +159,13 @@ def write(
     sample_rate: int,
     kind: Literal["WAV", "FLAC"] = "WAV",
 ) -> None:
-    """Write a clip with 16-bit samples, or with 32-bit floats if it is a WAV with samples beyond [-1, 1].
+    """Write a clip with 16-bit samples, or with 32-bit floats if it is a WAV file with samples beyond [-1, 1].
 
-    FLAC can store only whole numbers, so samples beyond [-1, 1] are clipped there, with a warning. An existing file is
-    replaced atomically.
+    FLAC can store only whole numbers, so samples beyond [-1, 1] are clipped in FLAC files, with a warning. An existing
+    file is replaced atomically.
 
     Raises:
-        InputError: for NaN or infinite samples, or if the file cannot be written.
+        InputError: if samples are NaN or infinite, or if the file cannot be written.
     """
     import soundfile
 
@@ -184,12 +186,13 @@ def write(
 
 
 def compressed(samples: Float[np.ndarray, "channel sample"], sample_rate: int) -> tuple[bytes, str]:
-    """A clip as the bytes of a file, with its MIME type: Ogg Vorbis, or FLAC if this libsndfile cannot write Ogg.
+    """Compress a clip to the bytes of an Ogg Vorbis file, and return them with their MIME type.
 
-    Ogg preserves samples beyond [-1, 1], but a player may clip them. FLAC clips them, as in `write`.
+    The format is FLAC if the installed libsndfile cannot write Ogg. Ogg preserves samples beyond [-1, 1], but a player
+    may clip them. FLAC clips them, as in `write`.
 
     Raises:
-        InputError: for NaN or infinite samples.
+        InputError: if samples are NaN or infinite.
     """
     import soundfile
 
@@ -204,7 +207,7 @@ def compressed(samples: Float[np.ndarray, "channel sample"], sample_rate: int) -
 
 
 def _undated(wav: bytes) -> bytes:
-    """A float WAV with its time stamp set to zero; libsndfile writes the time of day next to the channel peaks."""
+    """Set to zero the time of day that libsndfile writes next to the channel peaks of a float WAV file."""
     offset = wav.index(b"PEAK") + 12
     return wav[:offset] + bytes(4) + wav[offset + 4 :]
 
@@ -217,7 +220,7 @@ def _put(file: SoundPath | io.BytesIO, content: bytes) -> None:
 
 
 def _checked_peak(samples: Any) -> float:
-    """The largest absolute sample, after checking that all samples are finite."""
+    """Return the largest absolute sample, after checking that all samples are finite."""
     if not np.isfinite(samples).all():
         raise InputError(
             "the sound contains NaN or infinite samples, which cannot be written to a file: drop or repair the clip."
@@ -226,7 +229,7 @@ def _checked_peak(samples: Any) -> float:
 
 
 def _in_16_bits(samples: Float[np.ndarray, "channel sample"], peak: float) -> Int16[np.ndarray, "channel sample"]:
-    """16-bit samples on libsndfile's scale, where 1 is 32768, so that a 16-bit file is written back unchanged."""
+    """Convert samples to 16 bits on libsndfile's scale (1 is 32768), so that 16-bit files are rewritten unchanged."""
     if peak > 1:
         warnings.warn(
             f"a clip peaks at {peak:.2f} of full scale, and is clipped at 1 in its file.",
@@ -237,8 +240,8 @@ def _in_16_bits(samples: Float[np.ndarray, "channel sample"], peak: float) -> In
 
 
 def _part(file: Path, sound: soundfile.SoundFile, seconds: Span | None) -> tuple[int, int]:
-    """The first frame to read and the number of frames. The whole header is checked before a sample is read."""
-    # The import is local, because measuring sound must not need torch.
+    """Return the first frame to read and the number of frames, after checking the whole header."""
+    # The import is local, because measuring sound must not require torch.
     from audiolens.model.timeline import checked_span
 
     rate, n_frames = sound.samplerate, sound.frames

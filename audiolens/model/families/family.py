@@ -1,7 +1,7 @@
-"""Family: everything that differs between kinds of model. Other code does not need to know the kind.
+"""Family: everything that differs between kinds of model, so that no other code needs to distinguish the kinds.
 
-A `Tap` (`site_access.py`) states where nnsight serves a site's value and how the value is laid out. Taps are listed in
-the order in which the forward pass reaches them, which is the order in which a trace must request them.
+A `Tap` (`site_access.py`) states where nnsight provides a site's value and how the value is laid out. Taps are listed
+in the order in which the forward pass reaches them, which is the order in which a trace must request them.
 """
 
 import math
@@ -37,18 +37,18 @@ class BlockPaths:
     key: str = "k_proj"
     value: str = "v_proj"
     output: str = "out_proj"
-    """The paths of an attention's projections, relative to the attention."""
+    """The paths of an attention's projections, relative to the attention module."""
 
     @property
     def attentions(self) -> dict[str, str]:
-        """The path of each attention, by the prefix of its site names."""
+        """The path of each attention module, by the prefix of its site names."""
         found = {"attn": self.attention, "cross_attn": self.cross_attention}
         return {name: path for name, path in found.items() if path is not None}
 
 
 @dataclass(frozen=True)
 class AttentionModules:
-    """The four projections of an attention, "... d_model -> ... d_model"."""
+    """The four projections of an attention module, each "... d_model -> ... d_model"."""
 
     query: Any
     key: Any
@@ -75,15 +75,15 @@ class Family:
     """How to recognise and condition the models of one family, and where to find their sites and modules.
 
     Attributes:
-        name, architecture: the family's common name, and the class name in transformers.
-        conditioning: how text reaches the decoder, either by cross-attention or as a prefix in its own sequence.
+        name, architecture: the family's common name, and the name of its class in transformers.
+        conditioning: how text reaches the decoder, by cross-attention or as a prefix in the decoder's own sequence.
         inputs: a function that returns the keyword arguments of a forward pass, given the model, the encoded prompts,
-            and whether guidance adds its null half.
+            and whether guidance adds a null half.
         decoder: the path of the module that runs the blocks.
-        parts: the modules of a block.
-        entry_taps, block_taps, exit_taps: where nnsight serves the values of sites before, in and after the blocks.
+        parts: the paths of a block's modules.
+        entry_taps, block_taps, exit_taps: where nnsight provides the values of sites before, in and after the blocks.
         guided: the order of the two halves of a guided batch.
-        body_blocks, body_norm, body_embeddings, body_positions: paths relative to the decoder.
+        body_blocks, body_norm, body_embeddings, body_positions: the paths of these modules, relative to the decoder.
         lm_heads: the path of the output heads, of which there is one per codebook.
     """
 
@@ -118,7 +118,7 @@ class Family:
         return {**self.entry_taps, **self.exit_taps}
 
     def has(self, hook: str) -> bool:
-        """Whether models of this family have a site, named without its block ("cross_attn.hook_q")."""
+        """Whether models of this family have a site, given its name without the block ("cross_attn.hook_q")."""
         return hook in self.block_taps or hook in self.entry_taps or hook in self.exit_taps
 
     def tap(self, site: Site) -> Tap:
@@ -135,7 +135,7 @@ class Family:
         return {site.name: self.tap(site).form.described(config) for site in self.sites(config)}
 
     def find(self, config: LensConfig, sites: str | Sequence[str], layers: int | Iterable[int] | None) -> list[Site]:
-        """The sites that names and layers select."""
+        """Return the sites that names and layers select."""
         return self._with_axes(
             resolve(sites, layers, hooks=self.block_taps, model_hooks=self.model_taps, n_layers=config.n_layers)
         )
@@ -149,7 +149,7 @@ class Family:
         names: str | Sequence[str] | Callable[[str], bool],
         layers: int | Iterable[int] | None,
     ) -> list[Site]:
-        """Find sites as `find` does, or by a function of the full name, which selects sites in the model's order.
+        """Find sites as `find` does, or find those whose full name a function accepts, in the model's order.
 
         Raises:
             InputTypeError, InputError: if the function selects nothing or does not return a bool, or if layers are also
@@ -230,10 +230,10 @@ class Family:
             raise UnsupportedModelError(f"this model does not look like {self.name}: {error}.") from None
 
     def part(self, root: nn.Module, path: str) -> Any:
-        """A module by its path.
+        """Return the module at a path.
 
         Raises:
-            UnsupportedModelError: if this module does not exist, because the model is not built like its family.
+            UnsupportedModelError: if there is no such module, because the model is not built like its family.
         """
         try:
             return root.get_submodule(path)

@@ -1,4 +1,4 @@
-"""MusicGen Melody: chroma and text form a prefix in the decoder's own sequence; there is no cross-attention."""
+"""MusicGen Melody, which has no cross-attention: chroma and text form a prefix in the decoder's own sequence."""
 
 from dataclasses import replace
 
@@ -15,7 +15,7 @@ MELODY = Family(
     decoder=MUSICGEN.decoder,
     parts=replace(MUSICGEN.parts, cross_attention=None, cross_attention_norm=None),
     entry_taps={
-        # With a prefix the embeddings are computed in two steps; they are always the input of the position embeddings.
+        # With a prefix, the embeddings are computed in two steps, but they are always the input of `embed_positions`.
         "hook_embed": Tap(f"{MUSICGEN.decoder}.embed_positions", "input", in_place=True),
         "hook_pos_embed": Positions(f"{MUSICGEN.decoder}.embed_positions", "output"),
     },

@@ -18,11 +18,11 @@ from audiolens.model.site_access import (
 )
 
 _KERNEL = "attention_interface_1"
-"""The call of the attention kernel in an attention's forward, in any attention implementation."""
+"""The operation in an attention's forward pass that calls the attention kernel, in any implementation."""
 
 
 def attention_sites(prefix: str, module: str) -> dict[str, Tap]:
-    """The sites inside a self-attention, in the order in which its forward reaches them."""
+    """The sites inside a self-attention, in the order in which its forward pass reaches them."""
     return {
         f"{prefix}.hook_q": Tap(f"{module}.q_proj", "output", HEADS),
         f"{prefix}.hook_k": Tap(f"{module}.k_proj", "output", HEADS),
@@ -37,7 +37,7 @@ def _cross_attention(prefix: str, module: str) -> dict[str, Tap]:
     """The sites inside a cross-attention, whose keys and values are on the text side.
 
     Keys and values are projected once per clip and then come from the key-value cache. They are therefore read at the
-    kernel, through which they pass at every step.
+    attention kernel, which receives them at every step.
     """
     return {
         **attention_sites(prefix, module),
