@@ -53,7 +53,7 @@ def probe(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Test whether a concept can be read from each block's activations better than from the sound itself.
+    """Test how well a concept can be read from each block's activations, compared with the sound itself.
 
     Examples:
 

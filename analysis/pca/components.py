@@ -132,7 +132,8 @@ class Trajectories:
         layers, poles: the layer and pole axes.
 
     The paths do not show what the model does with the difference between the poles. Much of a path reflects time
-    itself, which all rows share. The distance between the paths separates the poles, and the shape of a path does not.
+    itself, which all rows share. The poles are separated by the distance between their paths, not by the shape of a
+    path.
     """
 
     means: Float[np.ndarray, "layer pole step component"]

@@ -1,4 +1,4 @@
-"""Cosine similarity between directions at different layers (`cosine_map`), or of named sets at a layer (`compare`)."""
+"""Cosine similarity between directions at different layers (`cosine_map`) or of named sets per layer (`compare`)."""
 
 from analysis.similarity.cosines import Comparison, CosineMap, chance_cosine, chance_p, compare, cosine_map
 
