@@ -1,4 +1,4 @@
-"""The `audiolens` command line, which runs studies, steers clips and measures sound without any Python code.
+"""The `audiolens` command line, for running studies, steering clips and measuring sound without Python code.
 
 Slow modules are imported only when a command needs them, so that help appears at once. If audiolens rejects the
 input, the command prints one line on stderr and exits with code 2. Any other exception is a bug and shows its
@@ -63,7 +63,7 @@ _UsageError: Any = typer.BadParameter.__bases__[0]
 
 
 def main() -> None:
-    """Run the command line. Rejected input prints one line and exits with code 2; a bug shows its traceback."""
+    """Run the command line. For rejected input, print one line and exit with code 2; for a bug, show the traceback."""
     # Both libraries read these variables on import. Their log messages would otherwise hide the error line.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")

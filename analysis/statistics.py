@@ -35,7 +35,7 @@ It is half the share that a claim allows, because a chosen setting does worse on
 LEVEL = 0.05
 """The largest p-value against controls at which an effect may be claimed."""
 FEWEST_CONTROLS = 19
-"""The smallest number of controls with which p can reach `LEVEL`: 1 / (19 + 1)."""
+"""The smallest number of controls with which p can reach `LEVEL`, because p is at least 1 / (19 + 1)."""
 
 N_PERMUTATIONS = 999
 """Number of sign-flip permutations for the p-values of a grid."""
@@ -88,7 +88,7 @@ class Effect:
 @guarded
 @dataclass(frozen=True)
 class AUC:
-    """How often a positive row scores higher than a negative one. Ties and rows without a score count half.
+    """How often a positive row scores higher than a negative one. Ties and rows without a score count as one half.
 
     The AUC shows whether the scores separate the groups, but not by how much. For example, 100 against 101 BPM also
     gives an AUC of 1.0.

@@ -85,7 +85,7 @@ class TextAttention:
         """Return one row per layer, head and distinct token.
 
         `weight` is the mean over rows and steps, and `low` and `high` are its interval over prompts. `uniform` is the
-        weight under uniform attention.
+        weight that uniform attention would give.
         """
         tables = []
         layer, head = (axis.ravel() for axis in np.meshgrid(self.layers, self.heads, indexing="ij"))

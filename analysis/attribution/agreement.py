@@ -37,8 +37,8 @@ class Agreement:
     Attributes:
         cells: one row per cell: `site`, `layer`, `start`, `stop`, `head`, `attributed`, `exact` (nats, mean over
             pairs).
-        rho: Spearman's rank correlation between the two effects over a site's cells, by short site name. It is NaN if
-            either effect is the same in all cells.
+        rho: Spearman's rank correlation between attributed and exact effects over the cells of each site, by short
+            name. It is NaN if either effect is the same in all cells.
         intervals: bootstrap intervals of `rho`, over cells.
         n_pairs: number of prompt pairs on which the cells were patched.
 

@@ -66,7 +66,7 @@ def attribute(
 
     Args:
         clean, corrupted: prompts, paired by row. The two prompts of a pair need the same number of tokens for sites on
-            the text side, for "integrated", and for families whose text is a prefix.
+            the text side, for the method "integrated", and for families whose text is a prefix.
         codes: codes for both runs, usually those generated from the clean prompts.
         sites: short or full names. By default these are the residual stream, the outputs of attention, cross-attention
             and MLP, and the heads.
@@ -74,7 +74,7 @@ def attribute(
         metric: a function to use instead of the log-likelihood: (logits "row codebook step vocab", codes) -> "row
             codebook" or "row".
         method: "gradient" (one pass), or "integrated" over `steps` points between the prompts' text states.
-        steps: number of points on the path, for "integrated".
+        steps: number of points on the path, for the method "integrated".
         towards: which run is patched; see `AttributionResult`.
         per_codebook: keep codebooks separate, at the cost of one backward pass per codebook.
         check: number of cells per site that are also patched exactly, in one run per cell. The cells are sampled

@@ -1,9 +1,9 @@
 """Compute a metric's gradient with respect to the activations at all sites in one forward and one backward pass.
 
 A tensor of zeros is added at each site, and the metric is differentiated with respect to that tensor. This also works
-for values that are not tensors of the model, such as one head's part or a recomputed attention pattern. It keeps every
-path through the model intact. For a family without a text mask (MusicGen Melody), all prompts must have the same length
-in tokens.
+for values that are not tensors of the model, such as one head's part or a recomputed attention pattern. The zeros leave
+every path through the model intact. For a family without a text mask (MusicGen Melody), all prompts must have the same
+length in tokens.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ def backward(
 
     Args:
         sites: full names, in the model's order.
-        metric: the function to differentiate. It is summed over codebooks unless `per_codebook` is true, which costs
-            one backward pass per codebook.
+        metric: the function to differentiate, summed over codebooks.
+        per_codebook: differentiate each codebook's metric separately, at the cost of one backward pass per codebook.
         text_states: text states that the decoder attends to instead of those of the prompts.
     """
     if torch.is_inference_mode_enabled():

@@ -132,7 +132,7 @@ def write_result(found: Any, folder: Path, name: str) -> None:
 def print_result(found: Any, as_json: bool, columns: Sequence[str], **only: Any) -> None:
     """Print a result's finding and table.
 
-    JSON output contains the whole table. Text output contains only these columns of the matching rows.
+    JSON output contains the whole table. Text output contains only the given columns of the matching rows.
     """
     if as_json:
         say(to_json(as_facts(found)))

@@ -97,7 +97,7 @@ def looks(count: int) -> list[tuple[str, str]]:
 
 
 def signed(value: float, _: int = 0) -> str:
-    """Format a relative change as a signed percentage, as an axis formatter."""
+    """Format a relative change on an axis as a signed percentage."""
     return f"{value:+.0%}".replace("-", "−") if round(value, 6) else "0"
 
 
@@ -107,7 +107,7 @@ def percent(axes: Axes) -> None:
 
 
 def errors(value: Any, low: Any, high: Any) -> np.ndarray:
-    """Return the distances from each value to the ends of its interval, "side point".
+    """Return the distances from each value to the ends of its interval, as an array "side point".
 
     The distances are 0 if there is no interval.
     """

@@ -39,7 +39,7 @@ class LogitLensResult:
         control_ranks: rank of the next row's code at the same position, as a baseline from code frequency alone. These
             ranks are NaN if there is only one row.
         layers: layers of the first axis; the last is the model's last block, whose prediction is the model's output.
-        prompts: prompts of the rows; intervals resample them.
+        prompts: prompts of the rows, which the intervals resample.
         frame_rate: frames per second.
         vocab_size: codes per codebook; a uniform guess has mean rank (vocab_size + 1) / 2.
 

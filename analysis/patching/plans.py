@@ -16,8 +16,8 @@ class GridPlan:
 
     Attributes:
         cells, pairs: size of the grid. Every pair has one row for every cell.
-        row_steps: number of steps through one block that will be run, summed over rows.
-        naive_row_steps: the value of `row_steps` with one full forward pass per cell.
+        row_steps: number of combinations of row, step and block that will be computed.
+        naive_row_steps: the same number if every cell took one full forward pass.
         batch, chunk: the largest numbers of pairs and of cells that run together.
         memory_mib: expected memory of recordings and the largest batch, in addition to the model.
         seconds: upper estimate of the time, based on how long one row's forward pass takes on this machine. It is NaN
@@ -52,9 +52,9 @@ class SoundPlan:
         clips: number of clips to generate, including the unpatched clips of each generation.
         clip_seconds: length of each clip.
         generations: number of calls of `lens.generate`, each of which generates at most `rows` clips.
-        row_steps: number of steps through one block, summed over rows and both halves of the guidance.
-        seconds: estimated time. It is based on how long this machine takes for one step of the largest generation, and
-            to decode and measure one clip. It is NaN if these were not measured.
+        row_steps: number of combinations of row, step and block, over both halves of the guidance.
+        seconds: estimated time. It is based on the time that this machine takes to run one step of the largest
+            generation, and to decode and measure one clip. It is NaN if these were not measured.
     """
 
     cells: int

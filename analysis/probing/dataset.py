@@ -324,7 +324,7 @@ def same(values: Sequence[str | None]) -> np.ndarray:
 
 
 def same_codes(codes: Int[Tensor, "row codebook frame"]) -> np.ndarray:
-    """Return one number per row, as `same` does, which is equal for rows with the same codes."""
+    """Return one number per row, like `same`, but equal for rows with the same codes."""
     return same([bytes(clip.cpu().numpy().tobytes()).hex() for clip in codes])
 
 

@@ -159,7 +159,7 @@ def of_array(array: Any, layers: int | Sequence[int] | None = None) -> Features:
 def of_sound(lens: AudioLens, data: Dataset, baseline: Baseline, position: FeaturePosition = "mean") -> Features:
     """Return baseline features of the same rows over the same span, computed from sound or codes without the model.
 
-    "codec" gives the mean, standard deviation and mean absolute difference between frames of the codec's own vectors.
+    "codec" gives the mean, standard deviation, and mean absolute difference between frames of the codec's own vectors.
     "mel" gives these statistics for 64 mel bands in dB, and the autocorrelation of the onset strength up to two seconds
     (librosa).
 
@@ -211,7 +211,7 @@ def _mel(lens: AudioLens, data: Dataset, span: Span | None) -> Float[np.ndarray,
 
 
 def _over_time(values: Float[np.ndarray, "row band frame"]) -> Float[np.ndarray, "row feature"]:
-    """Return the mean, standard deviation and mean absolute difference between frames of every band."""
+    """Return every band's mean, standard deviation, and mean absolute difference between frames."""
     steps = np.abs(np.diff(values, axis=-1)).mean(-1) if values.shape[-1] > 1 else np.zeros(values.shape[:2])
     return np.concatenate([values.mean(-1), values.std(-1), steps], axis=1).astype(float)
 

@@ -221,7 +221,7 @@ class CrossValidation:
     def scored(
         self, values: Float[np.ndarray, "row feature"], probe: Probe, n_bootstrap: int = 500, seed: int = 0
     ) -> Scored:
-        """Cross-validate every target: for each fold, fit on all other folds and score on this one."""
+        """Cross-validate every target. For each fold, fit on all other folds and score on the held-out fold."""
         values = np.asarray(values, dtype=float)
         outputs = [np.empty((len(values), max(self.n_classes, 1))) for _ in self.targets]
         learned = []

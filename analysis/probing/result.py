@@ -109,7 +109,9 @@ class ProbeResult:
 
     @property
     def p(self) -> Float[np.ndarray, " place"]:
-        """The rank p-value of each score among the best scores of the shuffles, which is family-wise over `places`."""
+        """The family-wise p-value of each score, from its rank among the best scores of the shuffles over all
+        `places`.
+        """
         highest = self.shuffled.max(axis=0)
         return np.array([rank_test(score, highest).p for score in self.scores])
 

@@ -69,7 +69,7 @@ class Held:
         self.kept.difference_update([path for path in self.kept if path.is_relative_to(place)])
 
     def check(self) -> None:
-        """Raise if the folder was removed or replaced, or lost files, so that nothing more is written to it.
+        """Raise if the folder was removed or replaced, or has lost files, so that nothing more is written to it.
 
         Raises:
             StoppedError: if the folder or a file is gone. The error names what is gone.
@@ -252,7 +252,7 @@ def first_difference(begun: Mapping[str, Any], facts: Mapping[str, Any], told: I
     """Return a sentence on the first difference between two descriptions, or `None` if there is no difference.
 
     Args:
-        begun, facts: the description in a folder, and that of this run.
+        begun, facts: the description in the folder, and the description of this run.
         told: the entries to compare, and a template sentence for each with the fields `there`, `here`, `begun` and
             `facts`. "model.device" means the entry "device" in "model". "versions.*" means every entry in "versions",
             and the field `name` is then its name.
