@@ -1,8 +1,8 @@
-"""Experiments on an audiolens model. Each takes a lens or a cache and returns a result that you can tabulate and plot.
+"""Experiments on an audiolens model, which take a lens or a cache and return a result to tabulate and plot.
 
-Each experiment is a package (`analysis.probing`, `from analysis import sweep`) that exports its public functions; its
-other modules are the implementation. Packages load on first use, so the command line starts quickly. `analysis`
-imports `audiolens`, never the reverse.
+Each experiment is a package (`analysis.probing`, `from analysis import sweep`) that exports its public functions. The
+other modules of the package contain the implementation. Packages load on first use, so the command line starts quickly.
+`analysis` imports `audiolens`, never the reverse.
 """
 
 from importlib import import_module

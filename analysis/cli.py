@@ -1,4 +1,4 @@
-"""The `audiolens` command line, for running studies, steering clips and measuring sound without writing Python.
+"""The `audiolens` command line, for running studies, steering clips and measuring sound without Python code.
 
 Slow modules are imported only when a command needs them, so that help appears at once. If audiolens rejects the
 input, the command prints one line on stderr and exits with code 2. Any other exception is a bug and shows its
@@ -58,12 +58,12 @@ for command in (
 app.add_typer(directions.app, name="directions")
 
 _STOPPED = 130
-# Some versions of typer bundle click, and others use the installed one. This finds the right class in both cases.
+# Some versions of typer bundle click, and others use the installed click. This finds the right class in both cases.
 _UsageError: Any = typer.BadParameter.__bases__[0]
 
 
 def main() -> None:
-    """Run the command line. Rejected input prints one line and exits with code 2; a bug shows its traceback."""
+    """Run the command line. For rejected input, print one line and exit with code 2; for a bug, show the traceback."""
     # Both libraries read these variables on import. Their log messages would otherwise hide the error line.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
@@ -115,11 +115,11 @@ def _plainly_warned() -> Iterator[None]:
 
 
 def _refused_by_the_disk(error: Exception) -> str | None:
-    """Return the error line if a read or write failed (for example because the disk is full), else `None`."""
+    """Return the error line if reading or writing failed (for example because the disk is full), else `None`."""
     if isinstance(error, OSError):
         return f"{'' if error.filename is None else f'{error.filename}: '}{error.strerror or error}."
     libraries = (("soundfile", "LibsndfileError"), ("safetensors", "SafetensorError"), ("pyarrow", "ArrowException"))
-    # Only libraries that are loaded can have raised the error.
+    # Only a library that is loaded can have raised the error.
     kinds = tuple(getattr(sys.modules[name], kind) for name, kind in libraries if name in sys.modules)
     return (
         f"a file could not be written or read ({error}). Check that the disk is not full and that the file exists."

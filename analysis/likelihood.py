@@ -28,7 +28,10 @@ FIRST_SECOND: Span = (0.0, 1.0)
 
 @dataclass(frozen=True)
 class Window:
-    """Frames `first` to `end` (exclusive) of a clip, and the steps that predict them. Calling it returns the metric."""
+    """Frames `first` to `end` (exclusive) of a clip, and the steps that predict them.
+
+    Calling a window returns the metric.
+    """
 
     first: int
     end: int
@@ -60,7 +63,7 @@ class Window:
     def cropped(self, codes: Int[Tensor, "row codebook frame"]) -> Int[Tensor, "row codebook _"]:
         """Return the codes on which the window depends.
 
-        They extend past `end`, because delayed codebooks are predicted later.
+        These codes extend past `end`, because delayed codebooks are predicted later.
         """
         return codes[..., : self.end + max(*self.delays, 1) - 1]
 

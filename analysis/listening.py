@@ -1,4 +1,4 @@
-"""Decode codes to sound and measure it, in worker processes that run alongside generation.
+"""Decode codes and measure the resulting sound, in worker processes that run alongside generation.
 
 For a small model, decoding and measuring take as much CPU time as generating the codes. A sweep on two cores is
 therefore nearly twice as fast when one core generates and the other measures. Each worker has its own copy of the
@@ -50,7 +50,7 @@ class Heard:
 
 
 def default_workers() -> int:
-    """Half the cores that this process may use, up to eight workers; 0 if there is only one core."""
+    """Return half the number of cores that this process may use, at most 8, or 0 if there is only one core."""
     return min(8, cpu_count() // 2)
 
 
@@ -67,8 +67,8 @@ class Listener(AbstractContextManager["Listener"]):
     Args:
         lens: the model whose codec decodes the codes.
         measures: names from `audiolens.measure.MEASURES`.
-        n_jobs: number of worker processes. With 0, this process measures. `None` uses half the cores, or 0 workers if
-            there is only one core.
+        n_jobs: number of worker processes. With 0, the calling process decodes and measures. `None` uses half the
+            cores, or 0 workers if there is only one core.
     """
 
     def __init__(self, lens: AudioLens, measures: Sequence[str], n_jobs: int | None = None) -> None:

@@ -1,4 +1,4 @@
-"""How intervals and p-values are computed, and bootstrap intervals that resample clusters (prompts) of rows."""
+"""Settings of intervals and p-values, and bootstrap intervals that resample clusters (prompts) of rows."""
 
 from __future__ import annotations
 
@@ -19,15 +19,14 @@ from audiolens.errors import InputError
 @guarded
 @dataclass(frozen=True)
 class Resampling:
-    """The settings of intervals and p-values, as one value: `effect(..., resampling=Resampling(n_bootstrap=200))`.
+    """The settings of intervals and p-values in one object: `effect(..., resampling=Resampling(n_bootstrap=200))`.
 
     Every function that takes some of these settings also accepts them all as `resampling=`. `None` keeps the function's
-    own default. A setting that a function does not have is refused.
+    own default. Functions reject a setting that they do not have.
 
     Attributes:
         n_bootstrap: number of bootstrap draws; 0 gives no interval.
-        n_permutations: number of permutations of a test, such as the shuffles of the labels of a probe or a PCA
-            (`n_shuffles`).
+        n_permutations: number of permutations in a test, such as label shuffles for a probe or a PCA (`n_shuffles`).
         confidence: coverage of the intervals.
         seed: seed of the draws and permutations.
 
@@ -107,9 +106,9 @@ def interval_of(
 ) -> Interval:
     """Return the interval of a statistic from its values over the draws. Its ends are NaN if there are no draws.
 
-    With few clusters, plain percentile intervals are too narrow: with 8 prompts, a 95% interval covers about 90%. The
-    levels are therefore widened to match Student's t distribution (Hesterberg 2015, "What teachers should know about
-    the bootstrap", section 5.2).
+    With few clusters, plain percentile intervals are too narrow. For example, a 95% interval over 8 prompts covers the
+    true value only about 90% of the time. The levels are therefore widened to match Student's t distribution
+    (Hesterberg 2015, "What teachers should know about the bootstrap", section 5.2).
     """
     count = fewest if n_clusters is None else n_clusters
     if not len(values):
@@ -120,7 +119,7 @@ def interval_of(
 
 def levels(confidence: float, clusters: int) -> tuple[float, float]:
     """Return the lower and upper percentile levels, widened for few clusters (see `interval_of`)."""
-    # scipy does not accept fractions.
+    # scipy does not accept `Fraction` values.
     outside = (1 - float(confidence)) / 2
     tail = stats.norm.cdf(np.sqrt(clusters / (clusters - 1)) * stats.t.ppf(outside, clusters - 1))
     return float(tail), float(1 - tail)

@@ -43,7 +43,10 @@ class GridSite:
         return "head" in self.axes
 
     def summed(self, values: Float[Tensor, "codebook row ..."]) -> Float[Tensor, "codebook row place head"]:
-        """Sum over features, and over the keys of a pattern. The head axis has length 1 if the site has no heads."""
+        """Sum over features, and over the keys of an attention pattern.
+
+        The head axis has length 1 if the site has no heads.
+        """
         features = [1 + at for at, axis in enumerate(self.axes) if axis in _SUMMED]
         cells = values.sum(dim=features)
         if not self.heads:

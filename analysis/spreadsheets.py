@@ -1,4 +1,4 @@
-"""CSV export that stops a spreadsheet from running a text cell as a formula.
+"""Export tables as CSV, in a form that keeps spreadsheets from running text cells as formulas.
 
 A spreadsheet may read a cell that begins with =, +, -, @ or white space as a formula, and a formula can start programs
 or send the contents of other cells elsewhere. An apostrophe in front of such a cell marks it as text. Numbers are not

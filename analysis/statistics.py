@@ -1,4 +1,4 @@
-"""The statistics of every reported result (paired effects, clustered intervals, rank tests and corrections).
+"""The statistics that all reported results use (paired effects, clustered intervals, rank tests and corrections).
 
 The functions take numpy arrays and return frozen results. They do not depend on models or sound. Rows that share a
 prompt are not independent, so intervals resample whole prompts instead of single rows. The tests check the coverage or
@@ -29,19 +29,19 @@ MOST_FAILED = 0.10
 CHOSEN_FAILED = MOST_FAILED / 2
 """The largest share of failed clips at which a setting may be chosen.
 
-It is half of what a claim allows, because a chosen setting does worse on new clips.
+It is half the share that a claim allows, because a chosen setting does worse on new clips.
 """
 """The largest share of failed clips at which an effect may be claimed."""
 LEVEL = 0.05
 """The largest p-value against controls at which an effect may be claimed."""
 FEWEST_CONTROLS = 19
-"""The smallest number of controls with which p can reach `LEVEL`: 1 / (19 + 1)."""
+"""The smallest number of controls with which p can reach `LEVEL`, because p is at least 1 / (19 + 1)."""
 
 N_PERMUTATIONS = 999
 """Number of sign-flip permutations for the p-values of a grid."""
 
 UNTESTED = "too few prompts or shuffles to test: "
-"""Printed before a p-value that could not have been below the level."""
+"""Text printed before a p-value that could not have fallen below the level."""
 
 Alternative = Literal["greater", "less", "two-sided"]
 
@@ -88,10 +88,10 @@ class Effect:
 @guarded
 @dataclass(frozen=True)
 class AUC:
-    """How often a positive row scores higher than a negative one. Ties and rows without a score count half.
+    """How often a positive row scores higher than a negative one. Ties and rows without a score count as one half.
 
-    It shows whether the scores separate the groups, but not by how much. For example, 100 against 101 BPM also gives
-    1.0.
+    The AUC shows whether the scores separate the groups, but not by how much. For example, 100 against 101 BPM also
+    gives an AUC of 1.0.
     """
 
     value: float
@@ -163,7 +163,7 @@ class Means:
 
     @property
     def least_p(self) -> float:
-        """The smallest p that sign flips of n clusters can give, given that flipping all or none is equally extreme."""
+        """The smallest p that sign flips of clusters can give. Flipping all clusters is as extreme as flipping none."""
         return min(1.0, 2.0 ** (1 - self.n_clusters))
 
     def __repr__(self) -> str:
@@ -196,7 +196,8 @@ def effect(
         baseline: the measure of the paired unsteered clip. Pairs with NaN here (or 0, if relative) are left out and
             counted in `n_left_out`.
         prompts: the prompt of each pair; the interval resamples prompts.
-        failed: which steered clips have failed (`audiolens.measure.failed`). Failed clips count as having no effect.
+        failed: whether each steered clip failed (`audiolens.measure.failed`). The effect of a failed clip is taken as
+            0.
         relative: whether to use steered / baseline - 1, which suits measures with a true zero (BPM, Hz). Use False for
             dBFS and mode.
         confidence: coverage of the interval.
@@ -272,7 +273,7 @@ def means(
     `n_permutations`, the signs of whole clusters are also flipped to obtain a p-value, because without an effect both
     signs of a cluster's values are equally likely. `p_adjusted` compares the studentised mean of a cell with the
     largest one in the grid under the same flips (Westfall and Young 1993). This bounds the chance of any false claim in
-    the whole grid. `resampling` is a `Resampling` instead of the four settings.
+    the whole grid. `resampling` is a `Resampling` that replaces the four settings.
     """
     array = numbers_of("values", values)
     groups = _clusters(clusters, len(array))
@@ -311,7 +312,7 @@ def means(
 
 @guarded
 def rank_test(observed: float, controls: ArrayLike, alternative: Alternative = "greater") -> RankTest:
-    """Return the p-value of `observed` among n controls, (1 + k) / (n + 1), if k controls are at least as extreme.
+    """Return the p-value (1 + k) / (n + 1) of `observed` among n controls, k of which are at least as extreme.
 
     `"greater"` counts controls at least as large as `observed`, `"less"` counts those at least as small, and
     `"two-sided"` counts those at least as far from 0. For controls whose clips failed, give an effect of 0, not NaN.

@@ -1,7 +1,7 @@
-"""Analyse attention.
+"""Analyse the attention of a model.
 
-`to_text` shows which words each step attends to, and `by_lag` which heads attend at multiples of the beat. `ablate`
-measures how much ablating a head lowers the likelihood of given codes.
+`to_text` shows which words each step attends to, and `by_lag` shows which heads attend to positions whole beats back.
+`ablate` measures how much ablating a head lowers the likelihood of given codes.
 """
 
 from analysis.attention.ablation import HeadAblation, ablate

@@ -1,6 +1,7 @@
 """Measure how the likelihood of given codes changes when one head's output is scaled, by default to zero.
 
-Several heads share a batch, and each is scaled on its own rows. With a small model, this uses the hardware better.
+Several heads share a batch, and each head is scaled in its own rows only. A small model uses the hardware better with
+such larger batches.
 """
 
 from __future__ import annotations
@@ -37,14 +38,15 @@ class HeadAblation:
     """Change in the log-likelihood of given codes when one head's output is scaled, in nats per code.
 
     Attributes:
-        changes: scaled minus intact; negative if the head raises the likelihood.
+        changes: log-likelihood with the head scaled, minus `intact`. The change is negative if scaling the head lowers
+            the likelihood.
         intact: log-likelihood under the unchanged model, in nats per code.
         site, factor: the site that was scaled, and the factor.
         layers, heads, prompts: the labels of the first three axes.
-        window: the frames scored.
+        window: the scored frames.
 
-    The change does not isolate a head's function. Other heads may compensate (self-repair). Zero ablation also removes
-    the head's mean output, which shifts the inputs of later blocks.
+    The change does not isolate a head's function. Other heads may compensate for the scaled head (self-repair). Zero
+    ablation also removes the head's mean output, which shifts the inputs of later blocks.
     """
 
     changes: Float[np.ndarray, "layer head row codebook"]
@@ -58,11 +60,14 @@ class HeadAblation:
 
     @property
     def means(self) -> Means:
-        """Mean over rows and codebooks, "layer head", with intervals over prompts and p-values over all heads."""
+        """Mean change over rows and codebooks, "layer head", with intervals over prompts and p-values for each head."""
         return means(np.moveaxis(self.changes.mean(3), 2, 0), self.prompts, n_permutations=N_PERMUTATIONS)
 
     def to_frame(self) -> pd.DataFrame:
-        """Return one row per layer, head and codebook: `change`, `low`, `high` in nats per code, and `p` over all."""
+        """Return one row per layer, head and codebook.
+
+        The columns `change`, `low` and `high` are in nats per code, and `p` is adjusted for all rows of the table.
+        """
         found = means(np.moveaxis(self.changes, 2, 0), self.prompts, n_permutations=N_PERMUTATIONS)
         layer, head, codebook = np.indices(found.value.shape)
         return pd.DataFrame(
@@ -126,7 +131,7 @@ def ablate(
         factor: 0 removes the head's output.
         seconds: the window that is scored; the whole clip by default.
         reading: a `Reading` instead of `site`, `layers` and `heads`.
-        batch_size: rows per run. A run covers several heads if their rows fit.
+        batch_size: number of rows per forward pass. One pass covers several heads if their rows fit.
 
     Raises:
         SiteError: if the model family does not have the site.

@@ -25,7 +25,7 @@ Head = tuple[int, int]
 
 
 def text_paper(result: TextAttention, row: int, heads: Sequence[Head] | None) -> Figure:
-    """Plot weights by token and time for one row, one panel per head."""
+    """Plot attention weights by token and time for one row, with one panel per head."""
     chosen = _asked(result, heads) or _leading(result.selective(), result.layers, result.heads, 6)
     columns = min(3, len(chosen))
     lines = -(-len(chosen) // columns)
@@ -51,7 +51,7 @@ def text_paper(result: TextAttention, row: int, heads: Sequence[Head] | None) ->
 
 @literally
 def text_screen(result: TextAttention, row: int) -> go.Figure:
-    """Plot weights by token and time for one row, with a slider over heads, the most selective first."""
+    """Plot attention weights by token and time for one row, with a slider over heads, most selective first."""
     count = min(24, len(result.layers) * len(result.heads))
     chosen = _leading(result.selective(), result.layers, result.heads, count)
     names = [token.lstrip("▁Ġ") for token in result.tokens[_checked_row(result, row)]]
@@ -137,7 +137,7 @@ def ablation_paper(result: HeadAblation) -> Figure:
 
 @literally
 def ablation_screen(result: HeadAblation) -> go.Figure:
-    """Plot the change in log-likelihood by layer and head, on screen."""
+    """Plot the change in log-likelihood by layer and head, for the screen."""
     found = result.means
     extra = np.stack([found.low, found.high], axis=-1)
     hover = (
@@ -155,7 +155,7 @@ def _leading(values: np.ndarray, layers: Sequence[int], heads: Sequence[int], co
 
 
 def _asked(result: TextAttention | LagAttention, heads: Sequence[Head] | None) -> list[Head]:
-    """Return the requested heads, after checking that each is a (layer, head) of the result."""
+    """Return the requested heads, after checking that the result contains each (layer, head)."""
     if heads is None:
         return []
     for one in heads:
@@ -181,7 +181,10 @@ def _of(result: TextAttention, layer: int, head: int) -> np.ndarray:
 
 
 def _in_beats(result: LagAttention, layer: int, head: int, grid: np.ndarray) -> np.ndarray:
-    """Return the mean over clips of profiles divided by their mean, by lag in beats; NaN for fewer than two clips."""
+    """Divide each clip's profile by its mean, and return the mean over clips by lag in beats.
+
+    The mean is NaN at lags that fewer than two clips reach.
+    """
     profiles = result.profiles[result.layers.index(layer), result.heads.index(head)]
     lines = []
     for profile, beat in zip(profiles, result.beat_seconds, strict=True):

@@ -33,17 +33,19 @@ class LagAttention:
 
     Attributes:
         profiles: mean weight at each lag (0, 1, 2, ... steps back), over the same queries for every lag.
-        scores: per row (on - off) / (on + off), from -1 to 1. "On" is the mean weight one, two, ... whole beats back,
-            and "off" is the mean weight half a beat to either side of each. A steady decay therefore scores about 0.
-            The score is NaN if the beat is unknown.
-        beat_seconds: the beat of each row.
-        p: permutation p-value, which is how often beats shuffled *between* clips give a mean score at least as high. It
-            is corrected over heads (Benjamini-Hochberg).
-        control, control_high: the mean and the 95% quantile of the score under those shuffled beats.
-        layers, heads, prompts, frame_rate: the labels of the axes, and steps per second.
+        scores: the score (on - off) / (on + off) of each row, from -1 to 1. "On" is the mean weight one, two, ... whole
+            beats back, and "off" is the mean weight half a beat to either side of each. Weights that decay steadily
+            therefore score about 0. The score is NaN if the beat is unknown.
+        beat_seconds: the beat period of each row.
+        p: permutation p-value of each head, which is the share of shuffles of the beats *between* clips that give a
+            mean score at least as high. It is corrected for the number of heads (Benjamini-Hochberg).
+        control, control_high: the mean and the 95% quantile of the mean score over these shuffles.
+        layers, heads, prompts: the labels of the axes.
+        frame_rate: steps per second.
 
     A high score does not show that a head tracks the beat, because the head may follow anything that recurs with the
-    beat. Other clips' beats are a conservative control, because half or double a beat coincides with some of its lags.
+    beat. The beats of other clips are a conservative control, because a beat of half or double the length shares some
+    lags with the clip's own.
     """
 
     profiles: Float[np.ndarray, "layer head row lag"]
@@ -77,7 +79,7 @@ class LagAttention:
 
     @property
     def periodic(self) -> Bool[np.ndarray, "layer head"]:
-        """Which heads attend at multiples of the beat (the score's interval is above 0, and p is at most .05)."""
+        """Whether each head attends at multiples of the beat: its score's interval is above 0, and p is at most .05."""
         return (self.means.low > 0) & (self.p <= LEVEL)
 
     def to_frame(self) -> pd.DataFrame:
@@ -144,17 +146,18 @@ def by_lag(
     """Return self-attention by lag, with scores for attending at multiples of the beat.
 
     Args:
-        beat_seconds: the beat of each clip in seconds; NaN if unknown. By default it is measured in the decoded audio
-            (`audiolens.measure.tempo`).
-        longest_seconds: the longest lag; half the clip by default. Only queries that have this much history count.
+        beat_seconds: the beat period of each clip in seconds; NaN if unknown. By default, the beat is measured in the
+            decoded audio (`audiolens.measure.tempo`).
+        longest_seconds: the longest lag; half the clip by default. Only queries with at least this much history are
+            used.
         n_permutations: number of times the beats are shuffled between clips.
         seed: seed of the shuffles.
         reading: a `Reading` instead of `layers` and `heads`. The site is always `attn.pattern`.
         resampling: a `Resampling` instead of `n_permutations` and `seed`.
 
     Raises:
-        InputError: if the clips do not have at least two different beats, no clip has one and a half beats within the
-            lags, or the lags leave no query.
+        InputError: if the clips do not have at least two different beats, if no clip has one and a half beats within
+            the lags, or if no query has enough history for the longest lag.
     """
     codes, listed, blocks, chosen = checked(lens, prompts, codes, layers, heads)
     n_permutations = checked_count("n_permutations", n_permutations)
@@ -181,7 +184,7 @@ def by_lag(
                 profiles[index, :, first : first + len(pattern), lag] = found.T
     known = np.flatnonzero(np.isfinite(beats))
     scores = np.full(profiles.shape[:3], np.nan)
-    # Score each clip under each clip's beat once; a shuffle then only selects from this table.
+    # Score each clip once under every clip's beat. A shuffle then only selects scores from this table.
     table = np.stack([beat_score(profiles[:, :, known], beats[other] * rate) for other in known], axis=-1)
     scores[:, :, known] = np.moveaxis(np.diagonal(table, axis1=2, axis2=3), -1, 2)
     rng = np.random.default_rng(seed)
@@ -206,10 +209,10 @@ def by_lag(
 
 @guarded
 def beat_score(profiles: Float[np.ndarray, "*lead lag"], beat_steps: float) -> Float[np.ndarray, "*lead"]:
-    """Return (on - off) / (on + off) of weights by lag for a beat in steps; NaN if one and a half beats do not fit.
+    """Return the score (on - off) / (on + off) of weights by lag; NaN if one and a half beats do not fit into the lags.
 
     Raises:
-        InputTypeError, InputError: for profiles that are not numbers by lag, or a beat that is not positive.
+        InputTypeError, InputError: if `profiles` does not contain numbers by lag, or the beat is not positive.
     """
     profiles = numbers_of("profiles", profiles)
     beat_steps = checked_amount("beat_steps", beat_steps, above=0)
@@ -231,7 +234,7 @@ def beat_score(profiles: Float[np.ndarray, "*lead lag"], beat_steps: float) -> F
 
 
 def whole_beats(lags: int, beat_steps: float) -> int:
-    """Return how many whole beats of `beat_steps` fit into the lags, leaving half a beat after the last.
+    """Return how many whole beats of `beat_steps` fit into the lags if half a beat must remain after the last one.
 
     There is at most one beat per lag, because a beat shorter than a step does not have a separate lag.
     """
@@ -239,7 +242,7 @@ def whole_beats(lags: int, beat_steps: float) -> int:
 
 
 def _refuse_too_slow(beat_steps: Float[np.ndarray, " row"], lags: int, frames: int, rate: float) -> None:
-    """Raise if no clip has one and a half beats within the lags, so that none can be scored."""
+    """Raise if no clip has one and a half beats within the lags, because then no clip can be scored."""
     fastest = np.nanmin(beat_steps)
     if whole_beats(lags, fastest) >= 1:
         return
@@ -253,7 +256,7 @@ def _refuse_too_slow(beat_steps: Float[np.ndarray, " row"], lags: int, frames: i
 
 
 def _mean_score(scores: np.ndarray) -> np.ndarray:
-    """Return the mean of "layer head row" over clips with enough lags for a score."""
+    """Return the mean of scores "layer head row" over the clips that have enough lags for a score."""
     counts = np.isfinite(scores).sum(-1)
     return np.nansum(scores, axis=-1) / np.maximum(counts, 1)
 

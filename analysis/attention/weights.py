@@ -1,7 +1,7 @@
 """Record attention weights, one batch at a time, after checking the arguments.
 
-The weights show where a head attends. They do not show what it copies from there, or whether anything depends on it;
-see Jain and Wallace (2019), "Attention is not explanation".
+The weights show where a head attends. They do not show what the head copies from there, or whether the output depends
+on it; see Jain and Wallace (2019), "Attention is not explanation".
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ def caches(
     heads: list[int],
     batch_size: int,
 ) -> Iterator[tuple[int, Any]]:
-    """Yield the first row and the recordings of each batch, without keeping them.
+    """Yield each batch's first row number and its recordings.
 
-    The size of a pattern grows with the square of the clip length.
+    Earlier batches are not kept, because the size of an attention pattern grows with the square of the clip length.
     """
     size = whole_batch_size(batch_size)
     for first in range(0, len(prompts), size):

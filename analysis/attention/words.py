@@ -26,11 +26,11 @@ from audiolens.tracing.recording import Reading
 @guarded
 @dataclass(frozen=True, eq=False)
 class TextAttention:
-    """Attention from steps to the text's tokens.
+    """Attention from each step to the tokens of the text.
 
     Attributes:
-        weights: attention weights; NaN after the end of a row's text. In cross-attention they sum to 1 over tokens. If
-            the text is a prefix, they sum to less, since steps and chroma receive attention too.
+        weights: attention weights; NaN after the end of a row's text. In cross-attention, the weights sum to 1 over
+            tokens. If the text is a prefix, they sum to less than 1, because steps and chroma also receive attention.
         tokens: the tokens of each row, as strings.
         layers, heads: the labels of the first two axes.
         prompts: the prompts of the rows.
@@ -50,10 +50,10 @@ class TextAttention:
     def word(self, word: str | Sequence[str]) -> Float[np.ndarray, "layer head row step"]:
         """Return the attention weight on a word, or the total weight on several words.
 
-        Weights are summed over all occurrences. They are NaN in rows that contain none.
+        Weights are summed over all occurrences. They are NaN in rows that do not contain any of the words.
 
         Raises:
-            InputError: if no row contains it.
+            InputError: if no row contains any of the words.
         """
         wanted = {word} if isinstance(word, str) else {checked_text("word", one) for one in listed("word", word)}
         if not wanted:
@@ -82,10 +82,10 @@ class TextAttention:
         return means(np.moveaxis(ratio[:, :, kept], 2, 0), rows)
 
     def to_frame(self) -> pd.DataFrame:
-        """Return one row per layer, head and token (by word).
+        """Return one row per layer, head and distinct token.
 
-        `weight` is the mean over rows and steps, with `low` and `high` over prompts; `uniform` is the weight under
-        uniform attention.
+        `weight` is the mean over rows and steps, and `low` and `high` are its interval over prompts. `uniform` is the
+        weight that uniform attention would give.
         """
         tables = []
         layer, head = (axis.ravel() for axis in np.meshgrid(self.layers, self.heads, indexing="ij"))
@@ -119,10 +119,10 @@ class TextAttention:
     def plot(self, row: int = 0, heads: Sequence[tuple[int, int]] | None = None) -> Any:
         """Plot weights by token and time for one row, with one panel per (layer, head) (matplotlib figure).
 
-        By default it shows the heads furthest from uniform attention.
+        By default, the plot shows the heads that are furthest from uniform attention.
 
         Raises:
-            InputError: for a row or a head that was not recorded.
+            InputError: if the row or one of the heads was not recorded.
         """
         from analysis.attention import figures
 
@@ -135,7 +135,7 @@ class TextAttention:
         return figures.text_screen(self, row)
 
     def selective(self) -> Float[np.ndarray, "layer head"]:
-        """Return each head's mean KL divergence from uniform attention, in nats; higher is more selective."""
+        """Return each head's mean KL divergence from uniform attention, in nats. Selective heads have high values."""
         counts = np.array([len(tokens) for tokens in self.tokens], dtype=float)[:, None, None]
         shares = self.weights / np.nansum(self.weights, axis=-1, keepdims=True)
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -168,15 +168,16 @@ def to_text(
     batch_size: int = 8,
     reading: Reading | None = None,  # noqa: ARG001 - its values arrive as the loose arguments
 ) -> TextAttention:
-    """Return the attention weights from every step to every token of its prompt, per layer and head.
+    """Return the attention weights from every step to every token of its row's prompt, per layer and head.
 
-    The tail is left out. If the text is a prefix (MusicGen Melody), these are self-attention weights on the text's
-    positions in the prefix. `reading` is a `Reading` instead of `layers` and `heads`.
+    The last steps, which only finish the delayed codebooks, are left out. If the text is a prefix (MusicGen Melody),
+    these are self-attention weights on the text's positions in the prefix. `reading` is a `Reading` that replaces
+    `layers` and `heads`.
 
     Raises:
-        PromptError, InputError: for prompts or codes that do not fit the model or each other, a prompt of `None`, or a
-            head that the model does not have.
-        SiteError: for a layer that the model does not have.
+        PromptError, InputError: if prompts or codes do not fit the model or each other, if a prompt is `None`, or if
+            the model does not have one of the heads.
+        SiteError: if the model does not have one of the layers.
     """
     codes, listed, blocks, chosen = checked(lens, prompts, codes, layers, heads)
     if any(prompt is None for prompt in listed):

@@ -1,7 +1,7 @@
-"""Attribute the difference between two prompts to sites, heads and steps, at the cost of a few passes.
+"""Attribute the difference between two prompts to sites, heads and steps, in a few passes through the model.
 
-`attribute` uses the gradient of a metric with respect to the activations; `direct` measures what each component writes
-directly to the logits.
+`attribute` uses the gradient of a metric with respect to the activations, and `direct` measures what each component
+writes directly to the logits.
 """
 
 from analysis.attribution.experiment import attribute

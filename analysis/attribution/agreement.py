@@ -1,4 +1,4 @@
-"""Compare attributions with exact activation patching on a uniform random sample of cells, one run per cell."""
+"""Compare attributions with exact activation patching on a uniform random sample of cells, with one run per cell."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from audiolens.lens import AudioLens
 
 @dataclass(frozen=True)
 class CheckedCell:
-    """Steps (or tokens) `start` to `stop` of one head (`None`: all heads) at one site."""
+    """The steps (or tokens) from `start` to `stop` of one head at one site. `head=None` means all heads."""
 
     site: GridSite
     start: int
@@ -37,13 +37,14 @@ class Agreement:
     Attributes:
         cells: one row per cell: `site`, `layer`, `start`, `stop`, `head`, `attributed`, `exact` (nats, mean over
             pairs).
-        rho: short site name -> Spearman's rank correlation over its cells; NaN if nothing varies.
+        rho: Spearman's rank correlation between attributed and exact effects over the cells of each site, by short
+            name. It is NaN if either effect is the same in all cells.
         intervals: bootstrap intervals of `rho`, over cells.
-        n_pairs: number of prompt pairs the cells were patched on.
+        n_pairs: number of prompt pairs on which the cells were patched.
 
     Cells are sampled uniformly, so most effects may be near 0, where ranks are noise. If there are few strong cells,
-    the correlation can therefore be low even though those cells are right. Ranks do not show scale; to check the scale,
-    compare the two columns.
+    the correlation can therefore be low even though the attributions of those cells are right. Ranks do not show scale.
+    To check the scale, compare the columns `attributed` and `exact`.
     """
 
     cells: pd.DataFrame
@@ -81,7 +82,7 @@ def patched(
     cells: Sequence[CheckedCell],
     metric: Metric,
 ) -> Float[np.ndarray, "cell row codebook"]:
-    """Return the metric with each cell patched in turn, one run per cell.
+    """Return the metric with each cell patched in turn, in one run per cell.
 
     `own` contains the activations of the patched run, and `other` the replacements, both by full site name.
     """

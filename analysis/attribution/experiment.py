@@ -1,11 +1,12 @@
 """Attribute the difference between two prompts to sites, heads and steps in a few passes (attribution patching).
 
-Activation patching runs the model once per cell. Each run replaces one activation with that of the other prompt's run,
-and computes the metric. Attribution patching (Nanda 2023, "Attribution patching: activation patching at industrial
+Activation patching runs the model once per cell. Each run replaces one activation with the one from the other prompt's
+run, and computes the metric. Attribution patching (Nanda 2023, "Attribution patching: activation patching at industrial
 scale"; Syed et al. 2023) replaces all these runs with one gradient: to first order, the metric changes by gradient x
 (other - own) activation. `method="integrated"` averages the gradient along the straight line between the two prompts'
-text states (integrated gradients, Sundararajan et al. 2017, applied inside the model as in Hanna et al. 2024). Both are
-approximations. Their agreement with exact patching is measured on a sample of cells and reported with every result.
+text states (integrated gradients, Sundararajan et al. 2017, applied inside the model as in Hanna et al. 2024). Both
+methods are approximations. Their agreement with exact patching is measured on a sample of cells and reported with every
+result.
 
 `direct` (in `logits.py`) measures what each component writes directly to the logits, bypassing later blocks.
 """
@@ -65,18 +66,19 @@ def attribute(
 
     Args:
         clean, corrupted: prompts, paired by row. The two prompts of a pair need the same number of tokens for sites on
-            the text side, for "integrated", and for families whose text is a prefix.
+            the text side, for the method "integrated", and for families whose text is a prefix.
         codes: codes for both runs, usually those generated from the clean prompts.
         sites: short or full names. By default these are the residual stream, the outputs of attention, cross-attention
             and MLP, and the heads.
         seconds: the window whose codes are scored; the first second by default. Later steps are not run.
-        metric: another function of (logits "row codebook step vocab", codes) -> "row codebook" or "row".
+        metric: a function to use instead of the log-likelihood: (logits "row codebook step vocab", codes) -> "row
+            codebook" or "row".
         method: "gradient" (one pass), or "integrated" over `steps` points between the prompts' text states.
-        steps: number of points on the path, for "integrated".
+        steps: number of points on the path, for the method "integrated".
         towards: which run is patched; see `AttributionResult`.
-        per_codebook: keep codebooks separate, at the cost of a backward pass each.
-        check: number of cells per site that are also patched exactly, in one run each. They are sampled uniformly, and
-            0 disables the check.
+        per_codebook: keep codebooks separate, at the cost of one backward pass per codebook.
+        check: number of cells per site that are also patched exactly, in one run per cell. The cells are sampled
+            uniformly. 0 disables the check.
         check_pairs: number of prompt pairs in the check.
         cells: number of time windows into which the steps are divided for the check.
         batch_size: number of pairs per pass.
@@ -84,9 +86,9 @@ def attribute(
         reading: a `Reading` instead of `sites` and `layers`.
 
     Raises:
-        SiteError: if the model family does not have a site.
-        InputError: if prompts and codes do not pair up, tokens do not align, or the metric does not differ between the
-            prompts.
+        SiteError: if the model family does not have one of the sites.
+        InputError: if prompts and codes do not pair up, if tokens do not align, or if the metric does not differ
+            between the prompts.
     """
     checked_flags(per_codebook=per_codebook, progress=progress)
     sites = None if sites is None else names_once("sites", sites)

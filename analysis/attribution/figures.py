@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from analysis.attribution.logits import DirectResult
 
 SHOWN = 36
-"""Number of components in a figure on paper."""
+"""The largest number of components shown in a figure for paper."""
 
 
 def paper(result: AttributionResult) -> Figure:
-    """Plot one panel per site, of layer by time, head or token."""
+    """Plot one panel per site, with layers as rows and times, heads or tokens as columns."""
     sites = list(result.sites)
     columns = min(3, len(sites))
     rows = -(-len(sites) // columns)
@@ -48,7 +48,7 @@ def paper(result: AttributionResult) -> Figure:
 
 @literally
 def screen(result: AttributionResult) -> go.Figure:
-    """Plot one panel with a menu of sites."""
+    """Plot a single panel with a menu that selects the site."""
     figure = go.Figure()
     buttons = []
     for place, site in enumerate(result.sites):
@@ -145,7 +145,7 @@ def direct_caption(result: DirectResult) -> str:
 
 
 def _largest(result: DirectResult) -> tuple[list[str], np.ndarray]:
-    """Return the largest components, as many as fit on a page, in the model's order."""
+    """Return the components with the largest contributions, at most `SHOWN` of them, in the model's order."""
     values = result.values.mean(1)
     kept = np.sort(np.argsort(-np.abs(values).max(1))[:SHOWN])
     return [result.labels[place] for place in kept], values[kept]

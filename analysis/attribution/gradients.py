@@ -1,8 +1,9 @@
 """Compute a metric's gradient with respect to the activations at all sites in one forward and one backward pass.
 
-A zero is added at each site, and the metric is differentiated with respect to it. This also works for values that are
-not tensors of the model (one head's part, a recomputed attention pattern), and keeps every path through the model
-intact. For a family without a text mask (MusicGen Melody), all prompts must have the same length in tokens.
+A tensor of zeros is added at each site, and the metric is differentiated with respect to that tensor. This also works
+for values that are not tensors of the model, such as one head's part or a recomputed attention pattern. The zeros leave
+every path through the model intact. For a family without a text mask (MusicGen Melody), all prompts must have the same
+length in tokens.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from audiolens.errors import InputError
 from audiolens.lens import AudioLens
 
 Metric = Callable[[Tensor, Tensor], Tensor]
-"""(logits "row codebook step vocab", codes) -> "row codebook", or one number per row."""
+"""A function of (logits "row codebook step vocab", codes) that returns "row codebook", or one number per row."""
 
 
 @dataclass(frozen=True, eq=False)
 class Pass:
-    """The results of one pass: activations by full site name, the metric's gradients there, and the metric itself.
+    """The results of one pass: activations and the metric's gradients by full site name, and the metric itself.
 
     Gradients have the axes "codebook row ...". The codebook axis has length 1 if the metric was summed over codebooks.
     """
@@ -44,13 +45,13 @@ def backward(
     text_states: Float[Tensor, "row token d_model"] | None = None,
     per_codebook: bool = False,
 ) -> Pass:
-    """Return activations, and the gradients of the metric with respect to them.
+    """Return the activations at all sites, and the gradients of the metric with respect to them.
 
     Args:
         sites: full names, in the model's order.
-        metric: a function that is summed over codebooks. With `per_codebook` it is not summed, at the cost of one
-            backward pass per codebook.
-        text_states: states that the decoder attends to instead of those of the prompts.
+        metric: the function to differentiate, summed over codebooks.
+        per_codebook: differentiate each codebook's metric separately, at the cost of one backward pass per codebook.
+        text_states: text states that the decoder attends to instead of those of the prompts.
     """
     if torch.is_inference_mode_enabled():
         raise InputError("torch.inference_mode() is active, but attribution needs gradients: leave this mode first.")
@@ -84,7 +85,7 @@ def scored(metric: Metric, logits: Tensor, codes: Tensor) -> Float[Tensor, "row 
     """Return the metric as "row codebook". The codebook axis has length 1 if the metric gives one number per row.
 
     Raises:
-        InputError: if the metric returns anything else, or NaN.
+        InputError: if the metric returns another shape, or NaN.
     """
     scores = metric(logits, codes)
     if not isinstance(scores, Tensor) or scores.ndim not in (1, 2) or len(scores) != len(codes):

@@ -1,7 +1,7 @@
 """Direct logit attribution, which measures what each component writes directly to the logits, bypassing later blocks.
 
-With the scale of the final norm held fixed, the logits are linear in the residual stream. They are the sum of all
-components' outputs, each read through the norm and a codebook's LM head. The contributions then add up exactly.
+With the scale of the final norm held fixed, the logits are linear in the residual stream. Each component's output is
+mapped through the norm and a codebook's LM head, and these contributions add up exactly to the logits.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class DirectResult:
     """What each component adds to the logits, averaged over the frames of the window.
 
     Attributes:
-        values: contributions in logits; components add up to `totals`.
+        values: the contribution of each component, in logits. The contributions add up to `totals`.
         labels: labels as in TransformerLens, such as "3_cross_attn_out" and, for heads, "3_cross_attn_h2". "norm_bias"
             is the bias of the final norm.
         totals: the value for the whole residual stream.
@@ -52,7 +52,8 @@ class DirectResult:
         window: the frames averaged over.
 
     The values do not include indirect effects. A component that writes nothing to these logits may still determine them
-    through later blocks. The scale of the norm is that of the whole stream, so a large component may shrink the others.
+    through later blocks. The scale of the norm is that of the whole stream, so a large component may shrink the
+    contributions of the others.
     """
 
     values: Float[np.ndarray, "component row codebook"]
@@ -64,7 +65,7 @@ class DirectResult:
 
     @property
     def shares(self) -> Means:
-        """Mean over rows and codebooks, "component", with intervals over prompts and p-values over all components."""
+        """Mean contribution over rows and codebooks, "component", with intervals over prompts and p-values."""
         return means(np.moveaxis(self.values.mean(2), 0, -1), self.prompts, n_permutations=N_PERMUTATIONS)
 
     def to_frame(self) -> pd.DataFrame:
@@ -124,19 +125,20 @@ def direct(
 ) -> DirectResult:
     """Return what every component writes to each codebook's logits, projected in one of three ways.
 
-    By default, they are projected onto the logit of the given codes minus the mean over the vocabulary.
+    By default, the written logits are projected onto the logit of the given codes minus the mean over the vocabulary.
 
     Args:
-        prompts: one per row of codes.
+        prompts: one prompt per row of codes.
         corrupted: other prompts, paired by row. Each component's difference (clean minus corrupted) is projected onto
             the unit difference between the two runs' logits. The total is then the norm of that difference.
         direction: a vector "d_model" in the stream before the final norm (for `Directions`, that of the last layer).
-            Components are projected onto the unit vector of logits that it writes.
+            Components are projected onto the unit vector of logits that this vector writes.
         seconds: the window that is averaged over; the first second by default.
         heads: split attention and cross-attention by head.
 
     Raises:
-        InputError: if both `corrupted` and `direction` are given, or prompts do not pair up or do not differ.
+        InputError: if both `corrupted` and `direction` are given, if the prompts do not pair up, or if they do not
+            differ.
     """
     checked_flags(heads=heads)
     listed, codes = checked_rows(lens, prompts, codes)
@@ -206,7 +208,7 @@ class _Run:
         return cls(lens, window, (*labels, "norm_bias"), values, scale, in_window)
 
     def read(self, along: Float[Tensor, "row codebook frame vocab"]) -> Float[Tensor, "component row codebook"]:
-        """Project each component's logits onto `along`, and average over frames; the bias of the norm is last."""
+        """Project each component's logits onto `along`, and average over frames. The bias of the norm comes last."""
         norm = self.lens.traced_model.final_norm
         weight, bias = norm.weight.detach().float(), norm.bias.detach().float()
         parts = []

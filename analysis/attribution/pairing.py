@@ -31,7 +31,7 @@ Towards = Literal["denoising", "noising"]
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """The attributions of some rows; `cells` are "codebook row place head" by full site name.
+    """The attributions of some rows, as arrays "codebook row place head" by full site name (`cells`).
 
     The codebook axis has length 1 if codebooks are summed.
     """
@@ -44,7 +44,7 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Pairing:
-    """The checked inputs of a comparison. `codes` are cropped to what the metric's window needs."""
+    """The checked inputs of a comparison. `codes` are cropped to the frames that the metric's window needs."""
 
     lens: AudioLens
     clean: tuple[str | None, ...]
@@ -128,7 +128,7 @@ class Pairing:
             yield from (rows[first : first + size] for first in range(0, len(rows), size))
 
     def part(self, rows: np.ndarray, steps: int, per_codebook: bool) -> Part:
-        """Return the attributions of some pairs, from one gradient, or from `steps` gradients between the texts."""
+        """Return the attributions of some pairs, from one gradient or from `steps` gradients between the two texts."""
         own, other, codes = self._rows(rows)
         names = list(self.sites)
         logits, theirs = self.lens.run_with_cache(other, codes, sites=names)
@@ -144,7 +144,10 @@ class Pairing:
     def agreement(
         self, attributed: Mapping[str, np.ndarray], *, check: int, pairs: int, cells: int, seed: int
     ) -> Agreement:
-        """Patch a uniform sample of cells of every site; `attributed` is "layer pair codebook place head"."""
+        """Patch a uniform sample of each site's cells, and compare the effects with `attributed`.
+
+        `attributed` contains arrays "layer pair codebook place head".
+        """
         rng = np.random.default_rng(seed)
         rows = np.sort(rng.permutation(len(self.own))[:pairs])
         own, other, codes = self._rows(rows)

@@ -33,7 +33,7 @@ class Scores:
 
     Attributes:
         values: attributions of every pair. The head axis has length 1 if the site has no heads, and the codebook axis
-            if codebooks were summed.
+            has length 1 if codebooks were summed.
         layers: labels of the layer axis; (-1,) for a site that is not in a block.
         place: the unit of the place axis: "step" (including the tail) or "token" of the text.
         heads: whether the site has heads.
@@ -48,17 +48,17 @@ class Scores:
 @guarded
 @dataclass(frozen=True, eq=False)
 class AttributionResult:
-    """First-order effect on the metric, in nats, of replacing each cell's activation with that of the other run.
+    """First-order effect on the metric, in nats, of replacing each cell's activation with the one from the other run.
 
     Attributes:
-        sites: short site name -> its `Scores`.
+        sites: the `Scores` of each site, by short name.
         clean_scores, corrupted_scores: the metric of both unpatched runs (log-likelihood of the given codes in the
             window, in nats).
         clean, corrupted: the prompts, paired by row.
         tokens: tokens of the clean prompts.
         window: the frames scored; `None` with a custom metric.
         frame_rate: steps per second.
-        method, steps: "gradient", or "integrated" over this many points of the path.
+        method, steps: "gradient", or "integrated" over `steps` points of the path between the text states.
         towards: "denoising" patches clean activations into the corrupted run (positive: the cell restores the clean
             behaviour). "noising" patches corrupted activations into the clean run (negative: the cell was needed).
         agreement: agreement with exact patching on a sample of cells; `None` with `check=0`.
@@ -88,7 +88,7 @@ class AttributionResult:
         return means((self.clean_scores - self.corrupted_scores).sum(1), self.clean)
 
     def of(self, site: str, by: By | Sequence[By] = ("layer", "place")) -> Float[np.ndarray, "..."]:
-        """Return the mean over pairs along axes `by` ("layer", "codebook", "place", "head"), summed over the rest."""
+        """Return the mean over pairs along axes `by` ("layer", "codebook", "place", "head"), summed over the others."""
         return self._along(site, by).mean(-1)
 
     def normalised(self, site: str, by: By | Sequence[By] = ("layer", "place")) -> Float[np.ndarray, "..."]:
@@ -116,7 +116,7 @@ class AttributionResult:
     ) -> Means:
         """Return mean attributions with intervals over clean prompts, and permutation p-values over all cells.
 
-        `resampling` is a `Resampling` instead of `n_permutations`, as for `analysis.statistics.means`.
+        `resampling` is a `Resampling` that replaces `n_permutations`, as in `analysis.statistics.means`.
         """
         how = resampling or Resampling(n_permutations=n_permutations)
         return means(np.moveaxis(self._along(site, by), -1, 0), self.clean, resampling=how)
@@ -125,10 +125,10 @@ class AttributionResult:
     def completeness(self) -> float:
         """For "integrated", the summed attribution of the text states as a share of the gap.
 
-        It is near 1 if there were enough steps.
+        The share is near 1 if `steps` was large enough.
 
         Raises:
-            InputError: if the text states were not attributed by that method.
+            InputError: if the text states were not attributed by the method "integrated".
         """
         if self.method != "integrated" or "text_states" not in self.sites:
             raise InputError("completeness needs method='integrated' and the site 'text_states'.")
@@ -167,13 +167,13 @@ class AttributionResult:
 
     @drawable
     def plot(self) -> Any:
-        """Plot one panel per site, of layer by time, head or token (matplotlib figure)."""
+        """Plot one panel per site, with layers as rows and times, heads or tokens as columns (matplotlib figure)."""
         from analysis.attribution import figures
 
         return figures.paper(self)
 
     def figure(self) -> Any:
-        """Plot the same panels with a menu of sites (plotly figure)."""
+        """Plot the panel of one site, which a menu selects (plotly figure)."""
         from analysis.attribution import figures
 
         return figures.screen(self)
@@ -196,7 +196,7 @@ class AttributionResult:
         return f"AttributionResult({self.method}, {self.towards}: {'; '.join(found)})"
 
     def _along(self, site: str, by: By | Sequence[By]) -> Float[np.ndarray, "..."]:
-        """Return attributions along some axes, summed over the others, with pairs last."""
+        """Return attributions along some axes, summed over the others, with pairs on the last axis."""
         kept = [by] if isinstance(by, str) else list(by)
         if not kept or any(axis not in _AXES for axis in kept) or len(set(kept)) < len(kept):
             raise InputError(f"by={shown(by)}: expected one or several of {', '.join(_AXES)}.")

@@ -1,1 +1,1 @@
-"""The commands of `audiolens`, one module each; `analysis.cli` registers them."""
+"""The commands of `audiolens`, with one module per command. `analysis.cli` registers all commands."""

@@ -1,4 +1,4 @@
-"""Shared code of the commands, for common options, opening the model, and printing text or JSON."""
+"""Code that the commands share, for common options, opening the model, and printing text or JSON."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def open_lens(model: str) -> AudioLens:
 
 
 def prompt_set(concept: str, lens: AudioLens) -> PromptSet:
-    """Return the prompts of a bundled concept, in words that the model knows, or of a file (see `completed`)."""
+    """Return the prompts of a bundled concept, in words that the model knows, or those in a file (see `completed`)."""
     from audiolens import prompts
 
     return completed(own_prompts(concept), lens) if is_prompt_file(concept) else prompts.load(concept, lens=lens)
@@ -54,7 +54,7 @@ def own_prompts(*paths: str | Path, **options: Any) -> PromptSet:
 
 
 def completed(own: PromptSet, lens: AudioLens, words: tuple[str, str] | None = None) -> PromptSet:
-    """Return the user's prompts, with bundled neutral prompts and words for the poles filled in where missing."""
+    """Return the user's prompts, adding bundled neutral prompts and words for the poles if they are missing."""
     from audiolens import prompts
 
     return own.completed(prompts.load("tempo", lens=lens), words)
@@ -71,7 +71,7 @@ def words_unread(sets: PromptSet, lens: AudioLens) -> str | None:
 
 
 def is_prompt_file(name: str) -> bool:
-    """Return whether this names a prompt file instead of a bundled concept, judging by its suffix."""
+    """Return whether a name refers to a prompt file instead of a bundled concept, judging by its suffix."""
     return Path(name).suffix.lower() in (".csv", ".json", ".toml")
 
 
@@ -99,8 +99,8 @@ def print_table(rows: Sequence[Mapping[Any, Any]]) -> None:
         table.add_column(printable(name))
     for row in rows:
         table.add_row(*(printable(str(value)) for value in row.values()))
-    # A pipe has no width, so programs get unbroken lines.
-    # Markup is off because units such as "[dBFS]" and file names can contain brackets.
+    # A pipe has no width, so lines printed to other programs are not broken. Markup is off because units such as
+    # "[dBFS]" and file names can contain brackets.
     wide = None if sys.stdout.isatty() else max(200, sum(len(n) + 12 for n in rows[0]))
     console = Console(width=wide, markup=False)
     console.print(table)
@@ -130,7 +130,10 @@ def write_result(found: Any, folder: Path, name: str) -> None:
 
 
 def print_result(found: Any, as_json: bool, columns: Sequence[str], **only: Any) -> None:
-    """Print a result's finding and table, in full as JSON, or as text with only these columns and the matching rows."""
+    """Print a result's finding and table.
+
+    JSON output contains the whole table. Text output contains only the given columns of the matching rows.
+    """
     if as_json:
         say(to_json(as_facts(found)))
         return

@@ -1,4 +1,4 @@
-"""`audiolens directions`: read directions, or show a file of them."""
+"""The command `audiolens directions`, which reads directions or shows a directions file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from analysis.commands.common import (
 
 
 class _Read(TyperGroup):
-    """Make `audiolens directions tempo` short for `audiolens directions read tempo`."""
+    """Treat `audiolens directions tempo` as short for `audiolens directions read tempo`."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         known = args[0] in self.commands or args[0].startswith("-")
@@ -55,7 +55,7 @@ def directions_read(
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Read a concept's direction at every block (difference of means) and write a safetensors file.
+    """Read a concept's direction at every block (difference of means) and write the directions to a safetensors file.
 
     Examples:
 

@@ -1,4 +1,4 @@
-"""`audiolens generate`."""
+"""The command `audiolens generate`."""
 
 from __future__ import annotations
 

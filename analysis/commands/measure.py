@@ -1,4 +1,4 @@
-"""`audiolens measure`."""
+"""The command `audiolens measure`."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def measure(
 ) -> None:
     """Measure the tempo, onsets, brightness, loudness, register, key and mode of sound files.
 
-    A cell is empty (null in JSON) if the measure is undefined, as for the tempo of silence or the pitch of noise.
-    Files that cannot be measured are listed with the reason below the table, and the exit code is then 2.
+    A cell is empty (null in JSON) if the measure is undefined, like the tempo of silence or the pitch of noise. Files
+    that cannot be measured are listed with the reason below the table, and the exit code is then 2.
 
     Example:
 

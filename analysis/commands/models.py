@@ -1,4 +1,4 @@
-"""`audiolens models`."""
+"""The command `audiolens models`."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from analysis.commands.common import Json, print_table, say, to_json
 
 
 def models(as_json: Json = False) -> None:
-    """List the known models. Those on this disk work offline.
+    """List the known models. Models that are on this disk work offline.
 
-    Other hub names and folders of the same model families work too.
+    Other models of the same families also work, given by hub name or folder.
     """
     from audiolens.model.loading import BUNDLED, HUB
 

@@ -1,4 +1,4 @@
-"""`audiolens patch`."""
+"""The command `audiolens patch`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _SHOWN = ("layer", "seconds", "head", "component", "token", "effect", "low", "high", "normalised", "p_adjusted")
 _HEARD_PAIRS, _HEARD_SECONDS = 8, 5.0
-"""Number of pairs and clip length in seconds for the sound grid, enough to find large audible effects in minutes."""
+"""Number of pairs, and clip length in seconds, for the sound grid. They reveal large audible effects within minutes."""
 
 
 def patch(
@@ -55,11 +55,12 @@ def patch(
 ) -> None:
     """Patch clean activations into the corrupted run, cell by cell, to find where the prompt takes effect.
 
-    The metric is the log-likelihood of the clean prompt's music, in nats. The gap between the two prompts is printed
-    first, with its interval. If the interval includes 0, there is no effect to localise.
+    The metric is the log-likelihood of the clean prompt's music, in nats. The gap in this metric between the two
+    prompts is printed first, with its interval. If the interval includes 0, there is no effect to localise.
 
-    A second, coarse grid measures the sound of patched clips. It is computed if the concept has a measure (the bundled
-    tempo, timbre, density and register; not by token) or if --sound names one. It uses few pairs, as the output states.
+    A second, coarse grid measures the sound of patched clips. It is computed if --sound names a measure and, except
+    with --by token, for the bundled concepts tempo, timbre, density and register. It uses few pairs, as the output
+    states.
 
     Examples:
 
@@ -98,7 +99,7 @@ def patch(
     metric = patching.LogLikelihood((0.0, seconds))
     asked["mode"] = mode
     if as_json:
-        # With JSON there is no progress bar, so print the estimated time.
+        # JSON output has no progress bar, so print the estimated time.
         say(repr(patching.plan(*given, found.codes, metric, **asked)), err=True)
         if ear is not None:
             say(repr(patching.plan(*given, None, ear, windows=1, **asked)), err=True)
@@ -118,11 +119,11 @@ def patch(
 
 
 def _ear(concept: str, by: str, measured: str | None, pairs: int, seed: int) -> Sound | None:
-    """Return the sound grid's settings, with the requested measure or the concept's own; `None` without a measure."""
+    """Return the sound grid's settings, with the requested measure or the concept's own; `None` if there is neither."""
     from analysis.patching import Sound
     from analysis.sweep.response import MEASURED
 
-    # A grid by token has a column per word, which takes over a thousand clips, so it is computed only on request.
+    # A grid by token has a column per word and needs over a thousand clips, so it is computed only on request.
     name = measured or (None if is_prompt_file(concept) or by == "token" else MEASURED.get(concept))
     if name is None:
         return None

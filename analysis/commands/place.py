@@ -1,4 +1,4 @@
-"""`audiolens place`."""
+"""The command `audiolens place`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`audiolens probe`."""
+"""The command `audiolens probe`."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def probe(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Test whether a concept can be read from each block's activations, and better than from the sound itself.
+    """Test how well a concept can be read from each block's activations, compared with the sound itself.
 
     Examples:
 

@@ -1,4 +1,4 @@
-"""`audiolens report`."""
+"""The command `audiolens report`."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def band_of(text: str | None) -> tuple[int, int] | None:
 def drowning(file: Path, directions: Directions, strength: float) -> str | None:
     """Return a warning if this strength swamps the residual stream, else `None`.
 
-    The warning is needed because `measure.failed` does not detect noise.
+    The warning is needed because `measure.failed` does not recognise noise as a failure.
     """
     shares = abs(strength) * directions.norms / directions.residual_norms
     if float(shares.max()) <= MOST_OF_STREAM:

@@ -32,7 +32,7 @@ _ASKED = ContextVar("_ASKED", default=_ALONE)
 
 
 def drawable(plot: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options `ax` (the caller's axes) and `caption` (whether to draw it) to a result's `.plot`.
+    """Add the options `ax` (the caller's axes) and `caption` (whether to draw the caption) to a result's `.plot`.
 
     The method returns the figure that it drew into, which is the caller's figure if `ax` is given.
 
@@ -146,7 +146,7 @@ class _Inside:
         return self.ax.annotate(text, (0, 0), annotation_clip=False, **{**below, **style})
 
     def get_figwidth(self) -> float:
-        """Return the available width in inches; text is wrapped to it."""
+        """Return the width in inches to which text is wrapped."""
         return max(1.0, self.ax.get_window_extent().width / self.ax.figure.dpi)
 
     def get_figheight(self) -> float:

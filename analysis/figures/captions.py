@@ -18,7 +18,7 @@ SEQUENTIAL = "cividis"
 
 
 def captioned(figure: Figure, caption: str) -> Figure:
-    """Add a caption below the figure, wrapped to its width, unless it is drawn without one."""
+    """Add a caption below the figure, wrapped to its width, unless the figure is drawn without a caption."""
     if not wants_caption():
         return figure
     width = int(figure.get_figwidth() * 17)

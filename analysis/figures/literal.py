@@ -1,7 +1,7 @@
 """Show prompts, poles and tokens literally in figures, never as mathematics, markup or links.
 
-matplotlib typesets text between two `$` as mathematics, and fails if that text is not valid. In notebooks, plotly does
-the same. It also interprets HTML everywhere, so `<a>` in a prompt would become a link.
+matplotlib typesets text between two `$` as mathematics, and fails if that text is not valid. In notebooks, plotly also
+typesets such text. In addition, it always interprets HTML, so `<a>` in a prompt would become a link.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def as_typed() -> Iterator[None]:
 
 
 def literally(function: Callable[P, go.Figure]) -> Callable[P, go.Figure]:
-    """Make the plotly figure that a function returns show text literally, except for our own line breaks and tags."""
+    """Show text literally in the plotly figure that a function returns, except for our own line breaks and tags."""
 
     @wraps(function)
     def figure(*args: P.args, **kwargs: P.kwargs) -> go.Figure:

@@ -97,7 +97,7 @@ def looks(count: int) -> list[tuple[str, str]]:
 
 
 def signed(value: float, _: int = 0) -> str:
-    """Format a relative change as a signed percentage, as an axis formatter."""
+    """Format a relative change on an axis as a signed percentage."""
     return f"{value:+.0%}".replace("-", "−") if round(value, 6) else "0"
 
 
@@ -107,22 +107,22 @@ def percent(axes: Axes) -> None:
 
 
 def errors(value: Any, low: Any, high: Any) -> np.ndarray:
-    """Return the distances from each value to the ends of its interval, "side point".
+    """Return the distances from each value to the ends of its interval, as an array "side point".
 
-    They are 0 without an interval.
+    The distances are 0 if there is no interval.
     """
     value, low, high = (np.asarray(one, dtype=float) for one in (value, low, high))
     return np.nan_to_num(np.clip([value - low, high - value], 0, None))
 
 
 def screen_errors(value: Any, low: Any, high: Any) -> dict[str, Any]:
-    """Return the distances of `errors` as plotly error bars."""
+    """Return the same distances as `errors`, as plotly error bars."""
     below, above = errors(value, low, high)
     return {"type": "data", "symmetric": False, "array": above, "arrayminus": below}
 
 
 def plain(figure: go.Figure) -> go.Figure:
-    """Apply the style of interactive figures."""
+    """Apply the style of interactive figures to a figure."""
     return figure.update_layout(template="simple_white", margin={"l": 70, "r": 20, "t": 50, "b": 60})
 
 

@@ -1,7 +1,7 @@
 """Gather several kinds of evidence about each block for the layer-attribution plot.
 
-`gather(probe=..., patching=..., attribution=..., norm=..., steering=...)` takes evidence under any name. It can be a
-frame with a "layer" column, a series over layers, one number per layer, or `Directions`.
+`gather(probe=..., patching=..., attribution=..., norm=..., steering=...)` takes evidence under any name. Each piece of
+evidence can be a frame with a "layer" column, a series over layers, one number per layer, or `Directions`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ UNITS: Mapping[str, str] = {
     "norm": "norm relative to the residual stream",
     "steering": "relative change",
 }
-"""Units of the usual kinds of evidence, by name. The score of a probe result is taken from the result."""
+"""Units of the usual kinds of evidence, by name. The unit of a probe result is its metric."""
 _VALUES = ("effect", "value", "score", "mean", "norm")
 _NOT_VALUES = {"layer", "low", "high"}
 
@@ -35,7 +35,7 @@ _NOT_VALUES = {"layer", "low", "high"}
 @guarded
 @dataclass(frozen=True, eq=False)
 class LayerEvidence:
-    """One number per layer, in its own unit; `low` and `high` are NaN if there is no interval."""
+    """One kind of evidence, as a number per layer. `low` and `high` are NaN if there is no interval."""
 
     name: str
     unit: str
@@ -55,8 +55,9 @@ class LayerEvidence:
 class LayerAttribution:
     """Several kinds of evidence over the same blocks.
 
-    The kinds are not weighted against each other. They measure different things, such as what can be decoded, what is
-    passed on, and what changes the output. They may therefore peak at different blocks and all be right.
+    The kinds are not weighted against each other. They measure different things, such as what can be decoded from a
+    block, what a block passes on, and what changes the output. They may therefore peak at different blocks and all be
+    right.
     """
 
     evidence: tuple[LayerEvidence, ...]
@@ -118,14 +119,16 @@ def gather(*, units: Mapping[str, str] | None = None, **evidence: Any) -> LayerA
     """Gather evidence over layers.
 
     Args:
-        units: the unit of each kind of evidence, by name. The units of the usual kinds are known (`UNITS`).
+        units: the unit of each kind of evidence, by name. The usual kinds have default units (`UNITS`).
         evidence: evidence by name. A frame needs a "layer" column and a column of values, and may have "low" and
             "high". The column of values has the name of the evidence, or one of "effect", "value", "score", "mean" and
             "norm". Otherwise it is the only other numeric column. For `Directions`, the value is the norm relative to
-            that of the residual stream. An array contains the values of layers 0, 1, ...; `None` is ignored.
+            that of the residual stream. An array contains one value per layer, starting at layer 0. Evidence of `None`
+            is ignored.
 
     Raises:
-        InputError, InputTypeError: if nothing is given, a layer has several rows, or the column of values is unclear.
+        InputError, InputTypeError: if no evidence is given, if a layer has several rows, or if it is unclear which
+            column contains the values.
     """
     given = {name: one for name, one in evidence.items() if one is not None}
     if not given:

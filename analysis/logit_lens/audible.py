@@ -1,4 +1,4 @@
-"""Decode to sound what each block would play (the audible logit lens)."""
+"""Decode the predictions of each block to sound (the audible logit lens)."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Audible:
     """What each block would play at every frame of the given clips.
 
     Attributes:
-        clips: layer -> its clips (`clips[3].audio`, `.save(folder)`, `.listen()`).
+        clips: the clips of each layer (`clips[3].audio`, `.save(folder)`, `.listen()`).
         given: the given codes, decoded by the same codec.
 
     Each frame is predicted from the *given* history, not from the block's own output. A clip does not show what the
@@ -74,7 +74,7 @@ class Audible:
 
     @drawable
     def plot(self) -> Any:
-        """Draw spectrograms of the first clips, one column per block (matplotlib figure)."""
+        """Draw spectrograms of the first clips, with one column per block (matplotlib figure)."""
         from analysis.logit_lens import figures
 
         return figures.audible_paper(self)
@@ -108,14 +108,14 @@ def listen(
 
     Args:
         layers: blocks to listen to (default: all).
-        seeds: one seed per row, or one for all rows. Codes are then sampled, with the same noise at every block. `None`
-            takes the likeliest code.
+        seeds: one seed per row, or one for all rows. Codes are then sampled, with the same noise at every block. With
+            `None`, the likeliest code is taken.
         temperature, top_k: sampling settings.
 
     Raises:
-        PromptError, InputError: if prompts or codes do not fit the model or each other, there is not one seed per row,
-            or the sampling settings are invalid.
-        SiteError: if the model has no such layer.
+        PromptError, InputError: if prompts or codes do not fit the model or each other, if the number of seeds does not
+            match the rows, or if the sampling settings are invalid.
+        SiteError: if the model does not have one of the layers.
     """
     codes, listed, chosen = checked(lens, prompts, codes, layers, last=layers is None)
     streams = checked_seeds(seeds, len(listed))

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from analysis.logit_lens.reading import LogitLensResult
 
 _LINE = 24
-"""Characters per line of a prompt next to its clips."""
+"""Number of characters per line of a prompt that is printed next to its clips."""
 PANELS = {
     "rank": "rank of the given code",
     "probability": "probability of the given code",
@@ -30,7 +30,7 @@ PANELS = {
 
 
 def paper(result: LogitLensResult) -> Figure:
-    """Draw the rank, probability and divergence over blocks, one line per codebook."""
+    """Draw the rank, probability and divergence over blocks, with one line per codebook."""
     table = result.to_frame()
     with styled():
         figure = canvas((9.6, 3.5))
@@ -93,7 +93,7 @@ def caption(result: LogitLensResult) -> str:
 
 
 def audible_paper(result: Audible, rows: int = 2) -> Figure:
-    """Draw spectrograms of the first clips, one column per block and the given clip last."""
+    """Draw spectrograms of the first clips, with one column per block and the given clip in the last column."""
     columns = {**{f"block {layer}": clips for layer, clips in result.clips.items()}, "given": result.given}
     shown = range(min(rows, len(result.given)))
     sounds = [
@@ -113,7 +113,7 @@ def audible_paper(result: Audible, rows: int = 2) -> Figure:
 def audible_screen(result: Audible) -> go.Figure:
     """Draw the measures of the decoded sound over blocks, as medians over clips.
 
-    A dashed line marks the given clips.
+    A dashed line shows the median of the given clips.
     """
     table = result.to_frame()
     measures = [name for name in table.columns if name not in ("layer", "row", "prompt", "same")]

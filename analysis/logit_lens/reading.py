@@ -1,4 +1,4 @@
-"""The logit lens, which decodes the residual stream after each block by the model's own final norm and heads.
+"""The logit lens, which decodes the residual stream after each block with the model's own final norm and LM heads.
 
 `read` compares these predictions with the given codes and with the output of the whole model (nostalgebraist 2020,
 "interpreting GPT: the logit lens"). The codes are given, so every block predicts the next code from the same history.
@@ -35,17 +35,17 @@ class LogitLensResult:
         ranks: rank of the given code; 1 is the likeliest code.
         probabilities: probability of the given code.
         divergences: KL(last block || this block), in nats; 0 where the prediction no longer changes.
-        agrees: whether the likeliest code is the same as that of the last block.
-        control_ranks: rank of the next row's code at the same position, the baseline from code frequency alone. These
+        agrees: whether the likeliest code is the same as at the last block.
+        control_ranks: rank of the next row's code at the same position, as a baseline from code frequency alone. These
             ranks are NaN if there is only one row.
         layers: layers of the first axis; the last is the model's last block, whose prediction is the model's output.
-        prompts: prompts of the rows; intervals resample them.
+        prompts: prompts of the rows, which the intervals resample.
         frame_rate: frames per second.
         vocab_size: codes per codebook; a uniform guess has mean rank (vocab_size + 1) / 2.
 
     The result does not show what a block *knows*. The heads were trained on the last block alone, so information that
-    an earlier block encodes in another basis looks like noise. The model need not use a code that ranks high at a
-    block.
+    an earlier block encodes in another basis looks like noise. Conversely, the model need not use a code that ranks
+    high at a block.
     """
 
     ranks: Float[np.ndarray, "layer row codebook frame"]
@@ -93,7 +93,7 @@ class LogitLensResult:
 
     @drawable
     def plot(self) -> Any:
-        """Draw the rank, probability and divergence over blocks, one line per codebook (matplotlib figure)."""
+        """Draw the rank, probability and divergence over blocks, with one line per codebook (matplotlib figure)."""
         from analysis.logit_lens import figures
 
         return figures.paper(self)
@@ -141,11 +141,11 @@ def read(
 
     Args:
         layers: blocks to read; the last block is always included.
-        batch_size: rows in one forward pass.
+        batch_size: number of rows in one forward pass.
 
     Raises:
         PromptError, InputError: if prompts or codes do not fit the model or each other.
-        SiteError: if the model has no such layer.
+        SiteError: if the model does not have one of the layers.
     """
     codes, listed, chosen = checked(lens, prompts, codes, layers)
     found: dict[str, list[np.ndarray]] = {}
@@ -186,7 +186,7 @@ def read(
 def log_probabilities(
     lens: AudioLens, cache: Any, layer: int, codes: Tensor, rows: slice
 ) -> Float[Tensor, "row codebook frame vocab"]:
-    """Return the log-probabilities of all codes at every frame, decoded after a block, for the `rows` in the cache.
+    """Return the log-probabilities of all codes at every frame, decoded after one block, for the `rows` in the cache.
 
     Raises:
         ActivationOverflow: if a logit is NaN or infinite.

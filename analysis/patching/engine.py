@@ -1,12 +1,12 @@
-"""Compute many patching cells in one pass up the blocks; each cell joins the batch when its block is reached.
+"""Compute many patching cells in one pass up the blocks, where each cell joins the batch at its own block.
 
-A patch does not change the blocks below it or the steps before it. The residual stream of the patched run at
-every block, and its keys and values at earlier steps, are therefore recorded once. Cells with the same first step share
-one pass up the blocks, a climb. A cell joins the batch at the block where its patch is made, as one row per pair, and
-the metric is computed once, at the top. Climbs from different steps differ in length, which matters only to attention.
-They therefore advance in lockstep, and everything that is computed per position is computed for all of them at once.
-Recordings are made through the lens. A climb calls the blocks' own modules, so that it does not trace, keep or
-recompute anything that a cell does not need.
+A patch does not change the blocks below it or the steps before it. The run to be patched is therefore recorded only
+once, with its residual stream at every block and its keys and values at earlier steps. Cells with the same first step
+share one pass up the blocks, which this module calls a climb. A cell joins the batch at the block where its patch is
+made, as one row per pair, and the metric is computed once, after the last block. Climbs from different steps differ in
+length, but only attention depends on the length. Climbs therefore advance in lockstep, and everything that is computed
+per position is computed for all of them at once. Recordings are made through the lens. A climb instead calls the
+blocks' modules directly, so that nothing is traced, kept or recomputed that the cells do not need.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ LOGITS, FINAL = "hook_logits", "ln_final.hook_normalized"
 REACHED = {*BEGIN, *WRITES, *EMBEDDINGS, *INSIDE, TEXT_STATES, FINAL, LOGITS}
 """The sites that a climb edits. A patch at any other site would change nothing."""
 POSITIONS = 512
-"""Number of positions that a CPU computes at a time. The values of more would not fit in its cache."""
+"""Number of positions that a CPU computes at a time. More positions would not fit in its cache."""
 _Positionwise = Callable[[Tensor], tuple[Tensor, ...]]
 _Steps = Generator[tuple[_Positionwise, Tensor], Any, Any]
 """A generator that yields a function to apply at every position of a stream, and is sent the resulting values."""
@@ -80,7 +80,7 @@ def recorded_hooks(lens: AudioLens, cells: Sequence[Cell]) -> tuple[list[str], l
 def _recorded_as(hook: str) -> str:
     """Return the site to record for a patch at `hook`.
 
-    For a head's result it is z, because the result is a larger linear map of z.
+    For a head's result, this is z, because the result is a linear map of z and takes more memory.
     """
     return hook.replace("hook_result", "hook_z")
 
@@ -89,8 +89,8 @@ def _recorded_as(hook: str) -> str:
 class PairBatch:
     """A batch of pairs, with both runs, the scored codes, and the mask of the text.
 
-    `steps` is the number of steps up to the last one that is scored. `tokens` gives each pair's token in each column
-    of a grid by tokens (-1 for none); `seen` marks which of the padded tokens are text.
+    `steps` is the number of steps up to the last one that is scored. `tokens` gives each pair's token in each column of
+    a grid by tokens (-1 for none). `seen` marks which of the padded tokens are text.
     """
 
     lens: AudioLens
@@ -109,7 +109,7 @@ class PairBatch:
     def scored(self, cells: Sequence[Cell]) -> Float[Tensor, "cell pair codebook"]:
         """Return the summed log-probability of the scored codes under each cell's patch, in nats.
 
-        It is NaN if the pair does not have the cell's token.
+        The sum is NaN if the pair does not have the cell's token.
         """
         plain = self.base.scores.double().sum(-1)
         out = plain.expand(len(cells), -1, -1).clone()
@@ -129,7 +129,7 @@ class PairBatch:
         return out
 
     def _climbed(self, cells: Sequence[Cell]) -> list[tuple[int, list[Cell], Tensor]]:
-        """Run the climbs; return the first step of each, its cells, and their stream at the top."""
+        """Run all climbs, and return each climb's first step, its cells, and their stream after the last block."""
         starts: dict[int, list[Cell]] = {}
         for cell in cells:
             starts.setdefault(cell.start, []).append(cell)
@@ -207,10 +207,10 @@ def _at_once(function: _Positionwise, streams: Sequence[Tensor]) -> list[tuple[T
 
 
 class Climb:
-    """One pass up the blocks over the steps from `start`. A stream is "cell pair step d_model".
+    """One pass up the blocks over the steps from `start`. Streams are "cell pair step d_model".
 
     `hooks` are the sites patched by this climb or by any climb in lockstep with it, and `first` is their lowest block.
-    All these climbs must yield the same functions.
+    Climbs in lockstep must yield the same functions.
     """
 
     def __init__(self, batch: PairBatch, start: int, hooks: frozenset[str], first: int) -> None:
@@ -228,7 +228,7 @@ class Climb:
         self.new: list[Cell] = []
 
     def run(self, cells: Sequence[Cell]) -> _Steps:
-        """Run the pass; return the stream at the top and the cell of each of its rows."""
+        """Run the pass, and return the stream after the last block and the cell of each of its rows."""
         waiting = list(cells)
         joined: list[Cell] = []
         stream = self._stream(0, self.config.n_layers)[None][:0]
@@ -257,7 +257,7 @@ class Climb:
     def _enters(self, cell: Cell) -> tuple[int, int]:
         """Return the block at which a patched stream joins, and the number of that block's parts that it skips.
 
-        The top comes after all blocks.
+        A patch of the stream after the last block joins at block `n_layers`.
         """
         hook = cell.hooks[0]
         if cell.layer is None:
@@ -366,7 +366,7 @@ class Climb:
             return query
         q, k, v = (tensor.flatten(0, 1).transpose(1, 2) for tensor in (query, key, value))
         if mask is not None and self.eager:
-            # If every token is masked, eager attention averages over all tokens, and sdpa over none.
+            # If every token is masked, eager attention averages over all tokens, whereas sdpa averages over none.
             mask = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill(~mask, torch.finfo(q.dtype).min)
         causal = causal and q.shape[2] > 1
         attended = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
@@ -387,7 +387,7 @@ class Climb:
         return tensor.unflatten(-1, (self.config.n_heads, self.config.d_head))
 
     def _edited(self, hook: str, layer: int | None, value: Tensor) -> Tensor:
-        """`value` with the patches at this site applied. The patched cells are its last rows."""
+        """Return `value` with the patches at this site applied. The patched cells are the last rows of `value`."""
         mine = [i - len(self.new) for i, cell in enumerate(self.new) if hook in cell.hooks]
         if not mine:
             return value

@@ -1,9 +1,9 @@
 """Run a grid of activation patches over pairs of clean and corrupted runs (`patch`), or estimate its cost (`plan`).
 
-The metric on codes is the log-likelihood of the clean continuation, in nats, per codebook and in total. Both runs read
-the same codes unless a history is given, so the gap between them comes from the text alone, and is a few nats in a
-thousand. Results therefore report the raw gap and its interval first. Every cell gives the same value as a full forward
-pass with a hook, but `engine.py` computes the cells faster.
+The metric on codes is the log-likelihood of the clean continuation, in nats, per codebook and in total. Unless a
+history is given, both runs read the same codes. The gap between them then comes from the text alone, and is a few nats
+out of a thousand. Results therefore report the raw gap and its interval first. Every cell gives the same value as a
+full forward pass with a hook, but `engine.py` computes the cells faster.
 
 Velez Vasquez et al. (ISMIR 2024) previously studied the exchange of activations between runs of a music model.
 Denoising and noising are distinguished as in Heimersheim and Nanda (2024, arXiv 2404.15255).
@@ -45,8 +45,7 @@ if TYPE_CHECKING:
 @guarded
 @dataclass(frozen=True)
 class LogLikelihood:
-    """The metric on codes, which is the log-probability of the clean codes in a window, summed over its frames, in
-    nats.
+    """The metric on codes: the log-probability of the clean codes in a window, summed over its frames, in nats.
 
     `seconds=None` means the first second, or the whole clip if it is shorter.
     """
@@ -96,34 +95,35 @@ def patch(
             these codes. Use `None` for a metric on sound.
         metric: `"log_likelihood"` of those codes in the first second, `LogLikelihood(seconds=...)` for another window,
             or a `Sound`, which is measured on patched generations.
-        site: one site, or several sites in one part of a block, patched together (`("cross_attn.k", "cross_attn.v")`).
-            With `by="component"`, each site has its own column. The default depends on `by`: `resid_post` for
-            "seconds"; `cross_attn.z` for "head" (`attn.z` without cross-attention); `attn_out`, `cross_attn_out`,
-            `mlp_out` and `resid_post` for "component"; and keys and values of the cross-attention for "token". A grid
-            on sound leaves the residual stream out and uses `cross_attn_out` for "seconds", because in a run that
-            reads its own codes, the stream encodes those codes at every block.
+        site: one site, or several sites in one part of a block that are patched together (`("cross_attn.k",
+            "cross_attn.v")`). With `by="component"`, each site has its own column. The default depends on `by`:
+            `resid_post` for "seconds"; `cross_attn.z` for "head" (`attn.z` without cross-attention); `attn_out`,
+            `cross_attn_out`, `mlp_out` and `resid_post` for "component"; and keys and values of the cross-attention for
+            "token". A grid on sound leaves the residual stream out and uses `cross_attn_out` for "seconds", because in
+            a run that reads its own codes, the stream encodes those codes at every block.
         by: the kind of columns: "seconds" (time windows), "head", "component", or "token" (text tokens, counted from
             +0, the first token in which the prompts differ).
         mode: "denoising" copies clean values into the corrupted run and tests whether they are sufficient. "noising"
             copies corrupted values into the clean run and tests whether the clean values are necessary.
-        layers: rows of the grid (`None`: all blocks).
+        layers: the blocks that form the rows of the grid (`None`: all blocks).
         windows: for `by="seconds"`, the number of equal windows up to the last scored step, or a list of (from, to) in
             seconds. Windows after the scored window cannot change the metric, so their effects are exactly 0.
-        seconds: which steps the other grids patch (`None`: all).
-        heads: columns of `by="head"` (`None`: all).
+        seconds: the time span to patch in grids other than `by="seconds"` (`None`: all steps).
+        heads: the heads that form the columns of `by="head"` (`None`: all heads).
         history: codes that the corrupted run reads instead of `codes` before the scored window, such as codes generated
             from the corrupted prompts. The scored window must then start later than 0.
         clusters: the cluster of each pair; intervals resample clusters. By default, pairs with the same two prompts
-            form one cluster, so that their seeds stay together.
-        sound: also run a coarser grid on sound, over the whole clip.
+            form one cluster, whatever their seeds.
+        sound: settings of a second, coarser grid on sound, which covers the whole clip (`None`: no such grid).
         memory_gib: memory for recordings and batches, in GiB. Larger grids run in parts.
         n_bootstrap, n_permutations, seed: settings of the intervals and p-values.
-        reading: a `Reading` instead of `site`, `layers`, `heads` and `seconds`, which say what is patched.
+        reading: a `Reading` instead of `site`, `layers`, `heads` and `seconds`, to state what is patched.
         resampling: a `Resampling` instead of `n_bootstrap`, `n_permutations` and `seed`.
         progress: show the plan and a progress bar on stderr. `plan` returns the plan without running the grid.
 
     Raises:
-        InputError: (or a subclass) if pairs, codes, sites or windows are not valid. It is raised before the model runs.
+        InputError: (or a subclass) if pairs, codes, sites or windows are not valid. The error is raised before the
+            model runs.
 
     The codes are scored under the conditional branch alone, without guidance.
     """
@@ -194,10 +194,10 @@ def plan(
     timed: bool = True,
     reading: Reading | None = None,  # noqa: ARG001 - its values arrive as the loose arguments
 ) -> GridPlan | SoundPlan:
-    """Return the cost of `patch` with the same arguments. With `timed`, one row runs once to estimate the time.
+    """Return the cost of `patch` with the same arguments. With `timed`, the model runs one row to estimate the time.
 
-    For a `Sound` the result is a `SoundPlan`. Its timing covers a few steps of the largest generation, and the decoding
-    and measuring of one clip.
+    For a `Sound` the result is a `SoundPlan`. Its time is estimated from a few steps of the largest generation, and
+    from decoding and measuring one clip.
     """
     checked_flags(timed=timed)
     options: dict[str, Any] = {"layers": layers, "windows": windows, "seconds": seconds, "heads": heads}
@@ -209,7 +209,7 @@ def plan(
 
 
 def _show(plan: GridPlan | SoundPlan) -> None:
-    """Print a plan on stderr, where the progress bar is. stdout is for output that a program reads."""
+    """Print a plan on stderr, like the progress bar, because stdout is for output that programs read."""
     tqdm.write(repr(plan), file=sys.stderr)
 
 
@@ -224,7 +224,10 @@ class _Job:
 
     @property
     def cells(self) -> list[Cell]:
-        """The cells, in the order used to split them into parts: by first step, then by block from the bottom up."""
+        """The cells, sorted by first step and then by block from the bottom up.
+
+        They are split into parts in this order.
+        """
         return sorted(self.grid.cells, key=lambda cell: (cell.start, cell.enters, cell.part))
 
     def plan(self, timed: bool = False) -> GridPlan:
@@ -249,7 +252,7 @@ class _Job:
         )
 
     def run(self, progress: bool) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Run the grid; return the patched metrics "pair codebook layer column" and both runs' unpatched metrics."""
+        """Run the grid, and return the patched metrics "pair codebook layer column" and the unpatched metrics."""
         runs, plan = self.runs, self.plan()
         shape = len(runs.clean), runs.lens.config.n_codebooks
         patched = np.full((*shape, len(self.grid.layers), len(self.grid.columns)), np.nan)
@@ -284,7 +287,7 @@ class _Job:
     def _row_bytes(self) -> float:
         """Return the size in bytes of one row of a climb.
 
-        A row has its stream, one block's intermediate values, and its keys, values and logits.
+        A row consists of its stream, one block's intermediate values, and its keys, values and logits.
         """
         config, steps = self.runs.lens.config, self.runs.steps
         size = torch.finfo(self.runs.lens.dtype).bits // 8

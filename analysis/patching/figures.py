@@ -1,5 +1,4 @@
-"""Draw patching grids for paper (matplotlib) and screen (plotly), with raw effects in the cells and the gap in the
-title.
+"""Draw patching grids for paper (matplotlib) and screen (plotly), with raw effects in cells and the gap in the title.
 
 Dots mark cells that differ from 0 (p at most 5%, adjusted for the whole grid), so that readers need not rely on colour.
 """
@@ -55,7 +54,7 @@ def paper(result: PatchingResult, codebook: int | str = "total") -> Figure:
 
 
 def caption(result: PatchingResult) -> str:
-    """Return two lines that explain what the grid shows, and a third about the measured sound."""
+    """Return two lines that explain what the grid shows, and a third line about the measured sound."""
     giver, taker = ("clean", "corrupted") if result.mode == "denoising" else ("corrupted", "clean")
     patched = f"{giver} values patched into the {taker} run"
     few = f" ({result.too_few}: exploratory)" if result.too_few else ""

@@ -1,6 +1,7 @@
-"""Divide a site into the cells of a patching grid. In each cell, one run takes the other run's values at one part.
+"""Divide a site into the cells of a patching grid.
 
-`Grid.of` turns a site and a `by` into cells. It raises an error before the model runs if the model lacks the site.
+In each cell, one run takes the other run's values at one part of the site. `Grid.of` turns a site and a `by` into
+cells. It raises an error before the model runs if the model lacks the site.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ WINDOWS = 8
 """The default number of windows in a grid by seconds."""
 TEXT_STATES = "hook_text_states"
 BEGIN = {"hook_resid_pre": 0, "hook_resid_mid": 1, "hook_resid_cross": 2, "hook_resid_post": 3}
-"""Sites of the residual stream, each mapped to the number of its block's three parts that come before it."""
+"""Sites of the residual stream, each mapped to how many of its block's three parts come before it."""
 WRITES = {"hook_attn_out": 1, "hook_cross_attn_out": 2, "hook_mlp_out": 3}
 """Sites of the outputs that a block's parts add to the stream, each mapped to the number of its part, from 1."""
 EMBEDDINGS = ("hook_embed", "hook_pos_embed")
@@ -70,7 +71,7 @@ class Cell:
 
     @property
     def part(self) -> int:
-        """The part of the block in which the patch is made: 1 self-attention, 2 cross-attention, 3 MLP."""
+        """The part of the block in which the patch is made: 1 (self-attention), 2 (cross-attention) or 3 (MLP)."""
         hook = self.hooks[0]
         if hook.startswith("cross_attn."):
             return 2
@@ -122,8 +123,8 @@ class Grid:
     ) -> Grid:
         """Return the grid over the first `steps` steps. Later steps cannot change the score and are never patched.
 
-        If `site` is `None`, the default sites of a grid on codes are used. With `on_sound`, they are those of a grid on
-        sound.
+        If `site` is `None`, default sites are used. They depend on whether the grid is on codes or on sound
+        (`on_sound`).
 
         Raises:
             InputError: (or a subclass) if the model lacks the site, or `by` cannot divide it.
@@ -243,7 +244,7 @@ def _refuse_mixed(by: str, found: Sequence[Sequence[Site]]) -> None:
 def _windows(windows: int | Sequence[Span], timeline: Timeline, steps: int) -> list[tuple[int, int, Span]]:
     """Return the (start, stop, seconds) of each window.
 
-    A number of windows divides all steps up to the last one that is scored.
+    If `windows` is a number, all steps up to the last scored one are divided into that many windows.
     """
     rate = timeline.frame_rate
     given = one_or_listed("windows", windows)

@@ -16,12 +16,12 @@ class GridPlan:
 
     Attributes:
         cells, pairs: size of the grid. Every pair has one row for every cell.
-        row_steps: number of steps through one block that will be run, counted per row.
-        naive_row_steps: the number that would be run with one full forward pass per cell.
+        row_steps: number of combinations of row, step and block that will be computed.
+        naive_row_steps: the same number if every cell took one full forward pass.
         batch, chunk: the largest numbers of pairs and of cells that run together.
         memory_mib: expected memory of recordings and the largest batch, in addition to the model.
-        seconds: upper estimate of the time, from the speed of one row's forward pass on this machine. It is NaN if the
-            speed was not measured.
+        seconds: upper estimate of the time, based on how long one row's forward pass takes on this machine. It is NaN
+            if that was not measured.
     """
 
     cells: int
@@ -51,10 +51,10 @@ class SoundPlan:
         cells, pairs: size of the grid. Every pair has one patched clip for every cell.
         clips: number of clips to generate, including the unpatched clips of each generation.
         clip_seconds: length of each clip.
-        generations: number of calls of `lens.generate`, of at most `rows` clips each.
-        row_steps: number of steps through one block, counted per row and for both halves of the guidance.
-        seconds: estimated time. It is based on how long this machine takes for one step of the largest generation, and
-            to decode and measure one clip. It is NaN if these were not measured.
+        generations: number of calls of `lens.generate`, each of which generates at most `rows` clips.
+        row_steps: number of combinations of row, step and block, over both halves of the guidance.
+        seconds: estimated time. It is based on the time that this machine takes to run one step of the largest
+            generation, and to decode and measure one clip. It is NaN if these were not measured.
     """
 
     cells: int

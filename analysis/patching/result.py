@@ -71,9 +71,9 @@ class PatchingResult:
         sound: the coarser grid on sound that accompanies a grid on codes.
 
     The result does not show that a site *encodes* the concept. A patch transfers every difference between the two runs,
-    and a site that recovers the gap may only pass it on. If both runs read the same codes, the text adds little, and
-    `normalised` raises an error if the gap's interval covers 0. A cell without effect may have a backup elsewhere in
-    the model.
+    and a site that recovers the gap may only pass that difference on. If both runs read the same codes, the text
+    changes the metric little, so `normalised` raises an error if the gap's interval covers 0. A cell without effect may
+    have a backup elsewhere in the model.
     """
 
     patched: Float[np.ndarray, "pair codebook layer column"]
@@ -113,7 +113,7 @@ class PatchingResult:
     def gap(self, codebook: int | str = TOTAL) -> Gap:
         """Return the metric of the clean run minus that of the corrupted run, for one codebook or the total.
 
-        It is NaN if no pair was measured in both runs.
+        The gap is NaN if no pair was measured in both runs.
         """
         each = self._gaps[:, self._index(codebook)]
         usable = np.isfinite(each)
@@ -145,14 +145,14 @@ class PatchingResult:
                 "shares of it are undefined. Use .effect(), score another window, take more pairs, or give the "
                 "corrupted run its own history (history=)."
             )
-        # Both means cover the pairs that have the cell. In either mode they are measured from the corrupted run.
+        # Both means cover only the pairs that have the cell. In both modes, they are relative to the corrupted run.
         index = self._index(codebook)
         patched, clean, corrupted = (_with_total(v)[:, index] for v in (self.patched, self.clean, self.corrupted))
         there = np.isfinite(patched) & np.isfinite(clean - corrupted)[:, None, None]
         whole = np.where(there, (clean - corrupted)[:, None, None], np.nan)
         part = np.where(there, patched - corrupted[:, None, None], np.nan)
         with warnings.catch_warnings():
-            # A cell is NaN if no pair has it, or nothing could be measured there.
+            # A cell is NaN if no pair has it, or if nothing could be measured in it.
             warnings.simplefilter("ignore", RuntimeWarning)
             return np.nanmean(part, axis=0) / np.nanmean(whole, axis=0)
 
@@ -261,7 +261,7 @@ class PatchingResult:
         most = "no cell clear of chance, largest effect" if found.p_adjusted[at] > LEVEL else "largest effect"
         pairs, measured = len(self.clean), int(np.isfinite(self._gaps[:, total]).sum())
         both = f"{pairs}" if measured == pairs else f"{measured} of {pairs}"
-        # The number of pairs that have this cell and could be measured there.
+        # The number of pairs that have this cell and could be measured in it.
         own = "" if found.n[at] == measured else f" over {found.n[at]:.0f} pairs"
         return (
             f"PatchingResult({self.mode} {self.description}: gap {gap!r} over {both} pairs of "

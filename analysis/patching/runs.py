@@ -77,7 +77,8 @@ def pairs(
 ) -> Pairs:
     """Take pairs from a set's matched prompts, and generate the codes of both sides from each pair's seed.
 
-    The clean prompts are those of the positive pole. With `prompts.opposite` they are those of the negative pole.
+    The clean prompts are those of the positive pole. If `prompts.opposite` is passed instead, they are those of the
+    negative pole.
 
     Args:
         lens: the model that generates the codes.
@@ -85,17 +86,17 @@ def pairs(
         n: number of pairs. If it exceeds the size of the set, prompts are repeated with other seeds.
         seconds: length of the codes.
         same_length: keep only pairs whose prompts have the same number of tokens, which patching by token requires.
-        turns: alternate which pole is the clean one. Use this only for metrics on codes, because on measured sound the
-            gaps would cancel in the mean.
+        turns: alternate which pole is the clean one. Use this only for metrics on codes, because gaps in measured sound
+            would cancel in the mean.
         guidance_scale: guidance scale of the generation. Codes sampled under guidance follow the text more closely than
             the conditional branch alone predicts, which widens the gap.
         first_seed: both sides of pair i are generated from seed first_seed + i.
         batch_size: number of rows generated at a time.
-        sampling: a `Sampling` instead of guidance_scale and, if it holds them, seconds; its temperature and top_k apply
-            too.
+        sampling: a `Sampling` instead of `guidance_scale` and, if it contains a clip length, `seconds`. Its temperature
+            and top_k also apply.
 
     Raises:
-        InputError, InputTypeError: if `prompts` is not a set with matched poles, or no pair is left.
+        InputError, InputTypeError: if `prompts` is not a set with matched poles, or if no pair is left.
     """
     checked_flags(same_length=same_length, turns=turns)
     if not isinstance(prompts, PromptSet):
@@ -144,7 +145,7 @@ class Runs:
     def checked(
         cls, lens: AudioLens, clean: Any, corrupted: Any, codes: Any, seconds: Span | None, history: Any
     ) -> Runs:
-        """Check the inputs and return the runs. Nothing runs before this, except the codec if audio was given."""
+        """Check the inputs and return the runs. No part of the model runs, except the codec if `codes` is audio."""
         if isinstance(codes, tuple | list):
             codes = codes_of(codes, lens.traced_model)
         ours, theirs, sizes = checked_prompts(lens, clean, corrupted)
@@ -272,7 +273,7 @@ def refuse_same(clean: Sequence[Any], corrupted: Sequence[Any]) -> None:
 
 def checked_clusters(given: Any, clean: Sequence[Any], corrupted: Sequence[Any]) -> tuple[str, ...]:
     if given is None:
-        # The same two prompts form one cluster, whichever of them is the clean one.
+        # Pairs with the same two prompts form one cluster, whichever of the two is the clean one.
         return tuple(" | ".join(sorted((str(a), str(b)))) for a, b in zip(clean, corrupted, strict=True))
     listed = tuple(map(str, in_order("clusters", given, "clusters")))
     if len(listed) != len(clean):

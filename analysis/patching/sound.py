@@ -1,8 +1,8 @@
-"""Measure patching on sound, by comparing patched generations with the clean and the corrupted ones.
+"""Measure how patches change the sound, by comparing patched generations with the clean and the corrupted ones.
 
 The clean, the corrupted and every patched clip of a pair are generated in one batch from the same seed. At each step, a
-patched row takes the values that another row of the batch has at the same step, so nothing is stored and nothing is
-shifted in time. Once their codes diverge, the two rows continue with different music. The patch then transfers
+patched row takes the values that another row of the batch has at the same step, so values need not be stored and are
+not shifted in time. Once their codes diverge, the two rows continue with different music. The patch then transfers
 everything that the *other run* computes at that step, including its music. Only the text states, and the keys and
 values of the cross-attention, depend on the text alone.
 """
@@ -53,8 +53,8 @@ class Sound:
         branch: the half of the guidance that is patched. The null half does not see the text.
         first_seed: pair i is generated from seed first_seed + i.
         batch_size: largest number of rows in one generation.
-        sampling: on creation only, a `Sampling` instead of guidance_scale, temperature, top_k and, if it holds them,
-            seconds.
+        sampling: on creation only, a `Sampling` instead of `guidance_scale`, `temperature`, `top_k` and, if it contains
+            a clip length, `seconds`.
     """
 
     measure: str
@@ -131,7 +131,7 @@ class Listening:
         if by == "token":
             refuse_unequal(sizes, "patching by token")
             positions, columns = token_offsets(lens, ours, theirs)
-        # Windows divide the clip. The steps after its last frame only finish the delayed codebooks.
+        # The windows divide the clip alone, because the steps after its last frame only finish the delayed codebooks.
         grid = Grid.of(
             lens, site, by, steps=timeline.frames, timeline=timeline, layers=layers, windows=windows, seconds=seconds,
             heads=heads, tokens=columns, on_sound=True,
@@ -211,7 +211,7 @@ class Listening:
     def _played(self, rows: Sequence[int], cells: Sequence[Cell], seconds: float | None = None, **how: Any) -> Any:
         """Generate the clean clips, the corrupted clips and the patched clips of each cell.
 
-        `seconds` shortens them for timing.
+        `seconds` shortens the clips, for timing.
         """
         count, rate = len(rows), self.lens.config.frame_rate
         sides = [self.clean[row] for row in rows], [self.corrupted[row] for row in rows]
@@ -250,7 +250,9 @@ class Listening:
         return measure.table(clips, measures=[self.sound.measure])[self.sound.measure].to_numpy()
 
     def _speed(self) -> tuple[float, float]:
-        """Return the time in seconds per step of the largest generation, and seconds to decode and measure one clip."""
+        """Return the times in seconds for one step of the largest generation, and for decoding and measuring one
+        clip.
+        """
         config = self.lens.config
         largest = max(self.generations, key=lambda each: len(each[0]) * (2 + len(each[1])))
         tail = self.timeline.steps - self.timeline.frames

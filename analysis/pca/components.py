@@ -1,7 +1,7 @@
 """Find at which block, and from which time, the poles of a concept separate, by PCA of each layer's activations.
 
-`fit` takes one vector per row and block: a cache reduced over time, or an array "layer row d_model". `trajectories`
-takes every step: a cache that was not reduced, or an array "layer row step d_model".
+`fit` takes one vector per row and block, as a cache reduced over time or an array "layer row d_model". `trajectories`
+takes every step, as a cache that was not reduced or an array "layer row step d_model".
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ class PCAResult:
 
     Attributes:
         scores: "layer row component", each layer's activations centred and projected.
-        explained: "layer component", share of the layer's variance.
+        explained: "layer component", the share of the layer's variance that each component explains.
         layers, labels: the layer and row axes.
-        silhouettes: per layer, the mean silhouette of the labels in the components kept. 1 means far apart, 0 means
-            mixed, and negative values mean nearer to the other pole.
-        intervals: intervals of `silhouettes` over groups. The silhouette of each row is held fixed, so they show the
-            uncertainty of the mean, not how the components would change with other rows.
+        silhouettes: per layer, the mean silhouette of the labels in the components kept. 1 means that the poles are far
+            apart, 0 that they are mixed, and negative values that rows are nearer to the other pole.
+        intervals: intervals of `silhouettes` over groups. The silhouette of each row is held fixed, so the intervals
+            show the uncertainty of the mean, not how the components would change with other rows.
         p: per layer, the share of label shuffles whose best layer has a silhouette at least as large.
         grouped: whether groups or prompts are known. If not, `intervals` and `p` treat every row as independent.
         least_p: the smallest p that these shuffles can give. With few rows, there are few ways to shuffle the labels.
 
-    The result shows whether the poles are far apart compared with the spread within each. It does not show that they
-    would separate without labels. The poles were chosen to differ, and the largest variance may come from something
-    other than the concept.
+    The result shows whether the poles are far apart compared with the spread within each pole. It does not show that
+    the poles would separate without labels. They were chosen to differ, and the largest variance may come from
+    something other than the concept.
     """
 
     scores: Float[np.ndarray, "layer row component"]
@@ -92,7 +92,7 @@ class PCAResult:
 
     @drawable
     def plot(self, dimensions: int = 2) -> Any:
-        """Draw the first two or three components, one panel per layer (matplotlib figure)."""
+        """Draw the first two or three components, with one panel per layer (matplotlib figure)."""
         from analysis.pca import figures
 
         return figures.space_paper(self) if _checked_dimensions(self, dimensions) == 3 else figures.panels_paper(self)
@@ -125,13 +125,15 @@ class Trajectories:
     Attributes:
         means: "layer pole step component", means over groups (prompts).
         errors: standard errors of `means` over groups.
-        explained: "layer component", share of the variance over rows and steps.
-        silhouettes: "layer step", how far apart the poles are at each step; 1 means far apart, 0 means mixed.
+        explained: "layer component", the share of the variance over rows and steps that each component explains.
+        silhouettes: "layer step", the mean silhouette of the labels at each step. 1 means that the poles are far apart,
+            and 0 that they are mixed.
         seconds: time of each step from the beginning of the clip.
         layers, poles: the layer and pole axes.
 
-    The paths do not show what the model does with the difference. Much of a path reflects time itself, which all rows
-    share. The distance between the paths separates the poles, and the shape of a path does not.
+    The paths do not show what the model does with the difference between the poles. Much of a path reflects time
+    itself, which all rows share. The poles are separated by the distance between their paths, not by the shape of a
+    path.
     """
 
     means: Float[np.ndarray, "layer pole step component"]
@@ -157,7 +159,7 @@ class Trajectories:
 
     @drawable
     def plot(self) -> Any:
-        """Draw the paths in each layer, and how far apart the poles are over time (matplotlib figure)."""
+        """Draw the paths in each layer, and a map of the silhouette over time (matplotlib figure)."""
         from analysis.pca import figures
 
         return figures.paths_paper(self)
@@ -198,19 +200,19 @@ def fit(
     Args:
         activations: a cache recorded with `reduce="mean"` (or "last"), or an array "layer row d_model".
         labels: the pole of each row.
-        site: which site of a cache.
+        site: the site to read from a cache.
         n_components: number of components kept per layer.
-        layers: which layers of a cache, or the numbers of an array's layers (default 0, 1, ...).
-        groups: the group of each row, for rows that are not independent; by default the rows of a cache that share a
-            prompt.
-        n_shuffles: number of label shuffles between groups; p is at least 1 / (n + 1).
+        layers: the layers to read from a cache, or the layer numbers of an array (default: 0, 1, ...).
+        groups: the group of each row, for rows that are not independent. By default, rows of a cache that share a
+            prompt form a group.
+        n_shuffles: number of label shuffles between groups; p is at least 1 / (n_shuffles + 1).
         seed: seed of the shuffles.
         reading: a `Reading` instead of `site` and `layers`.
         resampling: a `Resampling` instead of `n_shuffles` (its `n_permutations`) and `seed`.
 
     Raises:
-        InputError: if labels do not match the rows, there are fewer than two labels, a label has fewer than two rows,
-            or activations are constant.
+        InputError: if labels do not match the rows, if there are fewer than two labels, if a label has fewer than two
+            rows, or if activations are constant.
     """
     array, numbers, clusters = _arrays(activations, site, layers, groups, steps=False)
     names = tuple(map(str, column("labels", labels, array.shape[1])))
@@ -257,13 +259,13 @@ def trajectories(
     frame_rate: float | None = None,
     reading: Reading | None = None,  # noqa: ARG001 - its values arrive as the loose arguments
 ) -> Trajectories:
-    """Return the poles' paths through each layer's components, which are fitted to all its rows and steps.
+    """Return the poles' paths through each layer's components, which are fitted to all rows and steps.
 
     Args:
         activations: a cache recorded without `reduce`, or an array "layer row step d_model". Leave out the tail, whose
             steps only finish the delayed codebooks, by recording with `seconds=(0, ...)`.
         labels, site, n_components, layers, groups, reading: as in `fit`.
-        frame_rate: steps per second of an array. A cache stores its own.
+        frame_rate: steps per second of an array. A cache stores its own frame rate.
 
     Raises:
         InputError: as in `fit`, or if the activations have no steps.
@@ -326,7 +328,7 @@ def _arrays(
 
 
 def _refuse_axes(cache: ActivationCache, site: str, held: Sequence[int], steps: bool) -> None:
-    """Raise if a head axis would be taken for steps, or the padding of shorter prefixes for activations."""
+    """Raise if a head axis would be mistaken for steps, or the padding of shorter prefixes for activations."""
     axes = cache.axes_of(site, held[0]) if held else ()
     if "head" in axes or "key" in axes:
         raise InputError(f"{site} has the axes {' '.join(axes)}: give an array of one head, 'layer row (step) d_head'.")
@@ -343,7 +345,7 @@ def _refuse_constant(rows: Float[np.ndarray, "row d_model"], layer: int) -> None
 
 
 def _by_group(scores: Float[np.ndarray, "row step component"], groups: np.ndarray) -> np.ndarray:
-    """Return the mean of each group, so that rows of one prompt count once."""
+    """Return the mean of each group, so that each prompt counts once."""
     return np.stack([scores[groups == group].mean(0) for group in np.unique(groups)])
 
 
@@ -356,9 +358,9 @@ def _shuffles(
 
 
 def _least_p(target: Int[np.ndarray, " row"], dealt: Int[np.ndarray, "shuffle row"]) -> float:
-    """Return the smallest p, that of completely separated poles.
+    """Return the smallest possible p, which completely separated poles would give.
 
-    Shuffles that split the rows as the labels do are then equally extreme.
+    Shuffles that split the rows in the same way as the real labels are then equally extreme.
     """
     same = [np.array_equal(_by_first_row(one), _by_first_row(target)) for one in dealt]
     return (1 + sum(same)) / (len(dealt) + 1)
@@ -387,7 +389,7 @@ def _silhouettes(
 
 
 def _silhouette(scores: Float[np.ndarray, "row component"], names: tuple[str, ...]) -> float:
-    """Return the mean silhouette. It is 0 if all rows are equal, as at the first step without text."""
+    """Return the mean silhouette, or 0 if all rows are equal (as they are at the first step without text)."""
     return float(np.asarray(silhouette_samples(scores, names)).mean()) if np.ptp(scores, axis=0).any() else 0.0
 
 

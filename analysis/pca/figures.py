@@ -20,7 +20,7 @@ _FLAT = {"triangle-up": "circle-open", "triangle-down": "diamond-open"}
 
 
 def panels_paper(result: PCAResult) -> Figure:
-    """Draw the scores on the first two components, one panel per layer, with a colour and a marker for each pole."""
+    """Draw the scores on the first two components, with one panel per layer and one colour and marker per pole."""
     count = len(result.layers)
     columns = min(4, count)
     lines = -(-count // columns)
@@ -68,7 +68,7 @@ def panels_screen(result: PCAResult) -> go.Figure:
 
 
 def space_paper(result: PCAResult) -> Figure:
-    """Draw the scores on the first three components, one panel per layer, with a colour and a marker for each pole."""
+    """Draw the scores on the first three components, with one panel per layer and one colour and marker per pole."""
     labels = np.array(result.labels)
     poles = list(dict.fromkeys(result.labels))
     columns = min(4, len(result.layers))
@@ -119,7 +119,7 @@ def space_screen(result: PCAResult) -> go.Figure:
 
 
 def paths_paper(result: Trajectories) -> Figure:
-    """Draw each pole's mean path in two components per layer, with a dot every second, above silhouettes over time."""
+    """Draw each pole's mean path in two components, one panel per layer, above a map of the silhouette over time."""
     columns = min(4, len(result.layers))
     lines = -(-len(result.layers) // columns)
     marks = _whole_seconds(result.seconds)
@@ -166,7 +166,7 @@ def paths_paper(result: Trajectories) -> Figure:
 
 @literally
 def paths_screen(result: Trajectories) -> go.Figure:
-    """Draw the poles' paths in two components, with a slider over layers; hovering shows the time."""
+    """Draw the poles' paths in two components, with a slider over layers. Hovering over a path shows the time."""
     figure = go.Figure()
     for index in range(len(result.layers)):
         for number, (pole, (colour, marker)) in enumerate(zip(result.poles, looks(len(result.poles)), strict=True)):
@@ -184,9 +184,9 @@ def paths_screen(result: Trajectories) -> go.Figure:
 
 
 def _title(result: PCAResult, index: int, joint: str) -> str:
-    """Return a panel's title, with its block, silhouette, and the silhouette's interval over prompts."""
+    """Return a panel's title: its block, and the silhouette with an interval over prompts."""
     interval = result.intervals[index]
-    # Rounding and adding 0 avoids "-0.00".
+    # Rounding and then adding 0 avoids "-0.00".
     value, low, high = (round(float(one), 2) + 0.0 for one in (result.silhouettes[index], interval.low, interval.high))
     known = f" [{low:.2f}, {high:.2f}]" if np.isfinite(low) else ""
     return f"block {result.layers[index]}{joint}silhouette {value:.2f}{known}"

@@ -1,4 +1,4 @@
-"""Test at which blocks a probe can read a label from the activations, and whether it does better than from the sound.
+"""Test how well a probe can read a label from the activations of each block, compared with the sound itself.
 
 `probe` takes a `Dataset`, a cache, prompts or an array, and returns a `ProbeResult`.
 """

@@ -2,7 +2,8 @@
 
 There are three sources: prompts (with clips generated for them, or given codes), your own sound (arrays, or a folder
 and a CSV), and the synthesiser that étude was trained on, in the manner of SynTheory (Wei et al., ISMIR 2024). Probing
-and PCA use such data sets. Nothing here reads a model's activations; only its generation and its codec are used.
+and PCA use such data sets. This module does not read activations. It uses a model only to generate clips and to encode
+sound.
 """
 
 from __future__ import annotations
@@ -58,8 +59,8 @@ class Dataset:
     Attributes:
         labels: one label per row: text or truth values (classes), or numbers (a quantity).
         prompts: one prompt per row; `None` means no prompt.
-        codes: the music that the model reads in each row. With `None` it reads only the start token, so the text is the
-            only source of information.
+        codes: the music that the model reads in each row. With `None`, the model reads only the start token, so the
+            text is the only source of information.
         audio: the sound that the codes were made from, "row sample", for the mel baseline. With `None`, the codes are
             decoded.
         sample_rate: sample rate of `audio`, in hertz.
@@ -70,8 +71,8 @@ class Dataset:
             given.
 
     Raises:
-        InputError: if lengths differ, a label is missing, or `groups` would put one prompt or clip on both sides of a
-            split.
+        InputError: if lengths differ, if a label is missing, or if `groups` would put one prompt or clip on both sides
+            of a split.
     """
 
     labels: np.ndarray
@@ -126,11 +127,12 @@ class Dataset:
         progress: bool = False,
         sampling: Sampling | None = None,
     ) -> Dataset:
-        """Return prompts with clips generated for them, or with given `codes` (one row per prompt, or one row for all).
+        """Return a data set of prompts, with clips generated for them or with given `codes`.
 
-        Generated codes contain what the prompt asked for, so every block can read the concept from the music so far.
-        If all rows or both poles share the same codes, the text is the only source of information. `sampling` is a
-        `Sampling` instead of guidance_scale and seconds (if it includes them). Its temperature and top_k apply too.
+        `codes` has one row per prompt, or one row for all prompts. Generated codes contain what the prompt asked for,
+        so every block can read the concept from the music so far. If all rows or both poles share the same codes, the
+        text is the only source of information. `sampling` is a `Sampling` that replaces `guidance_scale` and, if it
+        contains a clip length, `seconds`. Its temperature and top_k also apply.
         """
         checked_flags(progress=progress)
         listed = in_order("prompts", prompts, "prompts")
@@ -159,14 +161,14 @@ class Dataset:
         name: str = "label",
         unit: str = "",
     ) -> Dataset:
-        """Return a data set of your own sounds, which must all have one sample rate.
+        """Return a data set of your own sounds, which must all have the same sample rate.
 
         Each sound is "sample" or "channel sample", as floats or as int16 or int32 PCM.
 
         Args:
             groups: the source of each sound (piece, artist, album). Without groups, excerpts of one piece could be on
                 both sides of a split and reveal each other's label.
-            seconds: the length used of each sound, from its beginning (default: the length of the shortest sound).
+            seconds: how much of each sound to use, from its beginning (default: the length of the shortest sound).
 
         Raises:
             InputError: if the labels do not match the sounds, or a sound is shorter than `seconds`.
@@ -206,8 +208,8 @@ class Dataset:
     ) -> Dataset:
         """Return the sound files of a folder, labelled by a CSV with one row per file.
 
-        Every cell is read as text. Labels are converted to numbers only if all of them are numbers, and no two
-        different labels would become equal. For example, a label "01" stays text.
+        Every cell is read as text. Labels are converted to numbers only if all of them are numbers and no two different
+        labels would become equal. For example, a label "01" stays text.
 
         Args:
             table: the CSV. Its column `file` gives the path of each file relative to `folder`.
@@ -306,14 +308,14 @@ def labels_text(labels: np.ndarray) -> str:
 
 
 def checked_labels(labels: Any, rows: int) -> np.ndarray:
-    """Return labels as an array with one label per row, none missing and all of one kind; see `column`."""
+    """Return labels as an array, after checking that there is one label per row and all are of one kind (`column`)."""
     return column("labels", labels, rows)
 
 
 def same(values: Sequence[str | None]) -> np.ndarray:
     """Return one number per row, equal for equal texts.
 
-    It is -1 for rows without text, or if all rows have the same text.
+    The number is -1 for rows without text, or for every row if all rows have the same text.
     """
     numbers = {value: number for number, value in enumerate(dict.fromkeys(values))}
     if len(numbers) == 1:
@@ -322,7 +324,7 @@ def same(values: Sequence[str | None]) -> np.ndarray:
 
 
 def same_codes(codes: Int[Tensor, "row codebook frame"]) -> np.ndarray:
-    """Return one number per row, as `same` does, equal for rows whose codes are all equal."""
+    """Return one number per row, like `same`, but equal for rows with the same codes."""
     return same([bytes(clip.cpu().numpy().tobytes()).hex() for clip in codes])
 
 
@@ -330,7 +332,8 @@ def checked_groups(groups: Any, rows: int, ties: Sequence[np.ndarray] = ()) -> n
     """Return the group of each row, as given or built from ties between rows with equal prompts or equal clips.
 
     Raises:
-        InputError: if the given groups separate tied rows, because the same prompt would then be on both sides.
+        InputError: if the given groups separate tied rows, because the same prompt would then be on both sides of a
+            split.
     """
     if groups is None:
         links = [(np.flatnonzero(tie >= 0), tie[tie >= 0]) for tie in ties]
@@ -353,7 +356,7 @@ def refuse_leak(sides: np.ndarray, ties: Sequence[np.ndarray], what: str) -> Non
     """Raise if tied rows are on different sides.
 
     Raises:
-        InputError: if there are such rows. The error names two of them.
+        InputError: if there are such rows. The error names two of these rows.
     """
     for tie in ties:
         for mark in np.unique(tie[tie >= 0]):
@@ -423,5 +426,5 @@ def _mono(sound: Any, number: int) -> Float[np.ndarray, " sample"]:
 
 
 def groups_of(groups: Any, rows: int) -> np.ndarray | None:
-    """Return groups as an array with one group per row, or `None` if no groups were given; see `column`."""
+    """Return groups as an array with one group per row, checked by `column`, or `None` if no groups were given."""
     return None if groups is None else column("groups", groups, rows)

@@ -103,7 +103,8 @@ def probe(
         penalty, n_components: see `analysis.probing.probes.Probe`.
         baselines: "mel", "codec" or both. The default is both if there is sound.
         n_jobs: number of processes among which the layers and heads are divided.
-        reading: a `Reading` instead of `site`, `layers`, `heads` and `branch`. `position` says what is read over time.
+        reading: a `Reading` instead of `site`, `layers`, `heads` and `branch`. `position` still determines which steps
+            are read.
         resampling: a `Resampling` instead of `n_shuffles` (its `n_permutations`), `n_bootstrap` and `seed`.
 
     Raises:
@@ -282,7 +283,7 @@ def _sounds(
 
 
 def _vectors(fitted: Probe, values: np.ndarray, target: np.ndarray) -> Float[np.ndarray, "output feature"]:
-    """Return the weights, rescaled to the length and sign of the difference between the poles' means along them."""
+    """Return the weights, rescaled to the signed difference between the poles' means along the weights."""
     weights = fitted.weights(values, target)
     units = weights / np.maximum(np.linalg.norm(weights, axis=1, keepdims=True), np.finfo(float).tiny)
     made = []
@@ -297,7 +298,7 @@ def _meta(
 ) -> Provenance:
     made = isinstance(data, Sequence) and rows.codes is not None
     if isinstance(data, ActivationCache):
-        # A cache stores how it was recorded.
+        # A cache stores the position at which it was recorded.
         position = cast(FeaturePosition, data.reduce or position)
         branch = cast(Branch, data.branch)
     return Provenance(

@@ -71,8 +71,8 @@ def of_model(
     """Read one vector per `ProbedSite` and row. Only one batch and the result are in memory at a time.
 
     Raises:
-        InputError: (or a subclass) if the model lacks the site, layer or head, or the site has no vector per step. It
-            is raised before the model runs.
+        InputError: (or a subclass) if the model lacks the site, layer or head, or if the site has no vector per step.
+            The error is raised before the model runs.
     """
     _check_site(lens, site)
     span, reduce = _reading(position, lens)
@@ -110,7 +110,7 @@ def of_cache(cache: ActivationCache, site: str, each_head: bool | None = None) -
     """Return the vectors in a cache that was recorded with a reduction over time.
 
     Raises:
-        InputError: if the cache was not reduced over time, or the site was not recorded.
+        InputError: if the cache was not reduced over time, or if the site was not recorded.
     """
     asked = named(site)
     short = asked.short
@@ -157,9 +157,9 @@ def of_array(array: Any, layers: int | Sequence[int] | None = None) -> Features:
 
 
 def of_sound(lens: AudioLens, data: Dataset, baseline: Baseline, position: FeaturePosition = "mean") -> Features:
-    """Return baseline features of the same rows over the same span, from the sound or codes without the model.
+    """Return baseline features of the same rows over the same span, computed from sound or codes without the model.
 
-    "codec" gives the mean, standard deviation and mean absolute difference between frames of the codec's own vectors.
+    "codec" gives the mean, standard deviation, and mean absolute difference between frames of the codec's own vectors.
     "mel" gives these statistics for 64 mel bands in dB, and the autocorrelation of the onset strength up to two seconds
     (librosa).
 
@@ -211,7 +211,7 @@ def _mel(lens: AudioLens, data: Dataset, span: Span | None) -> Float[np.ndarray,
 
 
 def _over_time(values: Float[np.ndarray, "row band frame"]) -> Float[np.ndarray, "row feature"]:
-    """Return the mean, standard deviation and mean absolute difference between frames of every band."""
+    """Return every band's mean, standard deviation, and mean absolute difference between frames."""
     steps = np.abs(np.diff(values, axis=-1)).mean(-1) if values.shape[-1] > 1 else np.zeros(values.shape[:2])
     return np.concatenate([values.mean(-1), values.std(-1), steps], axis=1).astype(float)
 

@@ -22,7 +22,7 @@ _DASHES = {"--": "dash", "-.": "dashdot"}
 
 
 def paper(result: ProbeResult) -> Figure:
-    """Draw scores with intervals by block or head, over the range of shuffled labels and the sound baselines."""
+    """Draw scores with intervals by block or head, with the range of shuffled labels and the sound baselines."""
     return _heads(result) if _is_map(result) else _blocks(result)
 
 

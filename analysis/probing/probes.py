@@ -4,7 +4,7 @@ The scaler and PCA are fitted on the training side of a split only. Rows are wei
 otherwise a probe of a rare class would always predict the frequent one. Labels are shuffled within the folds, group by
 group. Every shuffle therefore has the same folds, class counts and rows as the real labels, and its expected score is
 chance. All layers, heads and baselines share folds and shuffles, so that their scores can be compared pairwise. The
-best score of each shuffle over all of them shows what chance alone can reach in such a search.
+best score of each shuffle over all layers and heads shows what a search among them can reach by chance alone.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Probe:
     def outputs(
         self, train: Float[np.ndarray, "row feature"], targets: Sequence[Labels], tests: Sequence[np.ndarray], seed: int
     ) -> list[list[np.ndarray]]:
-        """For each target, the outputs "row class" (or "row 1" for a quantity) on each array of `tests`."""
+        """Return, for each target, the outputs "row class" (or "row 1" for a quantity) on each array of `tests`."""
         if self.kind == "ridge" and all(self._row_weights(target) is None for target in targets):
             return self._ridge(train, targets, tests)
         found = []
@@ -105,7 +105,7 @@ class Probe:
     def weights(self, values: Float[np.ndarray, "row feature"], target: Labels) -> Float[np.ndarray, "output feature"]:
         """Return the weights of a linear probe fitted to all rows, in the features' own units.
 
-        They are "class feature", with a single row for a quantity.
+        The weights are "class feature", with a single row for a quantity.
         """
         steps = self.preprocessing(*values.shape).fit(values)
         coefficients = np.atleast_2d(self.fitted(steps.transform(values), target).coef_)
@@ -118,7 +118,7 @@ class Probe:
     def _ridge(
         self, train: np.ndarray, targets: Sequence[Labels], tests: Sequence[np.ndarray]
     ) -> list[list[np.ndarray]]:
-        """Fit all targets at once. With equal row weights, they share one decomposition."""
+        """Fit all targets at once. If the rows have equal weights, the targets share one decomposition."""
         coded = [self._coded(target) for target in targets]
         model = RidgeCV(PENALTIES if self.penalty is None else [self.penalty], alpha_per_target=True)
         model.fit(train, np.concatenate(coded, axis=1))
@@ -201,8 +201,8 @@ class CrossValidation:
         """Split the rows into folds and shuffle the labels.
 
         Raises:
-            InputError: if there are fewer than two distinct labels, a label has too few rows or groups, or given folds
-                leak.
+            InputError: if there are fewer than two distinct labels, if a label has too few rows or groups, or if given
+                folds separate rows of one group.
         """
         n_folds = checked_count("n_folds", n_folds, 2)
         n_shuffles = checked_count("n_shuffles", n_shuffles, 0)
@@ -221,7 +221,7 @@ class CrossValidation:
     def scored(
         self, values: Float[np.ndarray, "row feature"], probe: Probe, n_bootstrap: int = 500, seed: int = 0
     ) -> Scored:
-        """Cross-validate every target: for each fold, fit on all other folds and score on this one."""
+        """Cross-validate every target. For each fold, fit on all other folds and score on the held-out fold."""
         values = np.asarray(values, dtype=float)
         outputs = [np.empty((len(values), max(self.n_classes, 1))) for _ in self.targets]
         learned = []
@@ -300,7 +300,7 @@ def macro_auc(target: Labels, outputs: Float[np.ndarray, "row output"]) -> float
 def shuffled(
     target: Labels, groups: Int[np.ndarray, " row"], folds: Int[np.ndarray, " row"], rng: np.random.Generator
 ) -> Labels:
-    """Return labels shuffled between the groups of each fold, or between its rows if a group has several labels."""
+    """Return labels shuffled between the groups of each fold, or between the fold's rows if groups mix labels."""
     result = np.array(target)
     for fold in np.unique(folds):
         rows = np.flatnonzero(folds == fold)
@@ -369,7 +369,8 @@ def _split(target: Labels, groups: np.ndarray, task: Task, n_folds: int, seed: i
     sides = np.empty(len(target), dtype=int)
     splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
-        # scikit-learn warns about rows per class, but only groups per class matter, which were checked above.
+        # scikit-learn warns about rows per class, but only the number of groups per class matters, and that was checked
+        # above.
         warnings.simplefilter("ignore", UserWarning)
         for fold, (_, test) in enumerate(splitter.split(np.zeros(len(target)), strata, groups)):
             sides[test] = fold

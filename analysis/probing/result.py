@@ -45,8 +45,8 @@ class ProbeResult:
         probe: the settings of the probe.
         name, unit: name and unit of the label.
         vectors: for linear probes, the weights fitted to all rows in the activations' own units, "place output
-            feature". They are rescaled to the length, along them, of the difference between the mean of the class and
-            the mean of the rest.
+            feature". They are rescaled to the difference between the mean of the class and the mean of the rest,
+            measured along the weights.
         meta: the origin of the activations; `None` for arrays, and for caches given without their lens.
         lengths: mean norm of the activations at each `ProbedSite`.
 
@@ -74,7 +74,7 @@ class ProbeResult:
 
     @property
     def scores(self) -> Float[np.ndarray, " place"]:
-        """Out-of-fold scores in `metric`. 1 is perfect, and `chance` is the score of an uninformative probe."""
+        """Out-of-fold scores, named by `metric`. 1 is perfect, and an uninformative probe scores `chance`."""
         return np.array([one.score for one in self.scored])
 
     @property
@@ -94,7 +94,7 @@ class ProbeResult:
 
     @property
     def chance(self) -> float:
-        """One over the number of classes. For a quantity it is 0, the score of predicting the training mean."""
+        """The chance score: 1 / n_classes, or 0 for a quantity (the score of predicting the training mean)."""
         return 1 / len(self.classes) if self.classes else 0.0
 
     @property
@@ -109,7 +109,9 @@ class ProbeResult:
 
     @property
     def p(self) -> Float[np.ndarray, " place"]:
-        """The rank p of each score among the shuffles' best scores, which makes it family-wise over `places`."""
+        """The family-wise p-value of each score, from its rank among the best scores of the shuffles over all
+        `places`.
+        """
         highest = self.shuffled.max(axis=0)
         return np.array([rank_test(score, highest).p for score in self.scores])
 
@@ -140,9 +142,9 @@ class ProbeResult:
         *,
         resampling: Resampling | None = None,  # noqa: ARG002 - its values arrive as the loose arguments
     ) -> pd.DataFrame:
-        """Each score minus the score of each baseline on the same rows and folds, with paired intervals.
+        """Return each score minus that of each baseline on the same rows and folds, with paired intervals.
 
-        `resampling` is a `Resampling` instead of both settings.
+        `resampling` is a `Resampling` that replaces `n_bootstrap` and `seed`.
         """
         rows = []
         target = self._target()
@@ -161,15 +163,15 @@ class ProbeResult:
         return pd.DataFrame(rows)
 
     def directions(self, towards: Any = None) -> Directions:
-        """Return the probes' weights as directions, one per block, as long as the difference in means along them.
+        """Return the probes' weights as directions, one per block, scaled to the difference in means along each.
 
         Args:
             towards: the class that the directions point to; the remaining classes form the other pole. For a quantity,
                 the directions point towards larger values.
 
         Raises:
-            InputError: if the probe is an MLP, if the site has no single vector per block (a site with heads, say), or
-                if the model that the activations come from is not known.
+            InputError: if the probe is an MLP, if the site has no single vector per block (for example, a site with
+                heads), or if it is not known which model the activations come from.
         """
         if self.vectors is None:
             raise InputError(

@@ -46,7 +46,7 @@ def read_columns(path: Path, *, filled: Sequence[str], blank: Sequence[str | Non
 def numbers_or_text(cells: Sequence[str]) -> np.ndarray:
     """Return the cells as numbers if possible, else as text.
 
-    It is possible if all cells are numbers, and no two different cells ("1" and "1.0") would become equal.
+    Conversion is possible if all cells are numbers and no two different cells (like "1" and "1.0") would become equal.
     """
     text = np.array(cells, dtype=str)
     if not all(map(_NUMBER.fullmatch, cells)):
@@ -61,7 +61,7 @@ def numbers_or_text(cells: Sequence[str]) -> np.ndarray:
 
 
 def column(name: str, values: Any, rows: int) -> np.ndarray:
-    """Return labels or groups as an array with one value per row, none missing and all of one kind.
+    """Return labels or groups as an array, after checking that there is one value per row and all are of one kind.
 
     Without these checks, numpy would convert numbers to text if any value is text, merge the labels 1 and "1", and
     convert a NaN to the label 'nan'.

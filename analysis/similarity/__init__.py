@@ -1,4 +1,4 @@
-"""Cosine similarity between the directions of layers (`cosine_map`), and of named sets at each layer (`compare`)."""
+"""Cosine similarity between directions at different layers (`cosine_map`), or between named sets (`compare`)."""
 
 from analysis.similarity.cosines import Comparison, CosineMap, chance_cosine, chance_p, compare, cosine_map
 

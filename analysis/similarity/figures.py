@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def map_paper(result: CosineMap) -> Figure:
-    """Draw a heat map of cosines between layers, with numbers in the cells if they are readable."""
+    """Draw a heat map of cosines between layers, with numbers in the cells if there is room for them."""
     rows, columns = result.cosines.shape
     with styled():
         figure = canvas((1.9 + 0.42 * columns, 1.3 + 0.42 * rows))
@@ -77,7 +77,7 @@ def map_screen(result: CosineMap) -> go.Figure:
 
 
 def comparison_paper(result: Comparison) -> Figure:
-    """Draw one heat map per layer, with numbers in its lower half and a star at cosines beyond chance."""
+    """Draw one heat map per layer. Its lower half shows numbers, with a star at each cosine that is beyond chance."""
     count, names = len(result.layers), len(result.names)
     columns = min(4, count)
     lines = -(-count // columns)

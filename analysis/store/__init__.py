@@ -1,1 +1,1 @@
-"""Result folders: checked before anything runs, and complete once they are visible, or resumable until they are."""
+"""Result folders that either appear only once they are complete, or can be resumed until they are complete."""

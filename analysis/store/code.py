@@ -1,10 +1,10 @@
 """Hash the code that a function can run, so that a stored result is used only while that code is unchanged.
 
-The modules of audiolens and analysis that a function's own module imports are followed, also inside functions and for
-annotations, because a value of an annotated class has methods that may run. A name that a package re-exports leads to
-the module that defines it, and not to the rest of the package. Comments, docstrings and formatting do not count.
-Neither do methods that only draw (`DRAWING`), nor imports that only those methods use. A module that is imported under
-a computed name (`import_module`) is not followed.
+Starting at the function's own module, the search follows all imports of modules of audiolens and analysis. This
+includes imports inside functions, and imports for annotations, because the methods of an annotated value may run. A
+name that a package re-exports leads to the module that defines the name, not to the rest of the package. A module that
+is imported under a computed name (`import_module`) is not followed. The hash ignores comments, docstrings and
+formatting, methods that only draw (`DRAWING`), and imports that only those methods use.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ DRAWING = frozenset({"plot", "figure", "_repr_html_"})
 """Methods that only draw a result."""
 _ROOT = Path(__file__).parents[2]
 _WITHOUT_EFFECT = frozenset({"ctx", "kind", "type_comment", "type_ignores"})
-"""Fields of a syntax tree that say nothing about what runs."""
+"""Fields of a syntax tree that do not affect what runs."""
 
 _Name = tuple[str, str | None]
-"""Where an imported name comes from: a module, and a name in it unless the module itself is meant."""
+"""The source of an imported name: a module and a name in it, or `None` if the module itself is imported."""
 
 
 @dataclass(frozen=True)
@@ -44,18 +44,18 @@ class Code:
 
 @dataclass(frozen=True)
 class Sources:
-    """The modules of some packages, as name -> file."""
+    """The modules of some packages, as a mapping from module name to file."""
 
     files: Mapping[str, Path]
 
     @classmethod
     def under(cls, *packages: Path) -> Sources:
-        """The modules of packages, given their folders."""
+        """Return the modules of packages, given the folders of the packages."""
         found = {path: path.relative_to(package.parent) for package in packages for path in package.rglob("*.py")}
         return cls({".".join(own.with_suffix("").parts).removesuffix(".__init__"): path for path, own in found.items()})
 
     def code_of(self, *values: Any) -> Code:
-        """The code that functions, classes, other values (by their class) or modules (by name) can run."""
+        """Return the code that functions, classes, other values (by their class) or modules (by name) can run."""
         found: dict[str, str] = {}
         left = [value if isinstance(value, str) else home_of(value) for value in values]
         while left:
@@ -67,12 +67,13 @@ class Sources:
         return Code(tuple(name for name, _ in listed), hashlib.sha256(repr(listed).encode()).hexdigest()[:16])
 
     def _module(self, name: str) -> _Module:
-        # A function of another package, such as a test's own, counts with its module and what that imports of these.
+        # A function may belong to another package, for example to a test. Its module is then hashed as well, with
+        # the modules of these packages that it imports.
         path = self.files.get(name) or Path(str(inspect.getsourcefile(sys.modules[name])))
         return _parsed(path.read_text("utf-8"))
 
     def _defining(self, module: str, name: str | None, used: frozenset[str] | None) -> Iterator[str]:
-        """The modules in which an imported name is defined; of a package, only those of the attributes in use."""
+        """Yield the modules that define an imported name or, for a package, those that define the attributes in use."""
         whole = module if name is None else f"{module}.{name}"
         if whole in self.files:
             if used is None or self.files[whole].name != "__init__.py":
@@ -88,12 +89,12 @@ class Sources:
 
 @cache
 def code_of(*values: Any) -> Code:
-    """The code of audiolens and analysis that functions and classes can run, as it was when first asked for."""
+    """Return the code of audiolens and analysis that functions and classes can run, as it was on the first call."""
     return _ours().code_of(*values)
 
 
 def home_of(value: Any) -> str:
-    """The name of the module that defines a function or class, or the class of any other value."""
+    """Return the name of the module that defines a function or class, or the class of any other value."""
     while isinstance(value, partial):
         value = value.func
     named = inspect.isroutine(value) or isinstance(value, type)
@@ -107,11 +108,12 @@ def _ours() -> Sources:
 
 @dataclass(frozen=True)
 class _Module:
-    """A hash of a module's code, the names it imports, and those in use.
+    """A hash of a module's code, the names that the module imports, and those that it uses.
 
     Attributes:
         names: the sources of each imported name.
-        imports: each source of a name in use, with the attributes of it that are used; `None` if it is used as a whole.
+        imports: each source of a name in use, with the attributes that are used of that name, or `None` if it is used
+            as a whole.
     """
 
     digest: str
@@ -132,7 +134,7 @@ def _parsed(source: str) -> _Module:
 
 @dataclass
 class _Seen:
-    """What a walk over a syntax tree finds: the code, word by word, and the names that it imports and uses."""
+    """The results of walking a syntax tree: its code, word by word, and the names that it imports and uses."""
 
     words: list[str] = field(default_factory=list)
     names: dict[str, list[_Name]] = field(default_factory=dict)
@@ -149,7 +151,7 @@ class _Seen:
         if kind is ast.Name:
             self.whole.add(node.id)
         elif kind is ast.Constant:
-            # An annotation, or a list of public names, may state a name as text.
+            # An annotation, or a list of public names, may contain a name as a string.
             self.whole.add(str(node.value))
         elif kind is ast.Attribute and type(node.value) is ast.Name:
             self.attributes.setdefault(node.value.id, set()).add(node.attr)

@@ -1,6 +1,7 @@
 """Result folders that are filled under a temporary name and renamed once they are complete.
 
-The path is checked before anything runs. `resumable` fills a folder in place instead.
+The path is checked before anything runs. The module `resumable` instead fills folders in place, under their final
+names.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ SUMMARY = "summary.json"
 
 
 def is_study(folder: Path) -> bool:
-    """Whether a folder holds a study written by audiolens."""
+    """Return whether a folder contains a study written by audiolens."""
     try:
         return read_object(folder / SUMMARY).get("format") in (STUDY, UNSEALED_STUDY)
     except (OSError, InputError):
@@ -31,13 +32,13 @@ def is_study(folder: Path) -> bool:
 
 
 def check(folder: str | os.PathLike[str], *, overwrite: bool | None = False) -> None:
-    """Raise if no new folder can be made at this path.
+    """Raise if no new folder can be created at this path.
 
     With `overwrite=None`, the error message does not offer to replace an existing study.
 
     Raises:
-        InputError: if the folder holds a study and `overwrite` is false, if it holds anything else, or if it cannot be
-            written.
+        InputError: if the folder contains a study and `overwrite` is false, if it contains anything other than a study,
+            or if it cannot be written.
     """
     target = atomic.as_path(folder)
     if target.is_symlink():
@@ -56,7 +57,7 @@ def check(folder: str | os.PathLike[str], *, overwrite: bool | None = False) -> 
 
 
 def check_file(file: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-    """Raise if no new file can be made at this path.
+    """Raise if no new file can be created at this path.
 
     Raises:
         InputError: if the path is a folder, link or device, if the file exists and `overwrite` is false, or if it
@@ -70,11 +71,11 @@ def check_file(file: str | os.PathLike[str], *, overwrite: bool = False) -> None
 
 
 def check_in_place(folder: Path) -> None:
-    """Raise if the folder at this path cannot be filled in place, or contains links.
+    """Raise if the folder at this path contains links, or cannot be filled in place.
 
     Raises:
-        InputError: if the path is a file, if nothing can be created in it or above it, or if `atomic.refuse_links`
-            rejects it.
+        InputError: if the path is a file, if nothing can be created in the folder or above it, or if
+            `atomic.refuse_links` rejects the folder.
     """
     if folder.is_symlink() and not folder.exists():
         raise InputError(f"{folder} is a symbolic link to nothing: give the name of a folder.")
@@ -88,11 +89,13 @@ def check_in_place(folder: Path) -> None:
 
 @contextmanager
 def fresh(folder: str | os.PathLike[str], *, overwrite: bool | None = False) -> Iterator[Path]:
-    """Yield a temporary folder next to `folder`, renamed to `folder` if the block succeeds and removed otherwise.
+    """Yield a temporary folder next to `folder`.
+
+    It is renamed to `folder` if the block succeeds, and removed otherwise.
 
     Raises:
         InputError: as in `check`.
-        StoppedError: if the temporary folder is removed in the meantime.
+        StoppedError: if something else removes the temporary folder before the block ends.
     """
     target = Path(folder)
     check(target, overwrite=overwrite)
@@ -114,7 +117,7 @@ def fresh(folder: str | os.PathLike[str], *, overwrite: bool | None = False) -> 
 
 
 def check_above(target: Path) -> None:
-    """Raise if nothing can be created in the folders above this path."""
+    """Raise if nothing can be created in the nearest existing folder above this path."""
     above = next(parent for parent in target.absolute().parents if parent.exists())
     if not above.is_dir():
         raise InputError(f"{target} cannot be written: {above} is a file. Choose another path.")
@@ -122,10 +125,10 @@ def check_above(target: Path) -> None:
 
 
 def refuse_path(name: str) -> None:
-    """Raise unless `name` is the name of a single folder, with no path in it. Names may come from an untrusted file.
+    """Raise unless `name` is a plain folder name without a path, because names may come from an untrusted file.
 
     Raises:
-        InputError: if it is empty, a path or "..", or has control characters.
+        InputError: if `name` is empty, is a path or "..", or contains control characters.
     """
     if name in ("", ".", "..") or any(sign in "/\\" or not sign.isprintable() for sign in name):
         raise InputError(f"{name!r} cannot name a folder: expected a name without a path.")
@@ -133,7 +136,8 @@ def refuse_path(name: str) -> None:
 
 def _check_writable(target: Path, folder: Path) -> None:
     try:
-        # Only writing a file shows this: permissions do not stop root, and the file system may be read-only or full.
+        # Only writing a file shows whether the folder is writable, because permissions do not stop root and the file
+        # system may be read-only or full.
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise InputError(
@@ -156,7 +160,7 @@ def _put(work: Path, target: Path) -> None:
             old.rename(target)
             raise
     except BaseException:
-        # Do not use rmtree: if the old study could not be moved back, it is still in there.
+        # Do not use rmtree, because an old study that could not be moved back is still in this folder.
         with suppress(OSError):
             aside.rmdir()
         raise

@@ -16,7 +16,7 @@ Kind = Literal["text", "number", "truth"]
 MOST_ROWS = 1_000_000
 MOST_CELLS = 50_000_000
 MOST_BYTES = 2**29
-"""The largest size of a table in memory, in bytes, as stated in its file. A small file may state a far larger size."""
+"""The largest table to load, in bytes of memory as declared by its file. Even a small file can declare a huge table."""
 
 
 def read(path: Path, content: bytes, kinds: Mapping[str, Kind], rows: int | None = None) -> tuple[pd.DataFrame, Any]:
@@ -24,11 +24,12 @@ def read(path: Path, content: bytes, kinds: Mapping[str, Kind], rows: int | None
 
     Args:
         path: path of the file, used in error messages.
-        kinds: the columns that the table must have, with their types; it may have others.
+        kinds: the columns that the table must have, with their types. The table may have other columns.
         rows: the expected number of rows, if known.
 
     Raises:
-        InputError: if it is not a Parquet file, lacks these columns, has another number of rows, or is too large.
+        InputError: if the bytes are not a Parquet file, or if the table lacks these columns, has another number of
+            rows, or is too large.
     """
     try:
         facts = pq.read_metadata(io.BytesIO(content))

@@ -1,9 +1,10 @@
-"""Folders of results that are filled over several runs, and can be resumed after a stop at any moment.
+"""Result folders that can be filled over several runs, even if a run stops at an arbitrary moment.
 
-A description with a hash is written first and states what the folder holds. Entries follow, such as a sweep's batches
-or a study's stages, each of them complete or absent and protected by hashes. A run resumes only a folder whose
-description matches its own, because other results would not fit. A damaged entry is removed, with a warning, so that it
-is made again. Only one process writes at a time, and it checks before each write that nothing was removed.
+A description with a hash is written first, and states what the folder contains. Entries follow, such as a sweep's
+batches or a study's stages. Each entry is either complete or absent, and is protected by hashes. A run resumes only a
+folder whose description matches its own, because other results would not belong to this run. A damaged entry is removed
+with a warning, and computed again. Only one process writes at a time, and it checks before each write that nothing was
+removed.
 """
 
 from __future__ import annotations
@@ -40,12 +41,12 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class OtherResultsError(InputError):
-    """The folder holds other results, or too little to say which."""
+    """Raised if the folder contains the results of another run, or too little to identify the run."""
 
 
 @dataclass(frozen=True, eq=False)
 class Held:
-    """A folder that only this process writes to, and the files that must stay in it until it is done.
+    """A folder that only this process writes to, and the files that must stay in the folder until the process is done.
 
     Attributes:
         folder: path of the folder.
@@ -58,26 +59,26 @@ class Held:
     kept: set[Path] = field(default_factory=set)
 
     def keep(self, *places: Path) -> None:
-        """Add files, or all files in folders, to those that must stay."""
+        """Add files, or all files in folders, to the files that must stay."""
         for place in places if self.lock is not None else ():
             found = [place] if place.is_file() else place.rglob("*")
             self.kept.update(path for path in found if path.is_file() and path.name != LOCK)
 
     def release(self, place: Path) -> None:
-        """Drop a file, or all files in a folder, from those that must stay, before it is removed."""
+        """Before a file or folder is removed, drop its files from those that must stay."""
         self.kept.difference_update([path for path in self.kept if path.is_relative_to(place)])
 
     def check(self) -> None:
-        """Raise if the folder was removed or replaced, or lost files, so that nothing more is written to it.
+        """Raise if the folder was removed or replaced, or has lost files, so that nothing more is written to it.
 
         Raises:
-            StoppedError: if anything is gone. The error names it.
+            StoppedError: if the folder or a file is gone. The error names what is gone.
         """
         if (gone := self.gone()) is not None:
             raise StoppedError(f"{gone} while this run was writing: nothing more is written. Start the same run again.")
 
     def gone(self) -> str | None:
-        """A description of what was removed; `None` if everything is there."""
+        """Return a description of what was removed, or `None` if everything is there."""
         if self.lock != _identity(self.folder / LOCK):
             return f"{self.folder} was removed or replaced by another folder"
         there = {path for folder in {path.parent for path in self.kept} for path in _listed(folder)}
@@ -90,15 +91,15 @@ class Kind:
     """A kind of resumable folder, such as a sweep's.
 
     Attributes:
-        noun: what such a folder holds, for errors.
-        busy: what a process that fills one is doing, for the error that another process gets.
-        description: the file that states what the folder holds.
-        format, unsealed: the format that the description names, and the previous one, which has no hashes. A folder of
-            that format is read but not resumed.
+        noun: what such a folder contains, for error messages.
+        busy: what a process that fills such a folder is doing, for the error message in another process.
+        description: the file that states what the folder contains.
+        format, unsealed: the format that the description names, and the previous one, which has no hashes. A folder in
+            the previous format can be read but not resumed.
         shape: the schema of the description.
-        entries: the folder of the entries.
+        entries: the name of the folder that contains the entries.
         files, folders: the names of the other files and folders.
-        verify: raises an `InputError` if the numbers in a description do not fit together.
+        verify: a function that raises an `InputError` if the numbers in a description do not fit together.
     """
 
     noun: str
@@ -113,11 +114,11 @@ class Kind:
     verify: Callable[[Path, Mapping[str, Any]], None] = lambda *_: None
 
     def read(self, folder: Path) -> dict[str, Any] | None:
-        """The description in a folder; `None` if there is none.
+        """Return the description in a folder, or `None` if there is none.
 
         Raises:
-            DamagedError: if it is damaged.
-            OtherResultsError: if another program wrote it, because it then never had a hash.
+            DamagedError: if the description is damaged.
+            OtherResultsError: if the file never had a hash, which shows that another program wrote it.
         """
         path = folder / self.description
         try:
@@ -139,13 +140,14 @@ class Kind:
         return found
 
     def check(self, folder: Path, inside: Iterable[Path] = ()) -> bool:
-        """Check, before anything is made, that a folder can be filled. Return whether it has a description or is empty.
+        """Check that a folder can be filled, and return whether it is new, empty or has a description.
 
         Args:
             inside: further files of the folder, none of which may be a folder or a link.
 
         Raises:
-            InputError: if it is a file, cannot be written, or contains links, or a folder in the place of a file.
+            InputError: if the path is a file, or if the folder cannot be written, contains links, or has a subfolder
+                where a file belongs.
         """
         check_in_place(folder)
         if any((folder / name).exists() for name in (self.description, self.entries)):
@@ -154,7 +156,7 @@ class Kind:
         return not folder.exists() or (folder / self.description).is_file() or self.holds_only(folder)
 
     def holds_only(self, folder: Path, *names: str) -> bool:
-        """Whether a folder holds only these, and what a process leaves that is killed before it writes anything."""
+        """Return whether a folder contains only these names, apart from its lock file and unfinished files."""
         return all(one.name in (LOCK, *names) or one.name.startswith(UNFINISHED) for one in folder.iterdir())
 
     def foreign(self, folder: Path) -> InputError:
@@ -166,7 +168,8 @@ class Kind:
         """Raise if the results in a folder differ from those of this run.
 
         Raises:
-            OtherResultsError: naming the difference, and what to do instead of choosing another folder.
+            OtherResultsError: if there is a difference. The error names it and, besides choosing another folder,
+                suggests `remedy`.
         """
         if difference is not None:
             raise OtherResultsError(
@@ -177,18 +180,18 @@ class Kind:
     def opened(
         self, folder: Path, settled: Callable[[], Mapping[str, Any]], kept: Callable[[], str]
     ) -> Iterator[tuple[Held, Mapping[str, Any]]]:
-        """Lock a folder, describe it and prepare it for entries. Yield the lock and the description.
+        """Lock a folder, write its description and prepare it for entries. Yield the lock and the description.
 
         Args:
-            settled: called under the lock, because another process may have filled the folder before. It returns the
-                description to go on with, or refuses the folder.
-            kept: says what is kept if the disk is full.
+            settled: a function that returns the description to continue with, or rejects the folder. It is called under
+                the lock, because another process may have filled the folder in the meantime.
+            kept: a function that returns a sentence on what is kept if the disk is full.
         """
         with held(folder, self.busy, kept) as lock:
             facts = settled()
             for here in (folder, *(folder / name for name in (self.entries, *self.folders))):
                 remove_unfinished(here)
-            # The description comes first, because entries alone do not always say what they belong to.
+            # The description is written first, because entries alone do not always show what they belong to.
             if not self._says(folder, facts):
                 put(folder / self.description, sealed_json(facts))
             with refused(folder / self.entries):
@@ -204,20 +207,20 @@ class Kind:
 
 
 UNHELD = Held(Path(os.devnull), None)
-"""In the place of a lock, for what is read or kept in memory: nothing can be missing from it."""
+"""A placeholder for a lock, for results that are only read or are kept in memory. Its checks always pass."""
 
 
 @contextmanager
 def held(folder: Path, busy: str, kept: Callable[[], str]) -> Iterator[Held]:
-    """Lock a folder, created if needed, so that no other process writes to it until the block ends.
+    """Lock a folder, creating it if needed, so that no other process writes to it until the block ends.
 
     The operating system releases the lock when the process ends, however it ends.
 
     Raises:
-        BusyError: if another process is writing to it; `busy` says what that process is doing.
-        InputError: if it cannot be written, or contains links.
-        StoppedError: if the block fails and the folder was removed in the meantime, or if the disk is full; `kept` says
-            what is kept then.
+        BusyError: if another process is writing to the folder. `busy` describes what that process is doing.
+        InputError: if the folder cannot be written, or contains links.
+        StoppedError: if the block fails and the folder was removed in the meantime, or if the disk is full. `kept`
+            describes what is kept in that case.
     """
     with refused(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -246,12 +249,13 @@ def held(folder: Path, busy: str, kept: Callable[[], str]) -> Iterator[Held]:
 
 
 def first_difference(begun: Mapping[str, Any], facts: Mapping[str, Any], told: Iterable[tuple[str, str]]) -> str | None:
-    """Describe the first difference between two descriptions in words; `None` if there is none.
+    """Return a sentence on the first difference between two descriptions, or `None` if there is no difference.
 
     Args:
-        begun, facts: the description in a folder, and that of this run.
-        told: the entries to compare and a sentence for each, with the fields `there`, `here`, `begun` and `facts`. The
-            entry "model.device" is inside "model"; for each entry in "versions.*", `name` is its name.
+        begun, facts: the description in the folder, and the description of this run.
+        told: the entries to compare, and a template sentence for each with the fields `there`, `here`, `begun` and
+            `facts`. "model.device" means the entry "device" in "model". "versions.*" means every entry in "versions",
+            and the field `name` is then its name.
     """
     for path, sentence in told:
         outer, _, inner = path.rpartition(".")
@@ -264,7 +268,7 @@ def first_difference(begun: Mapping[str, Any], facts: Mapping[str, Any], told: I
 
 
 def drop(name: str, error: Exception, *places: Path, lock: Held = UNHELD) -> None:
-    """Remove the files or folders of a damaged entry, with a warning that it is made again."""
+    """Remove the files or folders of a damaged entry, with a warning that the entry will be computed again."""
     reason = " ".join(str(error).split())[:200].rstrip(".")
     warnings.warn(DamageWarning(f"{reason}: {name} is made again."), stacklevel=callers_level())
     for place in places:
@@ -296,7 +300,7 @@ def _listed(folder: Path) -> list[Path]:
 
 
 def _is_foreign(path: Path) -> bool:
-    """Whether a file is readable JSON without a hash or a format of audiolens."""
+    """Return whether a file is readable JSON that has neither a hash nor a format of audiolens."""
     try:
         found = bounded.read_json(path)
     except InputError:

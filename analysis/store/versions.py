@@ -8,5 +8,5 @@ _MEASURING = ("librosa", "numpy", "scipy", "scikit-learn", "pandas")
 
 
 def versions() -> dict[str, str]:
-    """Installed versions of the packages that a study's numbers depend on."""
+    """Return the installed versions of the packages that a study's numbers depend on."""
     return {**provenance.versions(), **{name: version(name) for name in _MEASURING}}
