@@ -38,7 +38,7 @@ SITES: Sequence[str] = ("resid_post",)
 @guarded
 @dataclass(frozen=True)
 class Hook:
-    """The site at which `run_with_hooks` calls a function, with `name` and `layer` as on a TransformerLens hook."""
+    """The site at which `run_with_hooks` calls a function. It has a `name` and `layer()`, as in TransformerLens."""
 
     name: str
 

@@ -108,7 +108,7 @@ def _is_the_callers(error: Exception, function: Callable[..., Any]) -> bool:
 
 
 def raise_named(function: Callable[..., Any], args: Any, kwargs: Any, error: Exception) -> None:
-    """Raise an error that names the first argument that does not fit its annotation; return if all arguments fit.
+    """Raise an error that names the first argument that does not fit its annotation, or return if all fit.
 
     Raises:
         InputTypeError: if an argument does not fit; the message names the argument.

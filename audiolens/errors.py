@@ -1,6 +1,6 @@
 """The errors that a caller can catch. Each message states what was given, what was expected and what to do.
 
-Every error is an `AudioLensError` and also a subclass of a built-in error (`ValueError`, `TypeError`,
+Every error is an `AudioLensError` and also a subclass of a built-in error (such as `ValueError`, `TypeError` or
 `RuntimeError`), so code that does not import audiolens can still catch it.
 """
 

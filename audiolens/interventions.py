@@ -11,7 +11,8 @@ block, `layer=3` means `layers=[3]`, and negative layers count from the last). `
 
 Sites on the text side ("row token ...") have no steps, so interventions there accept neither `seconds` nor `schedule`.
 In the null branch all text is masked. SDPA attention then sets z to zero regardless of the values, whereas eager
-attention averages the values. To change what the null branch reads, intervene at `cross_attn.hook_z` or at the pattern.
+attention averages the values. To change what the null branch reads, intervene at `cross_attn.hook_z` or
+`cross_attn.hook_pattern`.
 
 A logit of -inf at `hook_logits`, in either branch, prevents the corresponding code from being sampled. Only `Apply` can
 write -inf, because all other interventions require finite numbers.
@@ -299,10 +300,10 @@ class Replace(Intervention):
     """Replace activations with values of shape "feature", "row feature", or the site's full shape "row step feature".
 
     If the values have a step axis, their first step replaces the first of the selected steps. With `prefix=True`, the
-    selection begins at the first position of the longest prefix among the rows, as in a recording. Values for a pattern
-    have the shape "row head query key", "row head key", "head key" or "key", with keys in the same order as in a
-    recording. Keys beyond those of the run are dropped. A strength between 0 and 1 interpolates between the old and the
-    new values.
+    selection begins at the first position of the longest prefix among the rows, as in a recording. Values for an
+    attention pattern have the shape "row head query key", "row head key", "head key" or "key", with keys in the same
+    order as in a recording. Keys beyond those of the run are dropped. A strength between 0 and 1 interpolates between
+    the old and the new values.
 
     Raises:
         InputTypeError, InputError: if the values are not finite numbers, or (in a run) have a shape that does not fit

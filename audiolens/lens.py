@@ -240,21 +240,21 @@ class AudioLens(OpenedModel, TracedLens, OtherNames, Portable):
         """Run one forward pass over given codes, and record the activations at `sites`.
 
         Args:
-            codes: undelayed codes, one row per prompt; `None` reads only step 0, the start token.
+            codes: undelayed codes, one row per prompt. With `None`, the model reads only the start token (step 0).
             audio: (waveform, sample rate) or the path of a sound file, instead of codes.
             sites: the sites to record; `[]` returns the logits with an empty cache.
-            branch: the branch whose logits and activations are returned; "both" adds a leading axis to all of them.
+            branch: the branch whose logits and activations are returned; "both" adds a leading axis to each tensor.
             seconds, span: two names for a time interval (from, to) in seconds; only its steps are recorded. The logits
                 always cover all steps.
             reduce: "mean", "last" or "max" over the steps (without the tail). In a model whose text is part of the
                 decoder's own sequence (MusicGen Melody), "eos" selects the last token of the text.
-            prefix: also record the conditioning in that sequence, in the shape "row prefix+step ...". The step axis
-                then begins at a negative step, `cache.first_step`. Shorter prefixes (`cache.prefixes` contains all the
-                lengths) are left-padded with zeros.
+            prefix: also record the conditioning before step 0 (MusicGen Melody), in the shape "row prefix+step ...".
+                The step axis then begins at a negative step, `cache.first_step`. Shorter prefixes are left-padded with
+                zeros, and `cache.prefixes` contains the lengths.
             melody: not supported yet; only text conditions the model.
             heads: at sites with a head axis (including patterns and results), record and recompute only these heads.
-            stop_at_layer: run only the blocks before this one (0 to n_layers; a negative number counts from the end);
-                `layers=None` then records every block that runs. Interventions at later sites are ignored.
+            stop_at_layer: run only the blocks before this one (0 to n_layers; a negative number counts from the end).
+                `layers=None` then records every block that runs, and interventions at later sites are ignored.
             names_filter: TransformerLens's name for `sites`; it may also be a function that selects full names.
                 Selected sites that the run does not reach because of `stop_at_layer` are not recorded.
 
@@ -309,8 +309,8 @@ class AudioLens(OpenedModel, TracedLens, OtherNames, Portable):
     ) -> Iterator[ActivationCache]:
         """Yield the cache of `run_with_cache` for each batch of rows in order; `cache.prompts` are the rows' prompts.
 
-        Only one batch is in memory at a time. With `reduce`, the single steps of the batch are not stored. Logits are
-        not computed, and blocks above the last recorded one do not run. The model can be used between two batches.
+        Only one batch is in memory at a time. With `reduce`, the individual steps are not stored. Logits are not
+        computed, and blocks above the last recorded one do not run. The model can be used between two batches.
         """
         loose = sites, layers, branch, one_span(seconds, span), reduce, device, dtype, heads, prefix
         return Forward.checked(

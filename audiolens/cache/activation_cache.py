@@ -158,7 +158,7 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
         return self.axes[name]
 
     def stack(self, site: str) -> Float[Tensor, "layer ..."]:
-        """Stack a site over its recorded layers: "layer row step d_model" (or "layer branch row ...", or no "step")."""
+        """Stack a site over its recorded layers: "layer row step d_model" (or with "branch", or without "step")."""
         layers = self.layers(site)
         if not layers:
             raise SiteError(f"site {shown(site)} was not recorded. Recorded: {shortened(self.tensors)}.")

@@ -164,7 +164,7 @@ def labelled(parts: Components, return_labels: bool) -> Any:
 
 
 def below(cache: "ActivationCache", layer: int | None, what: str) -> int:
-    """The number of blocks below a layer. `None`, -1 and the number of blocks all mean the whole model."""
+    """The number of blocks below a layer. A `layer` of `None`, -1 or the number of blocks means the whole model."""
     return _blocks(cache, layer, what)[1]
 
 

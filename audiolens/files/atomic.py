@@ -125,7 +125,7 @@ def refuse_special(path: Path) -> None:
     """Reject a path at which there is already a folder, link, device, pipe or socket.
 
     Raises:
-        InputError: if there is one; the message states what it is.
+        InputError: if there is one; the message states its kind.
     """
     kind = _kind(path)
     if kind == "folder":
@@ -138,7 +138,7 @@ def refuse_taken(folder: Path) -> None:
     """Reject a path at which there is already anything except an empty folder.
 
     Raises:
-        InputError: if there is something else; the message states what it is.
+        InputError: if there is such an entry; the message states its kind.
     """
     kind = _kind(folder)
     if kind == "folder" and any(folder.iterdir()) or kind == "file":

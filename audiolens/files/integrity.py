@@ -2,7 +2,7 @@
 
 A JSON file contains a hash of its other entries. The header of a safetensors file is JSON with such a hash. It also
 contains a hash of each tensor, so that tensors can be read one by one. Any other file contains a hash of its own bytes
-(`seal`), or the manifest of its folder lists the file with its hash. Reading either returns exactly what was written,
+(`seal`), or the manifest of its folder lists the file with its hash. Reading a file returns exactly what was written,
 or raises a `DamagedError` that names the file. Hashes reveal damaged or swapped files, but not who wrote a file.
 """
 
@@ -72,7 +72,7 @@ def check_tensor(path: object, facts: Mapping[str, Any], name: str, tensor: Tens
     """Check a tensor against its hash in a header that `check_header` accepted.
 
     Raises:
-        DamagedError: if the tensor differs; the message names it.
+        DamagedError: if the tensor differs; the message names the tensor.
     """
     if tensor_hash(tensor) != facts[_TENSORS][name][1]:
         raise DamagedError(f"{path} is damaged: the values of {name} are not what was written.")
@@ -85,7 +85,7 @@ def sealed_json(facts: Mapping[str, Any], *, indent: int | None = 1, ensure_asci
 
 
 def read_json(path: Path, former: Collection[str | None] = ()) -> dict[str, Any]:
-    """Read the facts in a file of `sealed_json`, without their hash; a file in a `former` format may have no hash.
+    """Read the facts that `sealed_json` wrote, without their hash. Files in a `former` format may have no hash.
 
     Raises:
         DamagedError: if the file cannot be read, or differs from what was written.
@@ -107,7 +107,7 @@ def read_json(path: Path, former: Collection[str | None] = ()) -> dict[str, Any]
 
 
 def seal(content: bytes) -> bytes:
-    """Replace the last `OPEN_SEAL` in the content by the hash of the content."""
+    """Replace the last `OPEN_SEAL` in the content with the hash of the content."""
     start, end = _slot(content)
     return content[:start] + digest(content).encode() + content[end:]
 

@@ -35,7 +35,7 @@ def prefixed(model: Any, text: Text, guided: bool) -> dict[str, Any]:
     chroma = torch.zeros(len(states), 1, config.num_chroma, device=states.device, dtype=model.dtype)
     chroma[:, :, 0] = 1
     chroma = _projected(model, "audio_enc_to_dec_proj", chroma).expand(-1, config.chroma_length, -1)
-    # The states are already masked. Passing the mask only keeps transformers' `generate` from guessing one.
+    # The states are already masked. Passing the mask only keeps transformers' `generate` from guessing a mask.
     return {
         "encoder_hidden_states": torch.cat([chroma, states * mask[..., None]], dim=1),
         "attention_mask": text.mask,

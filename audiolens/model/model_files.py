@@ -167,7 +167,7 @@ def _object(path: Path) -> dict[str, Any]:
 
 
 def refuse_code(path: Path, values: Any) -> None:
-    """Reject a configuration that names code to run, at any depth, which transformers' own models never need.
+    """Reject a configuration that names code to run, at any depth. transformers' own models do not need such code.
 
     Raises:
         ModelFilesError: if the configuration names code; the message quotes the key.

@@ -1,4 +1,4 @@
-"""Provenance of directions: the model, site, branch and prompts from which they were read, saved in the file's header.
+"""Provenance of directions, saved in the file's header: the model, site, branch and prompts from which they were read.
 
 Without this record a direction is only a list of numbers. With the record, a file describes itself, and loading the
 file for a different model raises an error.
@@ -41,7 +41,7 @@ SHAPE = {
 
 @runtime_checkable
 class Opened(Protocol):
-    """A lens, or the `TracedModel` inside it."""
+    """A lens, or the `TracedModel` inside a lens."""
 
     @property
     def config(self) -> LensConfig: ...

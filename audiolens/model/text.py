@@ -60,7 +60,7 @@ def checked_prompts(prompts: Prompt | Sequence[Prompt], rows: int | None = None)
 def checked(
     prompts: Prompt | Sequence[Prompt], model: Any, tokenizer: Any, rows: int | None = None
 ) -> tuple[tuple[Prompt, ...], list[int]]:
-    """Check prompts, and return one per row together with their lengths in tokens."""
+    """Check prompts, and return one prompt per row together with the prompts' lengths in tokens."""
     listed = checked_prompts(prompts, rows)
     return listed, lengths(listed, tokenizer, token_limit(model, tokenizer))
 

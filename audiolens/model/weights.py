@@ -1,7 +1,7 @@
 """The weights of a model under TransformerLens's names: views of the model's tensors, one per block or per codebook.
 
 `AudioLens` has these names as attributes, so `lens.W_Q[3]` works as in TransformerLens. TransformerLens has no names
-for cross-attention weights. Here their names are those of the self-attention weights with `_cross` appended
+for cross-attention weights. Here they have the names of the self-attention weights with `_cross` appended
 (`lens.W_Q_cross[3]`), so that both appear together in name completion.
 
 If a layer has an adapter, its weight here is the effective matrix, which is a computed copy instead of a view.

@@ -104,7 +104,7 @@ def _frame(content: bytes, start: int) -> Frame | None:
 
 
 def _stated(content: bytes, first: Frame) -> tuple[int | None, int | None]:
-    """The numbers of frames and bytes stated in the first frame. Either is `None` if the frame does not state it."""
+    """The numbers of frames and bytes that the first frame states. A number that is not stated is `None`."""
     number = lambda offset: int.from_bytes(content[offset : offset + 4], "big")  # noqa: E731
     if content[first.tag : first.tag + 4] in (b"Xing", b"Info"):
         flags, offset = number(first.tag + 4), first.tag + 8

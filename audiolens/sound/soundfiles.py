@@ -51,7 +51,7 @@ _STREAMED = 0x7FFFFF00
 _SERIAL = 1
 """The serial number of every Ogg stream that is written, so that the same clip always gives the same bytes."""
 _MISSED_SHARE = 0.05
-"""An MP3 file counts as cut short only if it lacks more than this fraction of its stated length, an estimate."""
+"""The fraction of an MP3's stated length that may be missing, because the stated length is only an estimate."""
 
 
 def read(path: SoundPath, seconds: Span | None = None) -> tuple[Float[np.ndarray, "channel sample"], int]:
@@ -186,7 +186,7 @@ def write(
 
 
 def compressed(samples: Float[np.ndarray, "channel sample"], sample_rate: int) -> tuple[bytes, str]:
-    """Compress a clip to the bytes of an Ogg Vorbis file, and return them with their MIME type.
+    """Compress a clip to the bytes of an Ogg Vorbis file, and return the bytes with their MIME type.
 
     The format is FLAC if the installed libsndfile cannot write Ogg. Ogg preserves samples beyond [-1, 1], but a player
     may clip them. FLAC clips them, as in `write`.
