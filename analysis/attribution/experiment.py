@@ -68,8 +68,8 @@ def attribute(
         clean, corrupted: prompts, paired by row. The two prompts of a pair need the same number of tokens for sites on
             the text side, for the method "integrated", and for families whose text is a prefix.
         codes: codes for both runs, usually those generated from the clean prompts.
-        sites: short or full names. By default these are the residual stream, the outputs of attention, cross-attention
-            and MLP, and the heads.
+        sites: short or full site names. By default, these are the residual stream, the outputs of attention,
+            cross-attention and MLP, and the heads.
         seconds: the window whose codes are scored; the first second by default. Later steps are not run.
         metric: a function to use instead of the log-likelihood: (logits "row codebook step vocab", codes) -> "row
             codebook" or "row".
