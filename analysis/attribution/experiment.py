@@ -71,8 +71,8 @@ def attribute(
         sites: short or full site names. By default, these are the residual stream, the outputs of attention,
             cross-attention and MLP, and the heads.
         seconds: the window whose codes are scored; the first second by default. Later steps are not run.
-        metric: a function to use instead of the log-likelihood: (logits "row codebook step vocab", codes) -> "row
-            codebook" or "row".
+        metric: a function to use instead of the log-likelihood. It takes (logits "row codebook step vocab", codes) and
+            returns "row codebook" or "row".
         method: "gradient" (one pass), or "integrated" over `steps` points between the prompts' text states.
         steps: number of points on the path, for the method "integrated".
         towards: which run is patched; see `AttributionResult`.

@@ -48,7 +48,8 @@ class PCAResult:
             show the uncertainty of the mean, not how the components would change with other rows.
         p: per layer, the share of label shuffles whose best layer has a silhouette at least as large.
         grouped: whether groups or prompts are known. If not, `intervals` and `p` treat every row as independent.
-        least_p: the smallest p that these shuffles can give. With few rows, there are few ways to shuffle the labels.
+        least_p: the smallest p that these shuffles can give. If there are few rows, there are few ways to shuffle the
+            labels.
 
     The result shows whether the poles are far apart compared with the spread within each pole. It does not show that
     the poles would separate without labels. They were chosen to differ, and the largest variance may come from
