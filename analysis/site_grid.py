@@ -72,7 +72,7 @@ def grid_sites(
     """Return the sites selected by names and layers, grouped by short name.
 
     Raises:
-        SiteError: if the model has no such site or layer.
+        SiteError: if the model does not have one of the sites or layers.
         InputError: if no site is named.
     """
     asked = names_once("sites", sites)

@@ -1,7 +1,7 @@
 """Measure how the likelihood of given codes changes when one head's output is scaled, by default to zero.
 
-Several heads share a batch, and each head is scaled in its own rows only. A small model uses the hardware better with
-such larger batches.
+Several heads share a batch, and each head is scaled in its own rows only. Large batches make better use of the hardware
+when the model is small.
 """
 
 from __future__ import annotations

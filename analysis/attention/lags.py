@@ -143,7 +143,7 @@ def by_lag(
     reading: Reading | None = None,  # noqa: ARG001 - its values arrive as the loose arguments
     resampling: Resampling | None = None,  # noqa: ARG001 - its values arrive as the loose arguments
 ) -> LagAttention:
-    """Return self-attention by lag, with scores for attending at multiples of the beat.
+    """Return self-attention weights by lag, with scores for attending at multiples of the beat.
 
     Args:
         beat_seconds: the beat period of each clip in seconds; NaN if unknown. By default, the beat is measured in the

@@ -36,7 +36,7 @@ def caches(
     heads: list[int],
     batch_size: int,
 ) -> Iterator[tuple[int, Any]]:
-    """Yield each batch's first row number and its recordings.
+    """Yield the index of each batch's first row, with the recordings of the batch.
 
     Earlier batches are not kept, because the size of an attention pattern grows with the square of the clip length.
     """

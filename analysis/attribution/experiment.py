@@ -68,11 +68,11 @@ def attribute(
         clean, corrupted: prompts, paired by row. The two prompts of a pair need the same number of tokens for sites on
             the text side, for the method "integrated", and for families whose text is a prefix.
         codes: codes for both runs, usually those generated from the clean prompts.
-        sites: short or full names. By default these are the residual stream, the outputs of attention, cross-attention
-            and MLP, and the heads.
+        sites: short or full site names. By default, these are the residual stream, the outputs of attention,
+            cross-attention and MLP, and the heads.
         seconds: the window whose codes are scored; the first second by default. Later steps are not run.
-        metric: a function to use instead of the log-likelihood: (logits "row codebook step vocab", codes) -> "row
-            codebook" or "row".
+        metric: a function to use instead of the log-likelihood. It takes (logits "row codebook step vocab", codes) and
+            returns "row codebook" or "row".
         method: "gradient" (one pass), or "integrated" over `steps` points between the prompts' text states.
         steps: number of points on the path, for the method "integrated".
         towards: which run is patched; see `AttributionResult`.

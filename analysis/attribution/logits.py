@@ -49,7 +49,7 @@ class DirectResult:
             corrupted, projected onto the unit difference of the two runs' logits), or "direction" (projected onto the
             logits that a direction in the stream writes).
         prompts: the (clean) prompts of the rows.
-        window: the frames averaged over.
+        window: the frames over which the values are averaged.
 
     The values do not include indirect effects. A component that writes nothing to these logits may still determine them
     through later blocks. The scale of the norm is that of the whole stream, so a large component may shrink the
@@ -134,7 +134,7 @@ def direct(
         direction: a vector "d_model" in the stream before the final norm (for `Directions`, that of the last layer).
             Components are projected onto the unit vector of logits that this vector writes.
         seconds: the window that is averaged over; the first second by default.
-        heads: split attention and cross-attention by head.
+        heads: whether to split attention and cross-attention by head.
 
     Raises:
         InputError: if both `corrupted` and `direction` are given, if the prompts do not pair up, or if they do not

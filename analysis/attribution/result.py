@@ -35,7 +35,8 @@ class Scores:
         values: attributions of every pair. The head axis has length 1 if the site has no heads, and the codebook axis
             has length 1 if codebooks were summed.
         layers: labels of the layer axis; (-1,) for a site that is not in a block.
-        place: the unit of the place axis: "step" (including the tail) or "token" of the text.
+        place: the unit of the place axis: "step" (including the last steps, which only finish the delayed codebooks) or
+            "token" of the text.
         heads: whether the site has heads.
     """
 
@@ -84,7 +85,7 @@ class AttributionResult:
 
     @property
     def gap(self) -> Means:
-        """Clean minus corrupted metric in nats, mean over pairs, with an interval over clean prompts."""
+        """The clean minus the corrupted metric in nats, averaged over pairs, with an interval over clean prompts."""
         return means((self.clean_scores - self.corrupted_scores).sum(1), self.clean)
 
     def of(self, site: str, by: By | Sequence[By] = ("layer", "place")) -> Float[np.ndarray, "..."]:
@@ -92,7 +93,7 @@ class AttributionResult:
         return self._along(site, by).mean(-1)
 
     def normalised(self, site: str, by: By | Sequence[By] = ("layer", "place")) -> Float[np.ndarray, "..."]:
-        """Return `of` as a share of the gap: 1 is the full difference between the prompts.
+        """Return the values of `of` as a share of the gap, where 1 is the full difference between the prompts.
 
         Raises:
             InputError: if the interval of the gap covers 0, so that shares are meaningless.
@@ -114,7 +115,7 @@ class AttributionResult:
         *,
         resampling: Resampling | None = None,
     ) -> Means:
-        """Return mean attributions with intervals over clean prompts, and permutation p-values over all cells.
+        """Return mean attributions with intervals over clean prompts, and permutation p-values for all cells.
 
         `resampling` is a `Resampling` that replaces `n_permutations`, as in `analysis.statistics.means`.
         """
@@ -136,9 +137,10 @@ class AttributionResult:
         return float(self._scores("text_states").values.sum((0, 2, 3, 4)).mean()) / whole
 
     def to_frame(self) -> pd.DataFrame:
-        """Return one row per site, layer and head: `effect`, `low`, `high` in nats, and `p` over the site's cells.
+        """Return one row per site, layer and head.
 
-        Layer -1 means that the site is not in a block, and head -1 means that it has no heads.
+        The columns `effect`, `low` and `high` are in nats, and `p` is adjusted for the cells of the site. Layer -1
+        means that the site is not in a block, and head -1 means that it has no heads.
         """
         frames = []
         for site, scores in self.sites.items():

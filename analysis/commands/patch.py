@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _SHOWN = ("layer", "seconds", "head", "component", "token", "effect", "low", "high", "normalised", "p_adjusted")
 _HEARD_PAIRS, _HEARD_SECONDS = 8, 5.0
-"""Number of pairs, and clip length in seconds, for the sound grid. They reveal large audible effects within minutes."""
+"""Number of pairs and clip length in seconds of the sound grid, which can show large effects within minutes."""
 
 
 def patch(

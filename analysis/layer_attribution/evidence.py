@@ -120,11 +120,11 @@ def gather(*, units: Mapping[str, str] | None = None, **evidence: Any) -> LayerA
 
     Args:
         units: the unit of each kind of evidence, by name. The usual kinds have default units (`UNITS`).
-        evidence: evidence by name. A frame needs a "layer" column and a column of values, and may have "low" and
-            "high". The column of values has the name of the evidence, or one of "effect", "value", "score", "mean" and
-            "norm". Otherwise it is the only other numeric column. For `Directions`, the value is the norm relative to
-            that of the residual stream. An array contains one value per layer, starting at layer 0. Evidence of `None`
-            is ignored.
+        evidence: the evidence of each kind, by name. A frame needs a "layer" column and a column of values, and may
+            have "low" and "high". The column of values has the name of the evidence, or one of "effect", "value",
+            "score", "mean" and "norm". Otherwise, the only other numeric column is used. For `Directions`, the value is
+            the direction's norm relative to that of the residual stream. An array contains one value per layer,
+            starting at layer 0. Evidence of `None` is ignored.
 
     Raises:
         InputError, InputTypeError: if no evidence is given, if a layer has several rows, or if it is unclear which

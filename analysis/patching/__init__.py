@@ -1,7 +1,7 @@
 """Copy activations of a clean run into a corrupted run, or the reverse, and measure the effect (activation patching).
 
-`patch` runs a grid over pairs of prompts (`pairs` makes matched ones) and returns a `PatchingResult`; `plan` estimates
-what the grid would cost.
+`patch` runs a grid over pairs of prompts and returns a `PatchingResult`. `pairs` makes matched pairs, and `plan`
+estimates what the grid would cost.
 """
 
 from analysis.patching.experiment import LogLikelihood, patch, plan

@@ -35,7 +35,7 @@ LOGITS, FINAL = "hook_logits", "ln_final.hook_normalized"
 REACHED = {*BEGIN, *WRITES, *EMBEDDINGS, *INSIDE, TEXT_STATES, FINAL, LOGITS}
 """The sites that a climb edits. A patch at any other site would change nothing."""
 POSITIONS = 512
-"""Number of positions that a CPU computes at a time. More positions would not fit in its cache."""
+"""Number of positions that a CPU computes at a time. The values of more positions would not fit in its cache."""
 _Positionwise = Callable[[Tensor], tuple[Tensor, ...]]
 _Steps = Generator[tuple[_Positionwise, Tensor], Any, Any]
 """A generator that yields a function to apply at every position of a stream, and is sent the resulting values."""

@@ -28,7 +28,7 @@ TEXT_STATES = "hook_text_states"
 BEGIN = {"hook_resid_pre": 0, "hook_resid_mid": 1, "hook_resid_cross": 2, "hook_resid_post": 3}
 """Sites of the residual stream, each mapped to how many of its block's three parts come before it."""
 WRITES = {"hook_attn_out": 1, "hook_cross_attn_out": 2, "hook_mlp_out": 3}
-"""Sites of the outputs that a block's parts add to the stream, each mapped to the number of its part, from 1."""
+"""Sites of the outputs that a block's parts add to the stream, each mapped to its part's number, counted from 1."""
 EMBEDDINGS = ("hook_embed", "hook_pos_embed")
 INSIDE = (
     "ln1.hook_normalized",
@@ -166,7 +166,7 @@ def checked_by(by: Any) -> None:
 def needs_tokens(lens: AudioLens, hooks: Sequence[str]) -> bool:
     """Return whether any of these sites has one position per text token.
 
-    Both prompts of a pair then need the same number of tokens.
+    If so, both prompts of a pair need the same number of tokens.
 
     If the text is a prefix in the decoder's own sequence, every attention pattern has text positions, because its keys
     include the text.

@@ -84,7 +84,7 @@ def pairs(
         lens: the model that generates the codes.
         prompts: a set whose poles are matched.
         n: number of pairs. If it exceeds the size of the set, prompts are repeated with other seeds.
-        seconds: length of the codes.
+        seconds: length of the codes, in seconds.
         same_length: keep only pairs whose prompts have the same number of tokens, which patching by token requires.
         turns: alternate which pole is the clean one. Use this only for metrics on codes, because gaps in measured sound
             would cancel in the mean.
@@ -129,7 +129,7 @@ def pairs(
 class Runs:
     """Both runs of every pair.
 
-    `read` contains the codes that the clean and the corrupted run read; `window` is scored.
+    `read` contains the codes that the clean and the corrupted run read, and `window` is the part that is scored.
     """
 
     lens: AudioLens
@@ -284,7 +284,7 @@ def checked_clusters(given: Any, clean: Sequence[Any], corrupted: Sequence[Any])
 def token_offsets(
     lens: AudioLens, clean: Sequence[Any], corrupted: Sequence[Any]
 ) -> tuple[Int[Tensor, "pair column"], tuple[str, ...]]:
-    """Return the token of each pair in every column, counted from the pair's first differing token, and column names.
+    """Return each pair's token in every column, counted from the pair's first differing token, and the column names.
 
     A column is named after its token if all pairs share it.
     """

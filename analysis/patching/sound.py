@@ -250,9 +250,7 @@ class Listening:
         return measure.table(clips, measures=[self.sound.measure])[self.sound.measure].to_numpy()
 
     def _speed(self) -> tuple[float, float]:
-        """Return the times in seconds for one step of the largest generation, and for decoding and measuring one
-        clip.
-        """
+        """Return the times in seconds for a step of the largest generation, and for decoding and measuring a clip."""
         config = self.lens.config
         largest = max(self.generations, key=lambda each: len(each[0]) * (2 + len(each[1])))
         tail = self.timeline.steps - self.timeline.frames

@@ -41,14 +41,15 @@ class PCAResult:
     Attributes:
         scores: "layer row component", each layer's activations centred and projected.
         explained: "layer component", the share of the layer's variance that each component explains.
-        layers, labels: the layer and row axes.
+        layers, labels: the labels of the layer and row axes.
         silhouettes: per layer, the mean silhouette of the labels in the components kept. 1 means that the poles are far
             apart, 0 that they are mixed, and negative values that rows are nearer to the other pole.
         intervals: intervals of `silhouettes` over groups. The silhouette of each row is held fixed, so the intervals
             show the uncertainty of the mean, not how the components would change with other rows.
         p: per layer, the share of label shuffles whose best layer has a silhouette at least as large.
         grouped: whether groups or prompts are known. If not, `intervals` and `p` treat every row as independent.
-        least_p: the smallest p that these shuffles can give. With few rows, there are few ways to shuffle the labels.
+        least_p: the smallest p that these shuffles can give. If there are few rows, there are few ways to shuffle the
+            labels.
 
     The result shows whether the poles are far apart compared with the spread within each pole. It does not show that
     the poles would separate without labels. They were chosen to differ, and the largest variance may come from
@@ -129,7 +130,7 @@ class Trajectories:
         silhouettes: "layer step", the mean silhouette of the labels at each step. 1 means that the poles are far apart,
             and 0 that they are mixed.
         seconds: time of each step from the beginning of the clip.
-        layers, poles: the layer and pole axes.
+        layers, poles: the labels of the layer and pole axes.
 
     The paths do not show what the model does with the difference between the poles. Much of a path reflects time
     itself, which all rows share. The poles are separated by the distance between their paths, not by the shape of a
@@ -352,7 +353,7 @@ def _by_group(scores: Float[np.ndarray, "row step component"], groups: np.ndarra
 def _shuffles(
     names: tuple[str, ...], groups: Int[np.ndarray, " row"], n: int, seed: int
 ) -> Int[np.ndarray, "shuffle row"]:
-    """Return shuffled labels, as numbers. Labels move between whole groups, so that groups stay together."""
+    """Return shuffled labels, as numbers. Whole groups exchange labels, so that groups stay together."""
     target, rng = np.unique(names, return_inverse=True)[1], np.random.default_rng(seed)
     return np.stack([shuffled(target, groups, np.zeros(len(target), dtype=int), rng) for _ in range(n)])
 
@@ -377,7 +378,7 @@ def _silhouettes(
 ) -> Float[np.ndarray, " shuffle"]:
     """Return the mean silhouette under each labelling.
 
-    All labellings share one distance matrix, which scikit-learn would recompute for each.
+    All labellings share one distance matrix, which scikit-learn would recompute for each labelling.
     """
     distances, labels = squareform(pdist(scores)), np.unique(targets)
     members = np.stack([targets == label for label in labels]).astype(float)

@@ -218,8 +218,8 @@ class Dataset:
                 also means no text.
 
         Raises:
-            InputError: if a file or column is missing, a line lacks its file, label or group, the sample rates differ,
-                or a sound is shorter than `seconds`.
+            InputError: if a file or column is missing, if a line lacks its file, label or group, if the sample rates
+                differ, or if a sound is shorter than `seconds`.
         """
         from audiolens.sound import soundfiles
 
@@ -313,7 +313,7 @@ def checked_labels(labels: Any, rows: int) -> np.ndarray:
 
 
 def same(values: Sequence[str | None]) -> np.ndarray:
-    """Return one number per row, equal for equal texts.
+    """Return one number per row, which is the same for rows with the same text.
 
     The number is -1 for rows without text, or for every row if all rows have the same text.
     """

@@ -108,8 +108,8 @@ def probe(
         resampling: a `Resampling` instead of `n_shuffles` (its `n_permutations`), `n_bootstrap` and `seed`.
 
     Raises:
-        InputError: (or a subclass) if a split leaks, if labels do not match the rows or are too few, if the model lacks
-            the site, layer or head, or if the activations are the same in every row.
+        InputError: (or a subclass) if a split separates rows of one group, if labels do not match the rows or are too
+            few, if the model lacks the site, layer or head, or if the activations are the same in every row.
     """
     checked_flags(progress=progress)
     _check_numbers(penalty, n_components, n_bootstrap, n_jobs, seed)

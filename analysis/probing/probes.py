@@ -155,7 +155,7 @@ class Scored:
         auc_interval: interval of `auc`.
         shuffled: score of each shuffle of the labels.
         memorised: mean score of the shuffles on their training rows, which shows how much the probe can memorise.
-        outputs: out-of-fold outputs for the real labels, with one column per class or with the predicted quantity.
+        outputs: out-of-fold outputs for the real labels, with one column per class, or a single column for a quantity.
     """
 
     score: float

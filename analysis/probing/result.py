@@ -109,9 +109,7 @@ class ProbeResult:
 
     @property
     def p(self) -> Float[np.ndarray, " place"]:
-        """The family-wise p-value of each score, from its rank among the best scores of the shuffles over all
-        `places`.
-        """
+        """The family-wise p-value of each score, from its rank among the shuffles' best scores over all `places`."""
         highest = self.shuffled.max(axis=0)
         return np.array([rank_test(score, highest).p for score in self.scores])
 

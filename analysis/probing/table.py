@@ -67,7 +67,7 @@ def column(name: str, values: Any, rows: int) -> np.ndarray:
     convert a NaN to the label 'nan'.
 
     Raises:
-        InputError: if a value is missing, the number of values does not match the rows, or kinds are mixed.
+        InputError: if a value is missing, if the number of values does not match the rows, or if kinds are mixed.
         InputTypeError: if `values` has no order or is a masked array.
     """
     import pandas as pd
@@ -94,7 +94,7 @@ def column(name: str, values: Any, rows: int) -> np.ndarray:
 
 
 def _array(values: Any) -> np.ndarray:
-    """Convert to an array. Short floats become float32, because numpy has no bfloat16."""
+    """Convert values to an array. Low-precision floats become float32, because numpy has no bfloat16."""
     if not hasattr(values, "detach"):
         return np.asarray(values)
     tensor = values.detach().cpu()

@@ -112,8 +112,8 @@ class _Module:
 
     Attributes:
         names: the sources of each imported name.
-        imports: each source of a name in use, with the attributes that are used of that name, or `None` if it is used
-            as a whole.
+        imports: each source of a name in use, with the attributes of the name that the code uses, or `None` if the code
+            uses the name as a whole.
     """
 
     digest: str

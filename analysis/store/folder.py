@@ -38,7 +38,7 @@ def check(folder: str | os.PathLike[str], *, overwrite: bool | None = False) -> 
 
     Raises:
         InputError: if the folder contains a study and `overwrite` is false, if it contains anything other than a study,
-            or if it cannot be written.
+            or if the folder cannot be written.
     """
     target = atomic.as_path(folder)
     if target.is_symlink():
@@ -60,7 +60,7 @@ def check_file(file: str | os.PathLike[str], *, overwrite: bool = False) -> None
     """Raise if no new file can be created at this path.
 
     Raises:
-        InputError: if the path is a folder, link or device, if the file exists and `overwrite` is false, or if it
+        InputError: if the path is a folder, link or device, if the file exists and `overwrite` is false, or if the file
             cannot be written.
     """
     target = atomic.as_path(file)
