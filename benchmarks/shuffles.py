@@ -35,8 +35,9 @@ def main(
     for concept in MEASURED:
         sets = prompts.load(concept, lens=lens)
         found[concept] = difference_in_means(
-            lens, sets.positive[:poles], sets.negative[:poles], batch_size=64, label=concept, keep_samples=True
-        )
+            lens, sets.positive[:poles], sets.negative[:poles], codes="shared", neutral=sets.development, batch_size=64,
+            label=concept, keep_samples=True,
+        )  # fmt: skip
     text = page(table(found, shuffles), lens.config.d_model, poles, shuffles)
     if update:
         PAGE.write_text(renewed(PAGE.read_text("utf-8"), "shuffles", text), "utf-8")
@@ -65,8 +66,8 @@ def page(rows: pd.DataFrame, width: int, poles: int, shuffles: int) -> str:
     """The table as Markdown, with an explanation."""
     lines = [
         f"Cosine similarity to the real direction, without sign, on étude, over all blocks: {shuffles} shuffles of "
-        f"{poles} + {poles} prompts, and the directions of the other concepts in this table. 5% of random directions "
-        f"of this width exceed {chance_cosine(width):.2f}. Stretched: how much longer the direction is than a shuffle.",
+        f"{poles} + {poles} prompts read over shared codes, as in a study, and the directions of the other concepts in "
+        f"this table. 5% of random directions of this width exceed {chance_cosine(width):.2f}. Stretched: how much longer the direction is than a shuffle.",
         "",
         "| concept | shuffles | median | 95% below | largest | stretched | other concepts, median | largest |",
         "|---|---|---|---|---|---|---|---|",

@@ -113,9 +113,12 @@ def places(placed: Placement, settings: Settings) -> list[dict[str, Any]]:
 def _joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """Join tables by rows. Labels that one table lacks are NaN there, and labels of numbers stay numbers."""
     found = pd.concat(tables, ignore_index=True)
-    numbers = {name: pd.to_numeric(found[name]) for name in _NUMBERS if name in found}
-    texts = {name: found[name].mask(found[name].isna(), np.nan) for name in _TEXTS if name in found}
-    return found.assign(**numbers, **texts)
+    # A column without any text is one of missing numbers, as `clips.parquet` holds it.
+    for name in (*_NUMBERS, *_TEXTS):
+        if name in found:
+            column = found[name].mask(found[name].isna(), np.nan)
+            found[name] = pd.to_numeric(column) if name in _NUMBERS or column.isna().all() else column
+    return found
 
 
 def _components(directions: Directions, poles: tuple[str, str]) -> PCAResult:

@@ -148,12 +148,12 @@ def test_each_stage_depends_on_the_code_that_it_runs(
 
     monkeypatch.setattr(stages.Stages, "stage", noted)
     studied(lens, shutil.copytree(whole, tmp_path / "tempo"))
-    assert reached.keys() == {"directions", "patching", "placement", "strength", "dose-response", "lost"}
+    assert reached.keys() == {"directions", "patching", "placement", "strength", "dose-response", "controls", "lost"}
 
     def of(*modules: str) -> set[str]:
         return {name for name, mine in reached.items() if mine & {*modules}}
 
-    swept = {"strength", "dose-response"}
+    swept = {"strength", "dose-response", "controls"}
     for engine in ("lens", "tracing.plan", "tracing.sampling", "model.families.musicgen", "interventions"):
         assert of(f"audiolens.{engine}") == {*reached}
     assert of("audiolens.measure.rhythm") == {*reached} - {"directions"}
