@@ -1,4 +1,6 @@
-"""How far shuffled directions point along the concept, freely permuted and balanced, from étude's stored samples.
+"""How far shuffled directions point along the concept, from étude's stored samples.
+
+Labels permuted freely, half of each pole in either group (`Directions.shuffled`), and half of the pairs swapped.
 
 Reads the directions of étude's measured concepts and shuffles them; nothing is steered. `--update` writes the table
 into docs/reading-results.md.
@@ -6,6 +8,7 @@ into docs/reading-results.md.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -44,13 +47,36 @@ def main(
     typer.echo(text)
 
 
+def free(directions: Directions, seed: int) -> Directions:
+    """Labels permuted over all prompts."""
+    return directions.shuffled(seed, match_norms=False, balanced=False)
+
+
+def balanced(directions: Directions, seed: int) -> Directions:
+    """Half of each pole in either group."""
+    return directions.shuffled(seed, match_norms=False)
+
+
+def swapped(directions: Directions, seed: int) -> Directions:
+    """Half of the pairs swapped, which is also balanced; a pair is read over the same clip."""
+    samples = directions.samples
+    assert samples is not None
+    pairs = samples.values[:, samples.labels] - samples.values[:, ~samples.labels]
+    order = torch.randperm(pairs.shape[1], generator=torch.Generator().manual_seed(seed))
+    kept, turned = order.chunk(2)
+    return replace(directions, vectors=pairs[:, kept].mean(1) - pairs[:, turned].mean(1), evidence=None, samples=None)
+
+
+KINDS = {"free": free, "balanced": balanced, "pairs swapped": swapped}
+
+
 def table(found: dict[str, Directions], shuffles: int) -> pd.DataFrame:
     """One row per concept: |cosine| of its shuffles, and how much they are stretched to the norm of the direction."""
     rows = []
     for concept, directions in found.items():
         row: dict[str, float | str] = {"concept": concept}
-        for name, balanced in (("free", False), ("balanced", True)):
-            drawn = [directions.shuffled(seed, match_norms=False, balanced=balanced) for seed in range(shuffles)]
+        for name, shuffle in KINDS.items():
+            drawn = [shuffle(directions, seed) for seed in range(shuffles)]
             cosines = np.stack([one.cosine(directions).abs().numpy() for one in drawn])
             row |= {f"{name}_median": float(np.median(cosines)), f"{name}_high": float(np.quantile(cosines, 0.95))}
             row |= {f"{name}_most": float(cosines.max()), f"{name}_at": directions.layers[int(cosines.max(0).argmax())]}
@@ -74,7 +100,7 @@ def page(rows: pd.DataFrame, width: int, poles: int, shuffles: int) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows.to_dict("records"):
-        for name in ("free", "balanced"):
+        for name in KINDS:
             cosines = f"{row[f'{name}_median']:.2f} | {row[f'{name}_high']:.2f}"
             largest = f"{row[f'{name}_most']:.2f} (block {row[f'{name}_at']})"
             beside = f"{row['others_median']:.2f} | {row['others_most']:.2f}" if name == "free" else "|"

@@ -206,10 +206,9 @@ class Directions(AsArray):
     def shuffled(self, seed: int, *, match_norms: bool = True, balanced: bool = True) -> "Directions":
         """Return the difference between two groups that each hold half of either pole: a control without the concept.
 
-        If the poles have the same number of prompts, exactly half of the pairs (positive prompt i, negative prompt i)
-        are swapped. Where a number is odd, one pair or prompt is left out. The concept cancels, so the vectors are
-        short, and are rescaled to the norms of these directions, unless `match_norms` is false. This needs samples
-        (`keep_samples=True`).
+        The halves are drawn at random; if a pole has an odd number of prompts, one is left out. The concept cancels, so
+        the vectors are short, and are rescaled to the norms of these directions, unless `match_norms` is false. This
+        needs samples (`keep_samples=True`).
 
         `balanced=False` permutes the labels over all prompts. Such shuffles keep a part of the concept, and rescaling
         magnifies it: use them only to see how much.

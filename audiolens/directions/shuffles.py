@@ -21,10 +21,11 @@ Groups = tuple[Int[Tensor, " member"], Int[Tensor, " other_member"]]
 
 
 def balanced(labels: Bool[Tensor, " prompt"], seed: int) -> Groups:
-    """Deal half of each pole into either group.
+    """Deal half of each pole into either group. If a pole has an odd number of prompts, one drawn anew is left out.
 
-    Poles with the same number of prompts are dealt as pairs (positive prompt i with negative prompt i): exactly half of
-    the pairs are swapped. Where a number is odd, one pair or prompt, drawn anew for each seed, is left out.
+    The poles are dealt independently, also if their prompts are matched. Within a pair that is read over the same clip,
+    everything but the concept cancels; if half of the pairs were swapped, what is left would be the differences between
+    pairs in how much of the concept they hold, which matching the norm would magnify.
 
     Raises:
         InputError: if a pole has fewer than two prompts.
@@ -37,9 +38,6 @@ def balanced(labels: Bool[Tensor, " prompt"], seed: int) -> Groups:
             f"{sizes[0]} positive and {sizes[1]} negative prompts: a balanced shuffle halves each pole, so it needs at "
             f"least {FEWEST} of each."
         )
-    if sizes[0] == sizes[1]:
-        kept, swapped = _halves(sizes[0], generator)
-        return torch.cat([poles[0][kept], poles[1][swapped]]), torch.cat([poles[1][kept], poles[0][swapped]])
     halves = [[pole[half] for half in _halves(len(pole), generator)] for pole in poles]
     return torch.cat([halves[0][0], halves[1][0]]), torch.cat([halves[0][1], halves[1][1]])
 
