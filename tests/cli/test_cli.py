@@ -295,7 +295,7 @@ def test_measure_goes_on_where_files_are_bad_and_names_them(run: Run, tmp_path: 
         (("study", "tempo", "--words", "a,b", "-m", "{checkpoint}"), "applies only to your own prompts"),
         (("study", "one.csv", "--words", "fast,Fast"), "expected two different ones"),
         (("study", "tempo", "--measure", "brightnes"), "Did you mean 'brightness'"),
-        (("study", "timbre", "-m", "{checkpoint}", "--out", "begun"), "holds a study of 'tempo', not 'timbre'"),
+        (("study", "timbre", "-m", "{checkpoint}", "--out", "begun"), "it is of 'tempo', not 'timbre'"),
         (("study", "tempo", "-m", "{checkpoint}", "--out", "begun"), "of another model ('mine'; this is"),
         (("study", "tempo", "-m", "{checkpoint}", "--out", "broken"), "is damaged"),
         (("stdy", "tempo"), "No such command 'stdy'"),
