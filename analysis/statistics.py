@@ -26,12 +26,12 @@ from audiolens.errors import InputError
 from audiolens.groups import takes
 
 MOST_FAILED = 0.10
+"""The largest share of failed clips at which an effect may be claimed."""
 CHOSEN_FAILED = MOST_FAILED / 2
 """The largest share of failed clips at which a setting may be chosen.
 
 It is half the share that a claim allows, because a chosen setting does worse on new clips.
 """
-"""The largest share of failed clips at which an effect may be claimed."""
 LEVEL = 0.05
 """The largest p-value against controls at which an effect may be claimed."""
 FEWEST_CONTROLS = 19
