@@ -198,9 +198,11 @@ def page(tables: dict[str, pd.DataFrame], found: list[studies.Study], clips: int
         *neutral,
         "",
         "**What steering does** on neutral test prompts, with place and strength chosen on development prompts. The "
-        "effect is the median of steered / baseline - 1 at the same seed, with a 95% interval over prompts; failed "
-        "clips count as no effect. p is the rank among norm-matched random directions, or among balanced shuffles (the "
-        "number of directions is in brackets); the corrected p is that among all controls, after Holm over all rows.",
+        "effect is the median of (steered / baseline - 1), where each steered clip is compared with the baseline clip "
+        "of the same prompt and seed. Intervals are 95% intervals over prompts. A failed clip counts as an effect of "
+        "zero. p is the rank of the effect among those of norm-matched random directions, or of balanced shuffles (the "
+        "number of directions is in brackets). The corrected p is the rank among all controls, with Holm's correction "
+        "over all rows.",
         "",
         "| concept | towards | strength | effect | failed | median | p, random | p, shuffled | p, corrected "
         "| other concepts with as large an effect | prompted | steered against the prompt | Spearman |",

@@ -196,13 +196,15 @@ def page(table: pd.DataFrame, told: str, cosines: Sequence[Alike]) -> str:
     """The table in Markdown."""
     heads = ("tempo_ioi", "brightness", "ltas_centroid", "pitch", "pulse_clarity", "loudness")
     lines = [
-        f"Measured on {told}. By words: the prompt asks for the pole, without steering; own, shared: steering along "
-        "the direction read over those codes. Directions have the norm of the reading over own codes, and are added at "
-        "the place and strength of the README's evidence. Effects: median of steered / baseline - 1 at the same seed "
-        "(loudness: difference in dB), failed clips counted as no effect, 95% interval over prompts; in bold, the "
-        "concept's own. "
-        "Instruments moved: total variation distance between the distributions of classified instruments. Drift: mean "
-        "|difference| in nats per code under the unsteered model, each clip scored under its own prompt.",
+        f'Measured on {told}. In the rows "words", the prompt names the pole, and nothing is steered. In the rows '
+        '"own" and "shared", the clips are steered along the direction read over own or shared codes. Both '
+        "directions have the norm of the one read over own codes, and are added at the place and strength of the "
+        "README's evidence. The effect is the median of (steered / baseline - 1), where each steered clip is compared "
+        "with the baseline clip of the same prompt and seed. For loudness, it is the difference in dB. Intervals are "
+        "95% intervals over prompts. A failed clip counts as an effect of zero. The effect on the concept's own "
+        'measure is in bold. "Instruments moved" is the total variation distance between the distributions of '
+        'classified instruments. "Drift" is the mean |difference| in nats per code under the unsteered model, where '
+        "each clip is scored under its own prompt.",
         "",
         f"| concept | towards | by | {' | '.join(heads)} | instruments moved | drift | failed |",
         "|---|---|---|" + "---|" * (len(heads) + 3),
@@ -215,8 +217,9 @@ def page(table: pd.DataFrame, told: str, cosines: Sequence[Alike]) -> str:
         )
     for one in cosines:
         norms = ", ".join(f"{name} {norm:.1f}" for name, norm in one.norms.items())
-        lines += ["", f"Norms of {one.concept}'s direction at layer {PLACES[one.concept]['layer']}, as read: {norms}; "
-                  f"cosine similarity between the first two {one.cosine:.2f}."]  # fmt: skip
+        lines += ["", f"Before rescaling, the norms of the {one.concept} directions at layer "
+                  f"{PLACES[one.concept]['layer']} are: {norms}. The cosine similarity between the first two is "
+                  f"{one.cosine:.2f}."]  # fmt: skip
     return "\n".join(lines) + "\n"
 
 

@@ -246,8 +246,9 @@ def page(
     """The tables as Markdown, each with an explanation."""
     told = ", ".join(f"{name} = {value}" for name, value in settings.items())
     lines = [
-        f"Settings: {told}. The effect is the median of steered / baseline - 1 at the same seed, with a 95% interval "
-        "over prompts; failed clips count as no effect. Results on development prompts serve for choices, not for "
+        f"Settings: {told}. The effect is the median of (steered / baseline - 1), where each steered clip is compared "
+        "with the baseline clip of the same prompt and seed. Intervals are 95% intervals over prompts. A failed clip "
+        "counts as an effect of zero. Choices were made on development prompts, whose results are not evidence for "
         "claims.",
         "",
     ]
