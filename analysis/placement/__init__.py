@@ -1,7 +1,7 @@
-"""Choose where to apply a concept's direction from the model's predictions, without generating steered clips.
+"""Use the model's predictions to choose where to add a concept's direction, without generating steered clips.
 
-`place` returns a `Placement`, with the block and strategy, the evidence, the certainty of the choice, and a one-line
-reason.
+`place` returns a `Placement`, which holds the chosen block and strategy, the evidence, the certainty of the choice, and
+the reason in one sentence.
 """
 
 from analysis.placement.experiment import place

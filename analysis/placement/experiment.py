@@ -1,10 +1,10 @@
-"""Try a concept's direction at every candidate place on given codes, and choose the best place.
+"""Add a concept's direction at every candidate place while the model reads given codes, and choose the best place.
 
-A place is a layer and a strategy, such as one layer's vector added at its own block, or at all blocks. `place` adds the
-direction at every candidate place while the model reads given codes. It compares the effect on the next-code
-predictions with the effect of the concept's *words*, and chooses the place where the direction acts most like the words
-and least like anything else. This needs no steered clips. Other evidence (probes, patching, attribution, norms, or your
-own) is reported as well, and may decide instead.
+A place is a layer and a strategy: for example, one layer's vector added at its own block or at all blocks. `place`
+compares how the direction at each place changes the predictions of the next codes with how the concept's *words* in the
+prompt change them. It chooses the place where the two changes are most alike, so no steered clips are needed. The
+result also reports other evidence (probes, patching, attribution, norms, or your own), which can decide the choice
+instead.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from audiolens import AudioLens
 
 READ_PROMPTS = 48
-"""Number of prompts per pole from which directions are read if none are given."""
+"""Number of prompts per pole from which directions are read if the caller gives no directions."""
 READ_SECONDS = 2.0
 
 
@@ -69,42 +69,44 @@ def place(
     resampling: Resampling | None = None,  # noqa: ARG001 - its values arrive as the loose arguments
     read_over: CodesSource = "shared",
 ) -> Placement:
-    """Choose where, and by which strategy, to apply a concept's direction.
+    """Choose where to add a concept's direction, and with which strategy.
 
     Args:
         lens: the model.
         concept: the name of a bundled prompt set, or your own prompt set.
         directions: directions of that concept, from the negative to the positive pole. By default they are computed as
             differences in means.
-        strategies: any of "one-to-one", "one-to-all" and "all-to-all", with the simplest first. Among equally good
-            places, the first strategy and the lowest block are chosen.
+        strategies: any of "one-to-one", "one-to-all" and "all-to-all", in order of preference. Of equally good places,
+            the one with the first strategy, and then the lowest block, is chosen.
         layers: the layers whose vectors are candidates (default: every layer of the directions).
         prompts: neutral prompts (default: the first eight development prompts of the set).
         codes: codes that follow these prompts, one row per prompt. By default the model generates them without
             steering.
-        seconds: length of the generated clips.
-        evidence: further evidence over layers, by name, in the form that `layer_attribution.gather` accepts.
+        seconds: length of the generated clips, in seconds.
+        evidence: further evidence about each layer, by name, in a form that `layer_attribution.gather` accepts.
         compute: evidence to compute on the same clips: "probe", "patching", "attribution". Evidence that cannot be
-            computed (a probe of one clip, attribution between prompts of unequal length) is left out, and the result
-            states why.
-        by: the evidence that decides: "alignment" (see `Placement`), or the name of other evidence. In the latter case,
-            the candidate block with the largest value is chosen, with the first strategy that uses a single block.
-        n_random: number of random directions of the same lengths to try at the chosen place. They show which alignment
-            chance alone reaches.
+            computed (such as a probe with one clip, or attribution between prompts of unequal length) is left out, and
+            the result states why.
+        by: the evidence that decides: "alignment" (see `Placement`), or the name of other evidence. Other evidence
+            selects the candidate block where its value is largest, and the first strategy that uses a single block.
+        n_random: number of random directions of the same lengths to try at the chosen place. They show how large an
+            alignment can be by chance.
         batch_size: number of rows in one forward pass.
-        n_bootstrap, seed: settings of the intervals over prompts; clips are generated from seeds `seed` onwards.
+        n_bootstrap, seed: number of bootstrap resamples of the prompts, and their seed. Clips are generated with the
+            seeds `seed`, `seed` + 1, ...
         progress: show a progress bar.
-        sampling: how the clips that follow `prompts` are sampled; if it holds seconds, they replace `seconds`.
-        resampling: a `Resampling` instead of `n_bootstrap` and `seed`.
-        read_over: what the poles are read over if no directions are given, as `codes` in `difference_in_means`:
-            "shared", clips of the set's development prompts (or of `prompts`, if it has none), or "own".
+        sampling: a `Sampling` for the clips that follow `prompts`. If it sets a length, that length replaces `seconds`.
+        resampling: a `Resampling` that replaces `n_bootstrap` and `seed`.
+        read_over: the clips over which the poles' prompts are read if no directions are given (`codes` in
+            `difference_in_means`). "shared" uses clips of the set's development prompts, or of `prompts` if the set has
+            none. "own" uses each prompt's own clip.
 
     Raises:
         InputError: (or a subclass) if strategies, layers or evidence do not exist; if the directions come from another
-            model or are zero at every layer; or if the model's text is a prefix and the words of the two poles have
-            different numbers of tokens.
+            model or are zero at every layer; or if the model reads its text as a prefix and the words of the two poles
+            have different numbers of tokens.
 
-    The words and the direction act on the conditional branch, without guidance.
+    The effects of the words and of the direction are measured on the conditional branch, without guidance.
     """
     checked_flags(progress=progress)
     sets = prompt_sets.load(concept, lens=lens) if isinstance(concept, str) else concept
@@ -143,7 +145,7 @@ def place(
             seconds=READ_SECONDS, label=sets.concept, progress=progress, codes=read_over,
             neutral=(sets.development or neutral) if read_over == "shared" else None,
         )  # fmt: skip
-        # The same over shared codes: half as many clips are generated, and each is read twice without guidance.
+        # Shared codes cost the same, because half as many clips are generated and each is read twice without guidance.
         spent += generated_steps(lens, 2 * read, READ_SECONDS)
     directions.meta.refuse_other(lens)
     found = candidates(directions, strategies, layers)

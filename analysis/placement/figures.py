@@ -1,4 +1,4 @@
-"""Draw a placement for paper (matplotlib) and screen (plotly), with alignment at the top and other evidence below."""
+"""Draw a placement for paper (matplotlib) and screen (plotly), with the other evidence below the alignment."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def paper(placement: Placement) -> Figure:
     """Draw the alignment by block, one line per strategy, with a ring around the chosen place.
 
-    Every kind of other evidence has a separate panel.
+    Each kind of other evidence has its own panel.
     """
     others = placement.evidence.evidence
     with styled():
@@ -71,7 +71,7 @@ def paper(placement: Placement) -> Figure:
 def screen(placement: Placement) -> go.Figure:
     """Draw the interactive version (plotly)."""
     others = placement.evidence.evidence
-    # The legend takes the space of the first title.
+    # The legend occupies the space of the first panel's title.
     titles = ["", *(one.name for one in others)]
     rows = len(titles)
     weights = [2.2, *[1.0] * len(others)]

@@ -28,9 +28,9 @@ EVIDENCE_SECONDS = 1.0
 
 @dataclass
 class Computed:
-    """Evidence by name (frames with columns layer, value, low, high), the reasons for missing evidence, and the cost.
+    """The evidence that was computed, the reasons for any missing evidence, and the cost.
 
-    The cost is in row-steps.
+    `found` maps each kind of evidence to a frame with the columns layer, value, low and high. The cost is in row-steps.
     """
 
     found: dict[str, pd.DataFrame] = field(default_factory=dict)
@@ -47,7 +47,7 @@ def checked_kinds(wanted: Sequence[str]) -> None:
 
 
 def generated_steps(lens: AudioLens, rows: int, seconds: float) -> int:
-    """Return the number of row-steps needed to generate clips under guidance, counting both halves."""
+    """Return the number of row-steps needed to generate clips with guidance, counting both guidance branches."""
     return 2 * rows * (round(seconds * lens.config.frame_rate) + max(lens.config.delays))
 
 
@@ -61,11 +61,11 @@ def computed(
     *,
     batch_size: int,
 ) -> Computed:
-    """Compute as much of the requested evidence as possible.
+    """Compute the requested evidence, except where it cannot be computed.
 
-    Probes separate the two poles' prompts while the model reads the *same* codes, so that the codes reveal nothing.
-    Patching and attribution copy the residual stream of the positive pole's runs into those of the negative pole. They
-    are scored on the first second of the positive pole's clips.
+    Probes distinguish the two poles' prompts while the model reads the *same* codes, so that the codes do not reveal
+    the pole. Patching copies the residual stream of the positive pole's runs into the negative pole's runs, and
+    attribution estimates the effect of such copies. Both are scored on the first second of the positive pole's clips.
     """
     checked_kinds(wanted)
     result = Computed()
@@ -101,7 +101,7 @@ def _probed(
     each = min(PROBED, len(sets.positive), len(sets.negative))
     prompts = [*sets.positive[:each], *sets.negative[:each]]
     frames = min(codes.shape[-1], round(EVIDENCE_SECONDS * lens.config.frame_rate))
-    # Both prompts of a pair read the same clip, and rows that share a clip stay on one side of the split.
+    # Both prompts of a pair read the same clip, so all rows of a clip stay on one side of the train-test split.
     clips = [row % len(codes) for row in range(each)] * 2
     folds = max(2, min(5, len(set(clips))))
     result = probing.probe(
@@ -137,7 +137,7 @@ def _attributed(
         batch_size=batch_size,
     )  # fmt: skip
     table = result.by_layer(directions.meta.site)
-    # These are two forward passes, and one backward pass that costs as much as two forward passes.
+    # Attribution takes two forward passes, and one backward pass that costs as much as two forward passes.
     spent = 4 * len(clean) * (codes.shape[-1] + max(lens.config.delays))
     return _frame(table.layer, table.effect, table.low, table.high), spent
 

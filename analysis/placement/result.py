@@ -1,4 +1,4 @@
-"""The result of a placement, with the chosen place, the evidence, the certainty, and a one-sentence reason."""
+"""The result of a placement, with the chosen place, the evidence, the certainty of the choice, and its reason."""
 
 from __future__ import annotations
 
@@ -23,39 +23,42 @@ from audiolens.prompts import PromptSet
 
 ALIGNMENT = "alignment"
 AS_GOOD = 0.995
-"""Places that reach this share of the best alignment count as equally good. The simplest of them is chosen."""
+"""Places with at least this fraction of the best alignment count as equally good. The simplest such place is chosen.
+"""
 
 
 @guarded
 @dataclass(frozen=True, eq=False)
 class Placement:
-    """Where to apply a concept's direction: `al.steer(placement.directions, **placement.where, strength=...)`.
+    """Where to add a concept's direction, as in `al.steer(placement.directions, **placement.where, strength=...)`.
 
     Attributes:
         concept, poles: the concept and its poles, the positive pole first.
-        strategy, layer: the place. `layer` is the layer whose vector is used, and `None` in "all-to-all".
-        directions: directions at the site where they were read. In "all-to-all", these are only those of the changed
-            blocks.
+        strategy, layer: the chosen place. `layer` is the layer whose vector is added. It is `None` for "all-to-all".
+        directions: the directions at the site where they were read. For "all-to-all", only the directions of the
+            changed blocks are included.
         candidates: one row per place, given by `strategy` and `layer`. `alignment` is the cosine between the effects of
             the direction and of the words on the next codes (Fisher metric), and `low` and `high` are its 95% interval
-            over prompts. `gain` is the share of the words' shift that a strength of 1 causes. `strength` is the
-            strength that moves neutral music as far towards a pole as the pole's word does, without guidance.
-        evidence: other evidence over layers; it always includes the direction's norm.
+            over prompts. `gain` is the fraction of the words' shift that a strength of 1 causes. `strength` is the
+            strength that shifts the predictions for neutral music as far towards a pole as the pole's word does,
+            without guidance.
+        evidence: other evidence about each layer, which always includes the direction's norm.
         left_out: requested evidence that could not be computed, and why.
-        by: the evidence that decided.
-        certainty: the share of resamples of the prompts in which the chosen place reaches 99.5% of the best alignment.
-            It is NaN if other evidence decided, if there is only one candidate, or if there are too few prompts to
-            resample.
-        at_strength: alignment of the chosen place at its `strength`, where shifts may no longer be linear.
+        by: the name of the evidence that decided the choice.
+        certainty: the fraction of resamples of the prompts in which the chosen place reaches 99.5% of the best
+            alignment. It is NaN if other evidence decided, if there is only one candidate, or if there are too few
+            prompts to resample.
+        at_strength: alignment of the chosen place at its `strength`, at which shifts may no longer be linear in
+            strength.
         random: alignments of random directions of the same lengths at the chosen place.
         n_prompts: number of different neutral prompts.
-        row_steps: number of decoder steps, counted per row, including everything that was generated or read.
+        row_steps: number of decoder steps, summed over the rows of all clips that were generated or read.
 
-    A placement does not show that steering there works. An effect on the next codes that matches the words need not
-    accumulate over a clip, and strengths beyond the linear range are not tested. Only the candidate places are
-    considered. The shifts of the words and of the direction are compared on unsteered music. Intervals and certainty
-    cover only the variation between neutral prompts, with one clip each. They do not include the uncertainty of the
-    direction itself.
+    A placement does not show that steering there works. A direction may change the next codes as the words do, yet its
+    effect may not accumulate over a clip. Strengths beyond the linear range are not tested. Only the candidate places
+    are considered. The shifts of the words and of the direction are compared on unsteered music. The intervals and the
+    certainty reflect only the variation between neutral prompts, with one clip each. They do not include the
+    uncertainty of the direction itself.
     """
 
     concept: str
@@ -102,7 +105,7 @@ class Placement:
 
     @property
     def strength(self) -> float:
-        """A strength to start from, which without guidance shifts the predictions as far as the pole's word does.
+        """A strength to start from, which shifts the predictions as far as the pole's word does, without guidance.
 
         It is NaN if the direction and the words shift the predictions in opposite directions.
         """
@@ -110,7 +113,7 @@ class Placement:
 
     @property
     def reason(self) -> str:
-        """Why this place was chosen, in a sentence."""
+        """A sentence that states why this place was chosen."""
         row, low, high = self.chosen, *self.poles[::-1]
         vector = "Every block's own direction" if self.layer is None else f"Block {self.layer}'s direction"
         added = "added there" if self.strategy == "one-to-one" else "added at every block"
@@ -139,7 +142,7 @@ class Placement:
         return f"{text}."
 
     def with_more(self, row_steps: int, **found: Any) -> Placement:
-        """Return a copy with further results at the chosen place, with their cost added."""
+        """Return a copy that includes further results at the chosen place, and their cost."""
         made = replace(self, row_steps=self.row_steps + row_steps, **found)
         checked_kinds(made)
         if made.certainty == made.certainty and not 0 <= made.certainty <= 1:
@@ -147,7 +150,7 @@ class Placement:
         return made
 
     def to_frame(self) -> pd.DataFrame:
-        """`candidates` with a column `chosen`, and the other evidence at each candidate's layer."""
+        """Return `candidates` with a column `chosen`, and with the other evidence at each candidate's layer."""
         table = self.candidates.assign(chosen=self.candidates.index == self.chosen.name)
         for one in self.evidence.evidence:
             by_layer = dict(zip(one.layers, one.values, strict=True))
@@ -156,7 +159,7 @@ class Placement:
 
     @drawable
     def plot(self) -> Any:
-        """Draw the alignment of every place, and the other evidence by block (matplotlib figure)."""
+        """Draw the alignment of every place and the other evidence about each block (matplotlib figure)."""
         from analysis.placement import figures
 
         return figures.paper(self)
@@ -225,7 +228,7 @@ def chosen(
 
 
 def _first_as_good(alignment: Float[np.ndarray, " candidate"]) -> int:
-    """Return the first place that counts as equal to the best, in order of simplest strategy and lowest block."""
+    """Return the index of the first place that counts as equally good as the best."""
     return int(np.flatnonzero(alignment >= _enough(alignment.max()))[0])
 
 
@@ -234,7 +237,7 @@ def _enough(best: Any) -> Any:
 
 
 def _largest(one: LayerEvidence, places: Sequence[Candidate]) -> int:
-    """Return the first place at the candidate block with the largest (signed) value."""
+    """Return the index of the first place at the candidate block where the evidence is largest (with its sign)."""
     values = dict(zip(one.layers, one.values, strict=True))
     known = {place.layer: values[place.layer] for place in places if place.layer in values}
     finite = {layer: value for layer, value in known.items() if np.isfinite(value)}

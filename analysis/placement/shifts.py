@@ -1,7 +1,7 @@
-"""Compare how words, and a direction at each place, shift the logits of the next codes, in the Fisher metric.
+"""Compare, in the Fisher metric, how words and a direction at each place shift the logits of the next codes.
 
-A small shift causes a Kullback-Leibler divergence of half its squared length in that metric. The inner product of two
-shifts measures how much of one shift the other produces. A cosine near 1 means that the direction has the effect of the
+In this metric, a small shift causes a Kullback-Leibler divergence of half its squared length. The inner product of two
+shifts measures how much of one shift the other contains. A cosine near 1 means that the direction has the effect of the
 words, and little other effect.
 """
 
@@ -32,14 +32,15 @@ if TYPE_CHECKING:
     from audiolens.interventions import Intervention
 
 STEP = 0.25
-"""The strength at which shifts are measured, with either sign, summed over blocks.
+"""The strength at which shifts are measured, with both signs. It is divided by the number of changed blocks.
 
-It is small, but far above the rounding error of float32.
+The strength is small, but the shifts are far above the rounding error of float32.
 """
 COARSE_STEP = 1.0
-"""The strength used in half precision, which has a larger rounding error."""
+"""The strength for models in half precision, which has a larger rounding error."""
 FRAMES = 64
-"""Number of frames whose predictions are compared at a time. All frames of a long clip might not fit into memory."""
+"""Number of frames compared at a time, because the predictions of a long clip might not all fit into memory.
+"""
 PLACED = ("one-to-one", "one-to-all", "all-to-all")
 
 
@@ -74,13 +75,15 @@ class Candidate:
 
 @dataclass(frozen=True, eq=False)
 class Shifts:
-    """Inner products of shifts per unit of strength, summed over the codes of each row, in squared logits.
+    """Inner products of logit shifts, summed over the codes of each row, in squared logits.
+
+    The shift of a candidate is its shift per unit of strength.
 
     Attributes:
         inner: product of a candidate's shift with the shift of the words.
         own: product of a candidate's shift with itself.
         words: product of the shift of the words with itself.
-        row_steps: number of decoder steps, counted per row.
+        row_steps: number of decoder steps, summed over rows.
     """
 
     inner: Float[np.ndarray, "candidate row"]
@@ -95,18 +98,18 @@ class Shifts:
 
     @property
     def gain(self) -> Float[np.ndarray, " candidate"]:
-        """The share of the words' shift, from the negative to the positive pole, that a strength of 1 causes."""
+        """The fraction of the words' shift (from the negative to the positive pole) that a strength of 1 causes."""
         return self.inner.sum(1) / self.words.sum()
 
 
 def asked_in_words(lens: AudioLens, sets: PromptSet, neutral: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return neutral prompts with the words of the positive and of the negative pole.
+    """Return the neutral prompts with the positive pole's words, and the same prompts with the negative pole's words.
 
     If the set has no words for its poles, its own pairs are returned.
 
     Raises:
         InputError: if there are too few pairs, or if the text is a prefix and the prompts of a pair have different
-            numbers of tokens. Their shift would then include the displacement of all later steps.
+            numbers of tokens. In that case, the shift would include the displacement of all later steps.
     """
     positive, negative = words_of(sets, neutral)
     if lens.config.has_prefix:
@@ -123,7 +126,7 @@ def asked_in_words(lens: AudioLens, sets: PromptSet, neutral: Sequence[str]) -> 
 
 
 def words_of(sets: PromptSet, neutral: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the prompts to compare with the direction.
+    """Return the prompts whose effect is compared with the effect of the direction.
 
     They are neutral prompts with each pole's words, or the pairs of the set.
     """
@@ -155,7 +158,7 @@ def checked_strategies(strategies: Sequence[str]) -> None:
 def candidates(
     directions: Directions, strategies: Sequence[Strategy], layers: int | Sequence[int] | None
 ) -> list[Candidate]:
-    """Return every strategy at every layer whose vector is not zero."""
+    """Return a candidate for every strategy at every layer whose vector is not zero."""
     checked_strategies(strategies)
     wanted = directions.layers if layers is None else checked_layers(layers, directions.meta.n_layers)
     missing = [layer for layer in wanted if layer not in directions]
@@ -187,8 +190,8 @@ def shifts_of(
 ) -> Shifts:
     """Return the shifts caused by the poles' words and by the direction at every place, on the same codes.
 
-    `step` is the strength at which places are tried, with either sign. It defaults to `STEP` divided by the number of
-    blocks that are changed.
+    `step` is the strength at which the direction is added, with both signs. It defaults to `STEP` divided by the number
+    of blocks that are changed.
     """
     half = max(1, batch_size // 2)
     batches = [slice(first, first + half) for first in range(0, len(neutral), half)]
@@ -230,7 +233,7 @@ class _Run:
         return by_frame(logits.float(), self.delays, codes.shape[-1])
 
     def shift(self, place: Candidate, step: float | None) -> Float[Tensor, "row codebook frame vocab"]:
-        """Return the shift per unit of strength, by a central difference. Both signs are rows of one forward pass."""
+        """Return the shift per unit of strength, by a central difference. One forward pass computes both signs."""
         if step is None:
             fine = torch.finfo(self.lens.dtype).eps < 1e-6
             step = (STEP if fine else COARSE_STEP) / place.targets
@@ -247,7 +250,7 @@ def _product(
     """Return the inner product in the Fisher metric (a probability-weighted covariance), summed over all codes."""
     total = np.zeros(len(one))
     for part in zip(*(tensor.split(FRAMES, dim=2) for tensor in (weight, one, other)), strict=True):
-        # Not every accelerator has float64.
+        # Compute on the CPU, because not every accelerator has float64.
         p, a, b = (values.cpu().double() for values in part)
         centred = a - (p * a).sum(-1, keepdim=True)
         total += (p * centred * b).sum((1, 2, 3)).numpy()

@@ -1,4 +1,4 @@
-"""Draw cross-effects, which show how steering along each concept changes every concept's measure."""
+"""Draw cross-effects, which show how steering along each concept's direction changes every concept's measure."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CAPTION = (
 
 
 def paper(table: pd.DataFrame, caption: bool = True) -> Figure:
-    """Draw a heat map with numbers in its cells. `caption=False` is for a page that adds its own caption."""
+    """Draw a heat map with numbers in its cells. Use `caption=False` for a page that adds its own caption."""
     values, texts, rows, columns = _grid(table)
     with styled():
         figure = canvas((2.4 + 1.9 * len(columns), 1.8 + 0.55 * len(rows)))
@@ -51,7 +51,7 @@ def screen(table: pd.DataFrame) -> go.Figure:
 
 
 def _grid(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, list[str], list[str]]:
-    """Return the effects as "steered measured", the text of each cell, and the names of rows and columns."""
+    """Return the effects (axes "steered measured"), the text of each cell, and the names of rows and columns."""
     steered = list(dict.fromkeys(table[["concept", "pole", "strength"]].itertuples(index=False, name=None)))
     others = list(dict.fromkeys(table[["measured_concept", "measure"]].itertuples(index=False, name=None)))
     cells = {(row["concept"], row["pole"], row["measured_concept"]): row for row in table.to_dict("records")}
@@ -64,6 +64,6 @@ def _grid(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, list[str], list[
             if np.isfinite(cell["effect"]):
                 texts[i, j] = f"{cell['effect']:+.0%}\n[{cell['low']:+.0%}, {cell['high']:+.0%}]".replace("-", "−")
     names = [f"{pole} ({concept} {strength:+g})".replace("-", "−") for concept, pole, strength in steered]
-    # Lines are short, so that neighbouring names do not overlap.
+    # Names are broken into short lines, so that neighbouring names do not overlap.
     words = [f"{name}, measured by\n{name_of(measured)}".replace(" (", "\n(") for name, measured in others]
     return values, texts, names, words

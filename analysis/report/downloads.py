@@ -16,12 +16,12 @@ import pandas as pd
 from analysis.spreadsheets import csv_of
 
 MOST_BYTES = 4_000_000
-"""Maximum size of all compressed tables in base64, which keeps the page below 15 MB.
+"""Maximum total size of the compressed tables in base64, which keeps the page below 15 MB.
 
-The table of a full study's 8,500 clips takes 1.6 MB.
+The table of the 8,500 clips of a full study takes 1.6 MB.
 """
 _PLAIN_BYTES = 60_000
-"""Maximum size of an uncompressed table."""
+"""Maximum size of a table that is embedded without compression."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,8 @@ def downloads(tables: Mapping[str, pd.DataFrame], paths: Mapping[str, str]) -> d
 
     Args:
         tables: the tables by name.
-        places: path of each table's file, relative to the page. If not all tables fit, the longest ones are linked.
+        paths: path of each table's file, relative to the page. If not all tables fit, the page links to the files of
+            the longest.
     """
     found, left = {}, MOST_BYTES
     contents = {name: csv_of(table).encode("utf-8") for name, table in tables.items()}
@@ -67,7 +68,7 @@ def downloads(tables: Mapping[str, pd.DataFrame], paths: Mapping[str, str]) -> d
         if len(content) <= _PLAIN_BYTES:
             found[name] = Download(name, rows, data_link("text/csv;charset=utf-8", content))
             continue
-        # Omit the timestamp, so that the same table gives the same page.
+        # Omit the timestamp, so that the same table always gives the same page.
         link = data_link("application/gzip", gzip.compress(content, mtime=0))
         left -= len(link)
         if left < 0:

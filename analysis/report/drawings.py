@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure with its caption, the names of the tables that contain its numbers, and any interactive version."""
+    """A figure with its caption, the names of the tables that contain its numbers, and its interactive version, if any."""
 
     name: str
     title: str
@@ -191,7 +191,7 @@ def _pictures(study: Study, kept: Sequence[PageSound]) -> list[Drawing]:
 
 
 def _pairs(grid: PatchingResult) -> str:
-    """Describe the pairs, window and dots of a patching grid for its caption."""
+    """Describe, for the caption of a patching grid, the prompt pairs, the scored window and the meaning of dots."""
     slider = " The slider selects the codebook." if len(grid.names) > 1 else ""
     return (
         f"Mean over {len(grid.clean)} pairs of prompts, scored on the first {grid.scored[1]:g} s. Dots mark p at most "
@@ -200,7 +200,7 @@ def _pairs(grid: PatchingResult) -> str:
 
 
 def _longer(study: Study) -> str:
-    """Compare the direction's length with those of shuffled labels."""
+    """Compare the direction's norm with the norms of directions from shuffled labels."""
     if study.directions.samples is None:
         return ""
     test = study.directions.permutation_test()

@@ -1,4 +1,4 @@
-"""Write an index page for several studies, with their findings, cross-effects, and the directions' cosines."""
+"""Write an index page for several studies, with their findings, cross-effects, and cosines between directions."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def check(folder: Path) -> None:
     """Check that no link or directory in a folder has the name of a file that `write` creates.
 
     Raises:
-        InputError: if there is one. The error names it.
+        InputError: if there is such a link or directory, which the error names.
     """
     for name in ("index.html", SUMMARY, *(f"{name}.{kind}" for name in _TABLES for kind in ("png", "csv"))):
         refuse_special(folder / name)
@@ -94,6 +94,6 @@ def write(several: Several, folder: Path, command: str = "") -> None:
 
 
 def _link(folder: str) -> str:
-    """Return the relative link to a study's page, quoted so that no folder name is taken for another address."""
+    """Return the relative link to a study's page, quoted so that no folder name is read as another address."""
     refuse_path(folder)
     return f"{quote(folder, safe='')}/index.html"

@@ -52,7 +52,7 @@ def words(row: Mapping[Any, Any]) -> dict[str, Any]:
     }  # fmt: skip
     shown = {name: number(row[name], form, "–") for name, form in forms.items()}
     if row["kind"] == BASELINE:
-        # All other rows are compared with the baseline, so it has no interval and no distance from itself.
+        # The baseline is the reference for all other rows, so it has no interval and no distance from itself.
         shown |= {"effect": "0%", "low": "–", "drift": "0", "frechet": "–"}
     shown["interval"] = "–" if shown["low"] == "–" else f"{shown['low']} to {shown['high']}"
     return {"kind": row["kind"], "label": label, **shown}

@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 
 MOST_PLAYERS = 24
 SOUND_BYTES = 5_000_000
-"""Maximum size of all embedded sounds in base64. Pages with half-minute clips would otherwise be too large to mail."""
+"""Maximum total size of the embedded sounds in base64, because a page with half-minute clips could be too large to
+mail.
+"""
 _READABLE = 75
 """Minimum resolution of an image in pixels per inch, at which its text is nine pixels high."""
 
@@ -51,7 +53,7 @@ def render(
     tables: Mapping[str, pd.DataFrame],
     facts: Mapping[str, Any],
 ) -> str:
-    """Return the page's HTML. The figures must already be files in `folder`."""
+    """Return the page's HTML. The figures must already have been written to `folder`."""
     figures = {drawing.name: _figure(drawing, folder) for drawing in drawings}
     pairs, left_out = _pairs(study, sounds)
     everything = {**tables, "clips": study.clips}
@@ -89,7 +91,7 @@ def render(
 
 
 def least_width(figure: Figure) -> int:
-    """Return the minimum width of an image in pixels. On a narrower screen, the reader scrolls."""
+    """Return the minimum width of an image in pixels. On a narrower screen, the image scrolls."""
     return round(_READABLE * figure.get_figwidth())
 
 
@@ -120,7 +122,7 @@ def _shown(section: Section, pairs: Sequence[Any], figures: Mapping[str, Any]) -
 
 
 def _figure(drawing: Drawing, folder: Path) -> dict[str, Any]:
-    """Return the fields that show a figure, as its interactive version if it has one, else as an image."""
+    """Return the template fields for a figure. They show its interactive version, or an image if it has none."""
     shown, image = None, None
     if drawing.screen is None:
         image = data_link("image/png", (folder / "figures" / f"{drawing.name}.png").read_bytes())
@@ -133,9 +135,9 @@ def _figure(drawing: Drawing, folder: Path) -> dict[str, Any]:
 
 
 def _pairs(study: Study, sounds: Sequence[PageSound]) -> tuple[list[dict[str, Any]], int]:
-    """Group the sounds into rows that share a prompt and seed, each sound with its spectrogram and measured value.
+    """Group the sounds into rows of one prompt and seed, and add each sound's spectrogram and measured value.
 
-    As many complete rows are returned as fit on the page, with the number of sounds left out.
+    Return the complete rows that fit on the page, and the number of sounds that were left out.
     """
     tested = study.clips[study.clips["split"] == "test"].to_dict("records")
     measures = {(row["condition"], row["prompt"], row["seed"]): row for row in tested}

@@ -14,7 +14,7 @@ _PLOT = 330
 def bare(figure: go.Figure, first: str = "") -> go.Figure:
     """Remove the figure's own caption.
 
-    `first` is the name of the first panel, which had no room next to the legend and is added here.
+    `first` is the name of the first panel. It is added here, because the legend left no room for it in the figure.
     """
     layout: Any = figure.layout
     layout.annotations = [note for note in layout.annotations if not (note.yanchor == "top" and note.y == 0)]
@@ -31,7 +31,7 @@ def bare(figure: go.Figure, first: str = "") -> go.Figure:
 
 
 def slid(figure: go.Figure) -> go.Figure:
-    """Move the slider, if there is one, between the title and the axes.
+    """Place the slider, if there is one, between the title and the axes.
 
     Below the axes, it would overlap rotated tick labels on narrow screens. The small print in titles is removed,
     because the page's caption repeats it.

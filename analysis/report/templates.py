@@ -1,4 +1,4 @@
-"""Load the templates, styles and scripts in this folder. Templates escape every value that is filled in."""
+"""Load the templates, styles and scripts in this folder. Templates escape every value that they insert."""
 
 from __future__ import annotations
 

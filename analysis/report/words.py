@@ -1,4 +1,4 @@
-"""Sentences on a study's page that state how the place and strength were chosen."""
+"""Write the sentences on a study's page that state how place and strength were chosen."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def strength(study: Study) -> str:
 
 
 def controls(study: Study) -> str:
-    """Describe how far the controls point along the direction; empty if that was not stored."""
+    """State the cosine similarities between the controls and the direction, or "" if they were not stored."""
     table = study.controls
     if not table["cosine"].notna().any():
         return ""

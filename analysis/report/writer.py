@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PageSound:
-    """A clip with its sound. `pair` numbers its prompt and seed, and `label` describes its `condition`."""
+    """A clip with its sound. `pair` is the number of its (prompt, seed) pair, and `label` describes its `condition`."""
 
     pair: int
     condition: str
@@ -70,7 +70,7 @@ def write(study: Study, folder: Path, *, command: str = "") -> None:
 
 
 def sounds(study: Study) -> list[PageSound]:
-    """Return the kept clips by pair, from the most negative to the most positive strength, then the prompted clips."""
+    """Return the kept clips of each pair in order of strength (negative to positive), followed by the prompted clips."""
     labels = {row["condition"]: row for row in study.response.to_dict("records")}
     pairs = list(dict.fromkeys((prompt, seed) for _, prompt, seed in study.sounds))
     found = []
@@ -105,7 +105,7 @@ def tables(study: Study) -> dict[str, pd.DataFrame]:
 
 
 def directions(study: Study) -> pd.DataFrame:
-    """Return the norms and evidence of the directions, with their permutation test."""
+    """Return a table of the directions' norms and evidence, with the permutation test of the norms."""
     table = study.directions.to_frame()
     if study.directions.samples is None:
         return table

@@ -1,7 +1,8 @@
-"""Sweep strengths x strategies x layers x branches x concepts x prompts x seeds, with one table row per clip.
+"""Sweep over strengths, strategies, layers, branches, concepts, prompts and seeds, with one table row per clip.
 
-`run` crosses the factors. `play` takes any conditions and clips. Both return a `SweepResult`, whose methods analyse the
-sweep. `plan` estimates the cost of `run`. `load_folder` reads a folder that either of them wrote.
+`run` steers in every combination of these factors, and `play` generates clips under any given conditions. Both return a
+`SweepResult`, whose methods analyse the sweep. `plan` estimates the cost of `run`. `load_folder` reads a folder that
+`run` or `play` wrote.
 """
 
 from analysis.sweep.conditions import BASELINE, Condition, Plan, PromptSeed, clips, merge, packed

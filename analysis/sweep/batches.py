@@ -1,9 +1,9 @@
-"""Store a sweep's finished batches, and the table of all their rows, in its folder and protect them by hashes.
+"""Store a sweep's finished batches and the table of all rows in its folder, and protect these files by hashes.
 
 A batch is a Parquet file of its rows, a file of its codes and, if requested, sound files. The Parquet file is written
 last. It identifies the batch and the plan, and holds the hashes of its own bytes and of every other file of the batch.
 A file that has changed, or that belongs to another batch or sweep, is therefore detected when it is read. `ledger`
-opens the folder.
+opens the sweep's folder.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Batches:
         sizes: number of rows of each batch of the plan.
         plan: the hash of the plan; `None` in folders of the previous format, whose files hold no hashes.
         threads: number of torch threads that the sweep was started with.
-        schema, held: the schema of the whole table, and the lock on the folder, if batches are written to it.
+        schema, held: the schema of the whole table and the lock on the folder, if the folder is open for writing.
     """
 
     folder: Path
@@ -83,7 +83,7 @@ class Batches:
         self.held.keep(*(self.folder / name for name in files))
 
     def rows(self, batch: int) -> pd.DataFrame:
-        """The rows of a finished batch.
+        """Return the rows of a finished batch.
 
         Raises:
             DamagedError: if the file is damaged.
@@ -91,7 +91,7 @@ class Batches:
         return self._opened(batch)[0]
 
     def codes(self, batch: int) -> np.ndarray:
-        """The codes of a finished batch, "row codebook frame".
+        """Return the codes of a finished batch, "row codebook frame".
 
         Raises:
             DamagedError: if the file is damaged.
@@ -106,7 +106,7 @@ class Batches:
         return found.astype(np.int64)
 
     def sound(self, file: str) -> bytes:
-        """The bytes of a row's sound file, by its name in the table.
+        """Return the bytes of a row's sound file, given the file's name in the table.
 
         Raises:
             DamagedError: if the file is damaged.
@@ -130,7 +130,7 @@ class Batches:
             check_files(self.folder, self._opened(batch)[1].get("files"))
 
     def drop_damaged(self) -> None:
-        """Remove damaged batches, with a warning for each, so that they are made again."""
+        """Remove damaged batches, with a warning for each, so that they are generated again."""
         for batch in sorted(self.done):
             try:
                 self.check(batch)
@@ -139,7 +139,7 @@ class Batches:
                 drop(f"batch {batch}", damage, self.folder / _rows_file(batch), self.folder / _codes_file(batch))
 
     def table(self) -> tuple[pd.DataFrame, tuple[int, ...]]:
-        """The rows of all finished batches, and the numbers of these batches.
+        """Return the rows of all finished batches, and the numbers of these batches.
 
         Raises:
             InputError: if no batch is finished yet.
@@ -163,8 +163,8 @@ class Batches:
         """Write the whole table, unless it is already complete.
 
         Raises:
-            StoppedError: if a finished batch is missing, because an incomplete table is never written, or if the folder
-                or files in it have disappeared.
+            StoppedError: if a finished batch is missing (an incomplete table is never written), or if the folder or
+                files in it have disappeared.
         """
         self.held.check()
         lost = sorted(frozenset(range(len(self.sizes))) - self.done)
@@ -212,17 +212,17 @@ _REMEDY = "Run the same sweep again to restore it."
 
 
 def are_threads(value: object) -> bool:
-    """Whether the value is a number of threads that a computer may have."""
+    """Return whether a value is a number of threads that a computer may have."""
     return type(value) is int and 1 <= value <= MOST_THREADS
 
 
 def finished(folder: Path) -> frozenset[int]:
-    """The numbers of the finished batches."""
+    """Return the numbers of the finished batches."""
     return frozenset(int(path.stem) for path in (folder / BATCHES).glob("*.parquet") if path.stem.isdigit())
 
 
 def plans_of(folder: Path) -> dict[str, int]:
-    """The plan hashes found in a folder's intact batches, each with its number of threads."""
+    """Return the plan hashes found in a folder's intact batches, each with its number of threads."""
     found: dict[str, int] = {}
     for batch in sorted(finished(folder)):
         with suppress(DamagedError):
@@ -233,7 +233,7 @@ def plans_of(folder: Path) -> dict[str, int]:
 
 
 def small(codes: np.ndarray) -> np.ndarray:
-    """The codes in the smallest integer type that holds them."""
+    """Return the codes in the smallest integer type that holds them."""
     return np.ascontiguousarray(codes, dtype=np.int16 if codes.max(initial=0) < 2**15 else np.int32)
 
 
@@ -254,7 +254,10 @@ def _parquet(rows: pd.DataFrame, schema: pa.Schema | None, facts: Mapping[str, A
 
 
 def _read(path: Path, *, sealed: bool, rows: int | None = None) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """The rows of a Parquet file, and the metadata that identify it. `rows` is the expected number, if known."""
+    """Return the rows of a Parquet file, and the metadata that identify it.
+
+    `rows` is the expected number of rows, if known.
+    """
     try:
         content = content_of(path)
         if sealed:

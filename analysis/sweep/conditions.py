@@ -1,8 +1,8 @@
 """Define the conditions of a sweep, and pack their rows into full batches.
 
 A clip is a (prompt, seed) pair, and a condition defines what is done to it. Every condition is applied to the same
-clips, so that rows pair up by prompt and seed. A batch contains rows of many conditions, and the vectors that they add
-are merged into one vector per row and block. `sweep.play` calls this module.
+clips, so that rows pair up by prompt and seed. A batch contains rows of many conditions, and the vectors that these
+conditions add are merged into one vector per row and block. `sweep.play` calls this module.
 """
 
 from __future__ import annotations
@@ -38,12 +38,13 @@ class Condition:
     """What is done to every clip.
 
     Attributes:
-        name: a name that is unique in the sweep. "baseline" is the condition without any change.
+        name: a name that is unique in the sweep. The condition that changes nothing is named "baseline".
         interventions: the interventions applied to each row of the condition.
         ask: a function that maps a clip's prompt to the prompt used instead, with the same seed. `None` uses the clip's
             own prompt.
         labels: further columns of the condition's rows, such as strategy, layer and strength.
-        reseed: number added to the clip's seed when sampling. The rows keep the clip's seed for pairing.
+        reseed: number added to the clip's seed when the clip is sampled. Its row keeps the original seed, by which rows
+            are paired.
     """
 
     name: str
@@ -82,7 +83,7 @@ class Plan:
     def batches(self) -> list[list[tuple[Condition, int]]]:
         """The rows of each batch as (condition, clip number).
 
-        Sizes differ by at most one and never exceed `batch_size`. Baselines have their own batches.
+        The sizes of batches differ by at most one and never exceed `batch_size`. Baselines have their own batches.
         """
         first = [condition for condition in self.conditions if condition.name == BASELINE]
         others = [condition for condition in self.conditions if condition.name != BASELINE]
@@ -133,7 +134,7 @@ def packed(conditions: Sequence[Condition], clips: Sequence[PromptSeed], batch_s
 
     Raises:
         InputError: if names or clips are duplicated, the baseline is missing, or there are no clips.
-        InputTypeError: if conditions or clips have no order, as in a set.
+        InputTypeError: if conditions or clips are given in a collection without order, such as a set.
     """
     conditions = in_order("conditions", conditions, "conditions")
     clips = in_order("clips", clips, "(prompt, seed) pairs")
@@ -170,7 +171,8 @@ def merge(conditions: Sequence[Condition], n_layers: int) -> Iterator[Interventi
     for (site, branch, seconds, prefix), rows in added.items():
         vectors = torch.stack(list(rows.values()))
         if len((_WHOLE if site.layer is None else _BLOCK)[site.hook].form.axes) > 3:
-            # At such a site, a step has one vector per head or codebook, and a row adds the same vector to all.
+            # At such a site, a step has one vector per head or codebook, and each row adds the same vector to all of
+            # them.
             vectors = vectors[:, None]
         yield Add(vectors, rows=list(rows), site=site.name, branch=branch, seconds=seconds, prefix=prefix)
     for rows_here in others.values():

@@ -1,6 +1,6 @@
 """Control directions: random ones, balanced shuffles of the same prompts, and the directions of other concepts.
 
-All have the norms of the direction that they control for, and are steered with at the same places and strengths.
+Every control has the norms of the direction that it controls for, and is added at the same places and strengths.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ from audiolens.directions.directions import Directions
 from audiolens.errors import InputError
 
 RANDOM, BALANCED, OTHER = "random", "balanced", "other"
-"""The kinds of control. Folders of earlier versions also hold the kind "shuffled": labels permuted freely."""
+"""The kinds of control. Folders of earlier versions also hold the kind "shuffled", whose labels were permuted freely.
+"""
 KINDS: Mapping[str, str] = {RANDOM: "random", BALANCED: "shuffled", OTHER: "other"}
 """For each kind, its name in columns such as `p_shuffled` and `n_shuffled`."""
 UNBALANCED = "shuffled"
-"""The kind of freely shuffled labels in folders of earlier versions. It is drawn, but not ranked."""
+"""The kind with freely shuffled labels in folders of earlier versions. It is shown in figures, but not ranked.
+"""
 
 
 @dataclass(frozen=True)
@@ -27,9 +29,9 @@ class Control:
 
     Attributes:
         kind: one of `KINDS`.
-        draw: its number among those of its kind.
-        directions: its vectors, with the norms of `real`.
-        real: the directions that it is a control for.
+        draw: the number of this control among those of its kind.
+        directions: the vectors of the control, scaled to the norms of `real`.
+        real: the directions that this is a control for.
         concept: the name of the other concept; `None` for the other kinds.
     """
 
@@ -40,14 +42,14 @@ class Control:
     concept: str | None = None
 
     def labels(self, layer: int | None) -> dict[str, Any]:
-        """The labels of its condition at a layer, or, with `None`, where every layer has its own direction."""
+        """Return the labels of its condition at a layer; `None` means that every layer has its own direction."""
         return {"draw": self.draw, "other": self.concept, "cosine": self.cosine(layer)}
 
     def cosine(self, layer: int | None) -> float:
         """Return its cosine similarity to the real direction at a layer; with `None`, the mean |cosine| over layers."""
         found = self.directions.cosine(self.real)
         value = found.abs().mean() if layer is None else found[self.real.layers.index(layer)]
-        # Labels identify a condition when a sweep resumes, and the last bits of a cosine are not part of that.
+        # Round, because labels identify a condition when a sweep resumes, and the last bits of a cosine may differ.
         return round(float(value), 4)
 
 
@@ -61,11 +63,11 @@ def drawn(
 ) -> list[Control]:
     """Draw all controls. Random directions and shuffles use the seeds `first_draw`, `first_draw` + 1, ...
 
-    No shuffle is drawn twice, so a set of few prompts may give fewer than `n_shuffled`.
+    No shuffle is drawn twice, so a small set of prompts may give fewer than `n_shuffled` shuffles.
 
     Raises:
-        InputError: for shuffles of directions without samples, or other concepts' directions of another model, site or
-            layers.
+        InputError: if shuffles are requested but the directions have no samples, or if another concept's directions
+            have a different model, site or layers.
     """
     seeds = [first_draw + number for number in range(n_random)]
     found = [Control(RANDOM, at, directions.random_like(seed), directions) for at, seed in enumerate(seeds)]

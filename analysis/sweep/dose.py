@@ -1,4 +1,4 @@
-"""Compute a direction's effect by strength (the dose-response), with controls, prompted clips and cross-effects.
+"""Compute a direction's effect at each strength (the dose-response), with controls, prompted clips and cross-effects.
 
 This module uses the effects of a sweep's conditions (`response.effects`), whose labels are kind, concept, place and
 strength. The columns in `factorial.PLACE` identify a place.
@@ -31,23 +31,24 @@ from audiolens.errors import InputError
 @guarded
 @dataclass(frozen=True, eq=False)
 class DoseResponse:
-    """Effect against strength at every place of a sweep.
+    """The effect at each strength, for every place in a sweep where a direction is added.
 
     Attributes:
         concept, measured: the concept that was steered, and the measure of its effect.
         table: one row per condition, with its labels, `effect`, `low`, `high`, `median`, `failed`, and further losses
             if they were measured (`drift`, distances). Steered conditions have more columns. `p_random`, `p_shuffled`
-            (balanced shuffles) and `p_other` (other concepts) are the rank p among controls of that kind at the same
-            place and strength, towards the pole of the strength's sign (NaN without controls). `p_controls` is the
-            rank p among all of them. `n_random`, `n_shuffled`, `n_other` and `n_controls` are the numbers of controls.
-            `rivals` names the other concepts with at least as large an effect. `p_corrected` is `p_controls` corrected
-            for testing several layers (Holm, over the layers of one strategy, branch and strength).
-        monotonicity: one row per place, with Spearman's `rho` of the median with strength, its `p`, and the number `n`
-            of strengths.
+            (balanced shuffles) and `p_other` (other concepts) are p-values from the rank among controls of that kind at
+            the same place and strength, towards the pole of the strength's sign (NaN without controls). `p_controls` is
+            the p-value from the rank among all controls. `n_random`, `n_shuffled`, `n_other` and `n_controls` are the
+            numbers of controls. `rivals` names the other concepts with at least as large an effect. `p_corrected` is
+            `p_controls` corrected for testing several layers (Holm, over the layers of one strategy, branch and
+            strength).
+        monotonicity: one row per place, with Spearman's `rho` between median and strength, its p-value `p`, and the
+            number `n` of strengths.
 
-    A dose-response does not show which layer is best. The place with the widest span among many was selected on these
-    clips, so its estimate is optimistic. Choose a place on these prompts, and report results on others. With fewer than
-    19 controls, p cannot reach .05.
+    A dose-response does not show which layer is best. The place with the widest span of effects was selected from many
+    on these same clips, so its estimate is optimistic. Choose a place on these prompts, and report results on others.
+    With fewer than 19 controls, p cannot reach .05.
     """
 
     concept: str
@@ -78,7 +79,7 @@ class DoseResponse:
 
     @drawable
     def plot(self) -> Any:
-        """Draw each strategy's place with the widest span, its controls, and the prompted clips (matplotlib figure)."""
+        """Draw each strategy at its place with the widest span, with controls and prompted clips (matplotlib figure)."""
         from analysis.figures import plots
         from analysis.sweep.plots import in_units
 
@@ -119,8 +120,9 @@ class CrossEffects:
     """The effect of steering along one concept on every measure, at one place.
 
     `table` has one row per measure and strength, with `effect`, `low`, `high`, `unit` ("ratio", or the unit of the
-    difference) and `failed`. It does not show that an effect is specific to the direction, because any added vector may
-    move a measure (see the controls of `DoseResponse`). With several measures, some intervals exclude zero by chance.
+    difference) and `failed`. The table does not show that an effect is specific to the direction, because any added
+    vector may move a measure (see the controls of `DoseResponse`). With several measures, some intervals exclude zero
+    by chance.
     """
 
     concept: str
@@ -132,7 +134,7 @@ class CrossEffects:
 
     @drawable
     def plot(self) -> Any:
-        """Draw the change of every measure (matplotlib figure). Differences, such as loudness, have their own panel."""
+        """Draw the change in every measure (matplotlib figure). Changes in units, such as dB, have their own panel."""
         from analysis.sweep import plots
 
         return plots.cross_effects(self.table)
@@ -184,7 +186,7 @@ def dose_response(effects: pd.DataFrame, concept: str, measured: str) -> DoseRes
 
 
 def widest(steered: pd.DataFrame, measured: str, **where: Any) -> pd.DataFrame:
-    """Return the rows, by strength, of the place with the widest span of effects (see `DoseResponse.widest`)."""
+    """Return the rows of the place with the widest span of effects (`DoseResponse.widest`), in order of strength."""
     groups = [group for _, group in steered[at_place(steered, where)].groupby(list(PLACE), dropna=False, sort=False)]
     if not groups:
         raise InputError(f"no condition was steered at {where}: choose a place that was swept.")

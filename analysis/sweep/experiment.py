@@ -1,9 +1,9 @@
-"""Sweep strengths x strategies x layers x branches x concepts x prompts x seeds, with one table row per clip.
+"""Sweep over strengths, strategies, layers, branches, concepts, prompts and seeds, with one table row per clip.
 
-`run` crosses the factors. `play`, the function below it, takes any conditions. Every condition is applied to the same
-clips, so that rows pair up by prompt and seed, and each row is compared with its unsteered baseline. With `out=`,
-finished batches are kept in a folder (`ledger.py`). After a stop at any moment, the same call resumes the sweep and
-gives the same table, bit for bit.
+`run` steers in every combination of these factors. It calls `play`, which takes any conditions. Every condition is
+applied to the same clips, so that rows pair up by prompt and seed, and each row is compared with its unsteered
+baseline. With `out=`, finished batches are kept in a folder (`ledger.py`). After a stop at any moment, the same call
+resumes the sweep and gives the same table, bit for bit.
 """
 
 from __future__ import annotations
@@ -114,27 +114,28 @@ def run(
 ) -> SweepResult:
     """Steer along directions in every combination of the factors, and measure every clip.
 
-    This crosses concepts x strategies x layers x branches x strengths on the same clips. It adds the unsteered
-    baseline, the baseline with other seeds, control directions at the same places and strengths, and clips with the
-    same seeds whose prompts ask for the poles in words.
+    Every combination of concept, strategy, layer, branch and strength is applied to the same clips. The sweep also has
+    the unsteered baseline, the baseline with other seeds, control directions at the same places and strengths, and
+    clips with the same seeds whose prompts ask for the poles in words.
 
     Args:
         directions: directions of one or several concepts. Each concept is named by its label, or by its key in a
             mapping.
         strengths: coefficients of the directions, with either sign. 0 is the baseline and is always included.
         strategies, unit: as in `al.steer`; "one-to-band" needs `band`.
-        layers: layers whose vectors the one-to strategies use (default: every layer that was read).
+        layers: layers whose vectors the "one-to" strategies use (default: every layer that was read).
         branches: the guidance halves to steer. Strengths are comparable only within one branch.
         prompts: neutral prompts (default: the development prompts of the first concept's set). Choose settings on
             these prompts, and report results on others.
-        seeds: number of seeds per prompt, different for each prompt; or a list of seeds that every prompt uses.
+        seeds: either the number of seeds per prompt (no two prompts share a seed) or a list of seeds that every prompt
+            uses.
         sets: prompt sets by concept, for the poles' words (default: the bundled sets with these names).
-        n_random, n_shuffled: numbers of control directions, random ones and balanced shuffles (`Directions.shuffled`).
+        n_random, n_shuffled: numbers of random control directions and of balanced shuffles (`Directions.shuffled`).
             With 19 controls, p can reach .05. Shuffles need directions read with `keep_samples=True`.
-        others: directions of other concepts, read at the same site and layers, which are controls, too: with the norms
-            of the direction that is steered. A concept is no control for itself.
-        control_strengths: the strengths at which controls are run (default: all).
-        opposed: also steer against prompts that ask for the other pole, at the strengths of the controls.
+        others: directions of other concepts, read at the same site and layers. They are further controls, and are
+            scaled to the norms of the steered direction. A concept is never a control for itself.
+        control_strengths: the strengths at which controls are run (default: all strengths).
+        opposed: whether to also steer while the prompt asks for the other pole, at the strengths of the controls.
         seconds, guidance_scale, temperature, top_k: as in `lens.generate`.
         measures: names from `audiolens.measure.MEASURES` or `EXTRA_MEASURES`.
         also: further columns; see `play`.
@@ -145,7 +146,7 @@ def run(
         n_jobs: as in `play`.
         progress: show a progress bar.
         tell: a function that is called with the plan before the start. Timing the plan takes one short batch.
-        sampling: a `Sampling` instead of guidance_scale, temperature, top_k and, if it holds them, seconds.
+        sampling: a `Sampling` that replaces guidance_scale, temperature, top_k and, if it sets a length, seconds.
 
     Raises:
         InputError: (or a subclass) if values are out of range or the folder contains another sweep. It is raised before
@@ -203,12 +204,13 @@ def play(
             in this process. A column `nats` (nats per code under the unsteered model) is used for `drift`.
         batch_size: maximum number of rows per batch. The rows of each batch depend on the arguments alone.
         n_jobs: number of processes that decode and measure while the next batches are generated. 0 uses no further
-            process; `None` uses half the cores. The table does not depend on it.
-        listener: an open listener to share between sweeps. It then determines the measures and the processes.
-        keep_audio: selects the rows whose sound is kept in the result (default: no rows) or, with `sound`, in the
-            folder (default: all rows).
+            process, and `None` uses half the cores. The table does not depend on this number.
+        listener: an open listener that several sweeps can share. If one is given, it determines the measures and the
+            processes.
+        keep_audio: function that selects the rows whose sound is kept in the result (default: no rows) or, with
+            `sound`, in the folder (default: all rows).
         out, sound, sampling: as in `run`.
-        progress: the label of a progress bar; `None` shows none.
+        progress: the label of a progress bar; `None` shows no bar.
     """
     todo = packed(conditions, clips, batch_size)
     refuse_foreign([step for condition in todo.conditions for step in condition.interventions], lens.traced_model)
@@ -281,7 +283,7 @@ def _facts(
 
 @guarded
 def load_folder(folder: str | os.PathLike[str]) -> SweepResult:
-    """Load a sweep that was written with `out=`. If it is unfinished, load the batches finished so far.
+    """Load a sweep that was written with `out=`. If the sweep is unfinished, load the batches that are finished so far.
 
     Raises:
         InputError: if the folder contains no sweep, if none of its batches is finished, or if its format is that of

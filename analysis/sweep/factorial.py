@@ -1,4 +1,4 @@
-"""Cross concepts x strategies x layers x branches x strengths into conditions, with baseline, controls and references.
+"""Build conditions from concepts x strategies x layers x branches x strengths, with baseline, controls and references.
 
 These pure functions take directions and prompts, and return conditions with the labels of their rows.
 `sweep.run` calls them.
@@ -22,8 +22,11 @@ from audiolens.model.sites import counted, layers_once
 from audiolens.prompts import PromptSet
 
 LABELS = ("kind", "concept", "strategy", "layer", "band", "branch", "strength", "draw", "pole", "other", "cosine")
-"""The columns that describe a condition. Controls of other concepts name that concept in `other`; `cosine` is the
-cosine similarity of a control to the real direction."""
+"""The columns that describe a condition.
+
+A control that is another concept's direction names that concept in `other`. `cosine` is the cosine similarity between a
+control and the real direction.
+"""
 PLACE = ("concept", "strategy", "layer", "band", "branch")
 """The columns that identify where a direction is added."""
 REDRAWN = "redrawn"
@@ -34,7 +37,7 @@ RESEED = 1 << 31
 
 @dataclass(frozen=True)
 class Factors:
-    """The factors to cross; see `sweep.run`, which takes the same arguments."""
+    """The factors whose combinations are run. `sweep.run` takes the same arguments and describes them."""
 
     strengths: Sequence[float] = (-1.0, -0.5, 0.5, 1.0)
     strategies: Sequence[Strategy] = ("one-to-one",)

@@ -1,9 +1,10 @@
 """Keep a sweep's finished batches in a folder, so that the sweep can resume after a stop at any moment.
 
-`plan.json` states what is swept (`planned`), and the batches follow (`batches`); `analysis.store.resumable` holds what
-is common to all resumable folders. A sweep resumes only with the same plan, weights and versions, because other rows
-would not pair up with the finished ones. Damage is repaired: a damaged batch is generated again, the table is rebuilt
-from the batches, and a missing plan is written again if the batches match it.
+`plan.json` states what is swept (`planned`), and the batches are stored next to it (`batches`).
+`analysis.store.resumable` contains the code that all resumable folders share. A sweep resumes only with the same plan,
+weights and versions, because otherwise the new rows would not pair up with the finished ones. Damage is repaired: a
+damaged batch is generated again, the table is rebuilt from the batches, and a missing plan is written again if the
+batches match it.
 """
 
 from __future__ import annotations
@@ -36,18 +37,19 @@ def ledger(folder: str | os.PathLike[str], facts: Mapping[str, Any], labels: pd.
            need: int = 0) -> Iterator[Batches]:  # fmt: skip
     """Open a new or existing folder to write batches into. No other process can open it until the block ends.
 
-    Damaged batches are removed, with a `DamageWarning`, so that they are made again.
+    Damaged batches are removed, with a `DamageWarning`, so that they are generated again.
 
     Args:
         folder: a new or empty folder, or one with a sweep of the same `facts`.
         facts: a description of the sweep, from `planned.facts_of`.
         labels: the labels of all rows, which are the first columns of the table.
         measured: the names of the other columns.
-        need: approximate size of all batches in bytes. If the disk has less space, the sweep is refused at the start.
+        need: approximate size of all batches in bytes. If the disk has less free space, an error is raised at the
+            start.
 
     Raises:
-        InputError: if the folder holds something else, or another sweep (the error names the difference), or cannot be
-            written.
+        InputError: if the folder cannot be written, or holds another sweep (the error names the difference) or anything
+            other than a sweep.
         BusyError: if another process is writing to it.
         StoppedError: when writing, if the folder was removed, files in it have disappeared, or the disk is full.
     """
@@ -67,13 +69,13 @@ def ledger(folder: str | os.PathLike[str], facts: Mapping[str, Any], labels: pd.
         return begun
 
     with SWEEP.opened(place, settled, lambda: kept_of(place, n_batches)) as (lock, begun):
-        # This comes after damaged batches are removed, because this run makes them again.
+        # Damaged batches must be removed before this line, because this run generates them again.
         lock.keep(place / BATCHES, place / SOUND)
         yield replace(batches_of(place, begun), schema=schema, held=lock)
 
 
 def refuse_begun(folder: Path, facts: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The plan to resume in a folder, checked against `facts`; `None` if nothing has been generated there yet.
+    """Return the plan to resume in a folder, checked against `facts`, or `None` if nothing was generated there yet.
 
     Raises:
         OtherResultsError: if the folder does not match `facts`. The error names the first difference, or the damage.
@@ -121,18 +123,18 @@ def _replanned(facts: dict[str, Any], plans: Mapping[str, int], damage: str) -> 
 
 
 def batches_of(folder: Path, facts: Mapping[str, Any]) -> Batches:
-    """The batches of a folder with this plan."""
+    """Return the batches of a folder with this plan."""
     sealed = facts["format"] == SWEEP.format
     return Batches(folder, tuple(facts["batches"]), plan_hash(facts) if sealed else None, facts["model"]["threads"])
 
 
 def kept_of(folder: Path, n_batches: int) -> str:
-    """What a stopped sweep leaves in its folder, and how to resume it."""
+    """Return a sentence on what a stopped sweep leaves in its folder, and how to resume the sweep."""
     return f"{len(finished(folder))} of {n_batches} batches are kept in {folder}; run the same sweep again to resume."
 
 
 def _plain(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The facts in the form in which JSON returns them."""
+    """Return the facts as they are after they have been written to JSON and read back."""
     return json.loads(json.dumps(facts, default=str))
 
 
@@ -158,7 +160,7 @@ def read_facts(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def threads_of(folder: str | os.PathLike[str]) -> int | None:
-    """The number of threads that a folder's sweep was started with; `None` if there is no sweep."""
+    """Return the number of threads with which a folder's sweep was started, or `None` if there is no sweep."""
     place = Path(folder)
     plans = plans_of(place)
     with suppress(DamagedError):
@@ -171,7 +173,8 @@ def check(folder: Path) -> None:
     """Check, before anything is generated, that a sweep can be written to a folder.
 
     Raises:
-        InputError: if the path is a file, or if the folder contains links, holds something else, or cannot be written.
+        InputError: if the path is a file, or if the folder contains links, holds anything other than a sweep, or cannot
+            be written.
     """
     made = [path for part in (BATCHES, SOUND) for path in (folder / part).glob("*") if path.suffix in _SUFFIXES]
     if SWEEP.check(folder, made):
@@ -183,7 +186,7 @@ def check(folder: Path) -> None:
 
 
 def _schema(labels: pd.DataFrame, measured: Sequence[str]) -> pa.Schema:
-    """The column types of the whole table, so that every batch has the same types regardless of its content."""
+    """Return the column types of the whole table, so that every batch has the same types regardless of its content."""
     types: dict[str, pa.DataType] = {"onsets": pa.int64(), "failed": pa.bool_(), "file": pa.string()}
     try:
         known = pa.Schema.from_pandas(labels, preserve_index=False)

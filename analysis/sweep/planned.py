@@ -1,6 +1,6 @@
-"""What a sweep's folder states about the sweep: everything that its rows depend on, in `plan.json`.
+"""Describe everything that the rows of a sweep depend on, for the file `plan.json` in the sweep's folder.
 
-`ledger` writes it, and resumes only a sweep with an equal plan.
+`ledger` writes `plan.json`, and resumes a sweep only if its plan is the same.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ SWEEP = Kind(
 def facts_of(
     lens: AudioLens, conditions: Sequence[Condition], settings: Mapping[str, Any], **others: Any
 ) -> dict[str, Any]:
-    """Everything that a sweep's rows depend on, as plain values: versions, weights, settings and condition hashes."""
+    """Return all that a sweep's rows depend on, as plain values: versions, weights, settings and condition hashes."""
     return {
         "format": SWEEP.format,
         "versions": {
@@ -97,13 +97,13 @@ def facts_of(
 
 
 def condition_hashes(lens: AudioLens, conditions: Sequence[Condition], seconds: float) -> dict[str, str]:
-    """A hash of everything that each condition does to a clip, by name."""
+    """Return, by condition name, a hash of everything that the condition does to a clip."""
     times = np.arange(round(seconds * lens.config.frame_rate)) / lens.config.frame_rate
     return {one.name: condition_hash(one, times) for one in conditions}
 
 
 def plan_hash(facts: Mapping[str, Any]) -> str:
-    """A hash of everything that a sweep's rows depend on: all facts except the model's name and number of threads."""
+    """Return a hash of what a sweep's rows depend on: all facts except the model's name and the number of threads."""
     model = {key: value for key, value in facts["model"].items() if key not in ("name", "threads")}
     return hashlib.sha256(json.dumps({**facts, "model": model}, sort_keys=True).encode()).hexdigest()
 
@@ -131,7 +131,7 @@ def _first(names: list[str]) -> str:
 
 
 def condition_hash(condition: Condition, times: np.ndarray) -> str:
-    """A hash of what a condition does to a clip, given the times of its steps in seconds."""
+    """Return a hash of what a condition does to a clip, given the times of the clip's steps in seconds."""
     digest = hashlib.sha256()
     digest.update(json.dumps([dict(condition.labels), condition.reseed], default=str, sort_keys=True).encode())
     for step in condition.interventions:

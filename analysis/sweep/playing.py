@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from audiolens import AudioLens
 
 Also = Mapping[str, Callable[["AudioLens", Generation], ArrayLike]]
-"""Further columns, as name -> function of a lens and the clips from `generate` that returns one number per row."""
+"""Further columns by name, as functions of a lens and the clips from `generate` that return one number per row."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,8 @@ def heard_batches(
     """Yield the number, sound and measures of every batch that is not `done`, in the plan's order.
 
     `done` maps finished batches to functions that return their codes. Finished baselines are measured again, because
-    steered clips are compared with them. After an exception, batches that were already measured are yielded before it
-    is raised.
+    steered clips are compared with them. If an exception occurs, all batches that could be measured are yielded before
+    the exception is raised.
     """
     finished = {} if done is None else done
     todo = [number for number in range(len(plan.batches)) if number not in finished]

@@ -105,7 +105,7 @@ def cross_effects(table: pd.DataFrame) -> Figure:
 
 
 def limits(result: Limits) -> Figure:
-    """Draw the range of strengths within the loss bound at every place.
+    """Draw the range of strengths whose loss stays within the bound, for every place.
 
     An arrow means that no tested strength exceeded the bound.
     """
@@ -128,7 +128,7 @@ def limits(result: Limits) -> Figure:
 
 
 def strategies(result: Strategies) -> Figure:
-    """Draw every strategy's largest effect towards each pole within the loss bound, with intervals over prompts."""
+    """Draw every strategy's largest effect towards each pole, with a bound on the loss and intervals over prompts."""
     names = list(dict.fromkeys(zip(result.table["strategy"], result.table["branch"], strict=True)))
     with styled():
         figure = canvas((6.4, 0.62 * len(names) + 1.4))
@@ -158,7 +158,7 @@ def strategies(result: Strategies) -> Figure:
 
 
 def front(result: Front) -> Figure:
-    """Draw the gain against loss, with one panel per sign. A line joins the Pareto-optimal conditions."""
+    """Draw gain against loss, with one panel per sign. A line joins the Pareto-optimal conditions."""
     signs = sorted(result.table["sign"].unique(), reverse=True) or [1.0]
     names = list(dict.fromkeys(result.table["strategy"]))
     with styled():

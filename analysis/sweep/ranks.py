@@ -1,4 +1,4 @@
-"""Rank the effect of a direction among those of its controls, by kind and all together.
+"""Rank the effect of a direction among those of its controls, for each kind of control and for all controls together.
 
 The functions work on the table of `response.effects` and need no model.
 """
@@ -22,9 +22,9 @@ class Ranks:
     """The rank p-values of one effect among its controls.
 
     Attributes:
-        p: p by kind ("random", "shuffled", "other") and among all controls together ("controls"). It is NaN if an
-            effect could not be measured or there are no controls.
-        n: number of controls by kind and in all.
+        p: p-values among the controls of each kind ("random", "shuffled", "other") and among all controls together
+            ("controls"). A p-value is NaN if an effect could not be measured or there are no controls.
+        n: number of controls of each kind and in total.
         rivals: other concepts whose direction, with either sign, has at least as large an effect.
     """
 
@@ -38,11 +38,11 @@ class Ranks:
 
 
 def ranked(effect: float, strength: float, controls: pd.DataFrame) -> Ranks:
-    """Rank the effect of a strength towards its own sign among controls at the same place and |strength|.
+    """Rank an effect, towards the pole of the strength's sign, among controls at the same place and |strength|.
 
     `controls` has the columns kind, strength, effect and, if there are other concepts, other. Random directions and
-    shuffles are compared at the same strength. The sign of another concept is arbitrary, so the larger of its two
-    effects counts, as one control.
+    shuffles are compared at the same strength. The sign of another concept's direction is arbitrary, so only the larger
+    of its two effects counts, as one control.
     """
     sign = 1 if strength > 0 else -1
     values: dict[str, np.ndarray] = {}
@@ -62,9 +62,9 @@ def ranked(effect: float, strength: float, controls: pd.DataFrame) -> Ranks:
 
 
 def rank_among(observed: float, controls: ArrayLike, sign: int) -> tuple[float, int]:
-    """The rank p of an effect among those of controls, towards `sign`, and the number of controls.
+    """Return the p-value from the rank of an effect among controls, towards `sign`, and the number of controls.
 
-    The p is NaN if an effect could not be measured or there are no controls.
+    The p-value is NaN if an effect could not be measured or there are no controls.
     """
     values = np.asarray(controls, dtype=float)
     if not len(values) or not np.isfinite(observed) or not np.isfinite(values).all():
@@ -73,5 +73,5 @@ def rank_among(observed: float, controls: ArrayLike, sign: int) -> tuple[float, 
 
 
 def _largest(values: pd.Series) -> float:
-    """The maximum; NaN if any value is NaN."""
+    """Return the maximum, or NaN if any value is NaN."""
     return float(values.max(skipna=False))

@@ -33,17 +33,17 @@ class SweepResult:
     """The clips of a sweep and their measures, with one row per clip.
 
     Attributes:
-        table: `condition` and its labels, `prompt`, `asked` (the prompt the model read), `seed`, the measures, and
-            `rms_ratio`, `onsets`, `entropy_ratio`, `failed` relative to the baseline of the same prompt and seed;
-            `file` if sound was written.
-        measures, also: names of the measures, and of further columns.
+        table: the columns are `condition` and its labels, `prompt`, `asked` (the prompt that the model read), `seed`,
+            the measures, and `rms_ratio`, `onsets`, `entropy_ratio` and `failed`, which compare the clip with the
+            baseline of the same prompt and seed. `file` names the sound file, if sound was written.
+        measures, also: names of the measures, and of the further columns.
         settings: the settings with which the clips were generated.
         audio: kept sound by row number.
         folder: the sweep's folder, if it has one.
         planned: number of rows of the whole sweep. `table` has fewer rows if it was loaded before the sweep ended.
         distances: the columns that `compared` added, one row per condition.
 
-    A sweep does not show that a direction represents the concept in its label. Compare it with the controls.
+    A sweep does not show that a direction represents the concept in its label. Compare the direction with its controls.
     """
 
     table: pd.DataFrame
@@ -87,10 +87,10 @@ class SweepResult:
         return torch.from_numpy(np.concatenate(found)).long()
 
     def sound(self, row: int) -> Float[np.ndarray, "channel sample"] | None:
-        """Return the sound of a row; `None` if it was not kept.
+        """Return the sound of a row, or `None` if the sound was not kept.
 
         Raises:
-            DamagedError: if its file is missing or damaged.
+            DamagedError: if the sound file is missing or damaged.
         """
         if row in self.audio or self._batches is None:
             return self.audio.get(row)
@@ -102,9 +102,9 @@ class SweepResult:
     def compared(self, distance: Callable[[Tensor, Tensor], float], name: str = "distance") -> SweepResult:
         """Return a copy whose `effects` include the distance of each condition's clips from those of the baseline.
 
-        `distance` takes the codes of the condition and of the baseline, such as
-        `partial(al.measure.frechet_distance, lens)`. The distance of the kind "redrawn", the baseline with other seeds,
-        is the noise floor.
+        `distance` is a function of the condition's codes and the baseline's codes, such as
+        `partial(al.measure.frechet_distance, lens)`. The condition of kind "redrawn" is the baseline with other seeds,
+        so its distance is the noise floor.
         """
         own = self.codes(BASELINE)
         names = list(dict.fromkeys(self.table["condition"]))
@@ -121,7 +121,7 @@ class SweepResult:
     def effects(self, measured: str, n_bootstrap: int = 1000, *, resampling: Resampling | None = None) -> pd.DataFrame:
         """Return the effects of every condition (`response.effects`), with the distances that `compared` added.
 
-        `resampling` is a `Resampling` with `n_bootstrap` and `seed`, here and in the methods below.
+        Here and in the methods below, `resampling` is a `Resampling` with `n_bootstrap` and `seed`.
         """
         how = resampling or Resampling(n_bootstrap=n_bootstrap)
         found = response.effects(self.table, measured, further=self.also, resampling=how)
@@ -136,9 +136,9 @@ class SweepResult:
         *,
         resampling: Resampling | None = None,
     ) -> DoseResponse:
-        """Return the effect of one concept's directions against their strength (`dose.dose_response`).
+        """Return the effect of one concept's directions at each strength (`dose.dose_response`).
 
-        `concept` may be omitted if only one was swept; `measured` defaults to the concept's own measure.
+        `concept` may be omitted if only one concept was swept. `measured` defaults to the concept's own measure.
         """
         name = self._concept(concept)
         own = measured or response.MEASURED.get(name, "")
@@ -158,7 +158,8 @@ class SweepResult:
     ) -> CrossEffects:
         """Return the effect of steering along one concept on every measure, at one place.
 
-        `place` (strategy, layer, branch, band) restricts the choice. The place with the widest span of effects is used.
+        The place with the widest span of effects is used. `place` (strategy, layer, branch, band) restricts which
+        places are considered.
         """
         name = self._concept(concept)
         chosen = dose.place_of(self.dose_response(name, n_bootstrap=0).widest(**place).iloc[0])
@@ -188,7 +189,7 @@ class SweepResult:
         resampling: Resampling | None = None,
         **bound: Any,
     ) -> Limits:
-        """Return the largest strength at every place within a loss bound (`tradeoff.limits`)."""
+        """Return, for every place, the largest strength up to which the loss stays within a bound (`tradeoff.limits`)."""
         how = resampling or Resampling(n_bootstrap=n_bootstrap)
         return tradeoff.limits(self.dose_response(concept, measured, resampling=how), **bound)
 
@@ -202,7 +203,7 @@ class SweepResult:
         resampling: Resampling | None = None,
         **bound: Any,
     ) -> Strategies:
-        """Return the largest effect of each strategy within a loss bound (`tradeoff.strategies`)."""
+        """Return the largest effect of each strategy, with a bound on the loss (`tradeoff.strategies`)."""
         how = resampling or Resampling(n_bootstrap=n_bootstrap)
         return tradeoff.strategies(self.dose_response(concept, measured, resampling=how), **bound)
 

@@ -74,7 +74,7 @@ def cross_effects(table: pd.DataFrame) -> go.Figure:
 
 @literally
 def limits(result: Limits) -> go.Figure:
-    """Draw the range of strengths within the loss bound at every place."""
+    """Draw the range of strengths whose loss stays within the bound, for every place."""
     figure = go.Figure()
     for sign, colour, marker in ((1, *POLES[0]), (-1, *POLES[1])):
         mine = result.table[result.table["sign"] == sign]
@@ -101,7 +101,7 @@ def limits(result: Limits) -> go.Figure:
 
 @literally
 def strategies(result: Strategies) -> go.Figure:
-    """Draw the largest effect of every strategy towards each pole within the loss bound."""
+    """Draw every strategy's largest effect towards each pole, with a bound on the loss."""
     figure = go.Figure()
     for sign, label in ((1, "towards the positive pole"), (-1, "towards the negative pole")):
         mine = result.table[result.table["sign"] == sign]
@@ -119,7 +119,7 @@ def strategies(result: Strategies) -> go.Figure:
 
 @literally
 def front(result: Front) -> go.Figure:
-    """Draw the gain against loss. Filled markers are Pareto-optimal."""
+    """Draw gain against loss. Filled markers are Pareto-optimal conditions."""
     figure = go.Figure()
     for place, ((strategy, sign), mine) in enumerate(result.table.groupby(["strategy", "sign"], sort=False)):
         colour, marker = SEVERAL[place % len(SEVERAL)]

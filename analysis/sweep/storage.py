@@ -24,17 +24,17 @@ if TYPE_CHECKING:
 
 SoundFormat = Literal["wav", "flac"]
 _BYTES_PER_ROW = 400
-"""Bytes that a table row takes on disk, where it is stored twice: in its batch and in the whole table."""
+"""Bytes of one stored copy of a table row. Every row is stored twice, in its batch and in the whole table."""
 
 
 def check_sound(sound: Any, out: Any) -> None:
-    """Refuse an unknown file format, and sound without a folder to write it to."""
+    """Raise an error for an unknown file format, or if sound is requested without a folder to write it to."""
     if sound is not None and (out is None or sound not in get_args(SoundFormat)):
         raise InputError(f"sound={sound!r}, out={out!r}: expected 'wav' or 'flac', and a folder to write it to.")
 
 
 def is_among(clips: Sequence[PromptSeed], kinds: Sequence[str], condition: Condition, clip: PromptSeed) -> bool:
-    """Whether a clip is one of these clips, and its condition of one of these kinds. For `keep_audio`."""
+    """Return whether `clips` contains a clip and `kinds` the kind of its condition, for use in `keep_audio`."""
     return clip in clips and condition.labels["kind"] in kinds
 
 
@@ -44,7 +44,7 @@ def in_memory(
     keep_audio: Callable[[Condition, PromptSeed], bool] | None,
     bar: Any,
 ) -> tuple[pd.DataFrame, np.ndarray, dict[int, np.ndarray]]:
-    """Return the table, the codes, and the kept sound by row number, once everything is measured."""
+    """Return the table, the codes, and the kept sound by row number, once all batches are measured."""
     frames, codes, audio = [], [], {}
     for number, batch in measured:
         for place, (condition, clip) in enumerate(todo.batches[number]):
@@ -86,7 +86,7 @@ def into_folder(
 
 @contextmanager
 def stops(out: Path | None, todo: Plan) -> Iterator[None]:
-    """Raise `StoppedError`, stating what is kept, if a dead worker ends a sweep."""
+    """Raise `StoppedError`, which states what is kept, if a sweep ends because a worker died."""
     try:
         yield
     except BrokenProcessPool as error:
@@ -96,7 +96,7 @@ def stops(out: Path | None, todo: Plan) -> Iterator[None]:
 
 
 def size_of(lens: AudioLens, todo: Plan, seconds: float, sound: SoundFormat | None) -> int:
-    """The approximate size of a plan's results on disk, in bytes."""
+    """Return the approximate size of a plan's results on disk, in bytes."""
     config = lens.config
     codes = config.n_codebooks * seconds * config.frame_rate * 2
     samples = config.sample_rate * seconds * config.channels * 2

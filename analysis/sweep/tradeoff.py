@@ -33,7 +33,7 @@ class LayerMap:
         layers, strengths: values along the two axes.
 
     The map does not show where a concept is computed, because steering works wherever later blocks read the concept.
-    Cells have no intervals, and the largest of many is partly due to chance.
+    Cells have no intervals, and the largest effect of many is partly due to chance.
     """
 
     concept: str
@@ -79,13 +79,14 @@ class LayerMap:
 @guarded
 @dataclass(frozen=True, eq=False)
 class Limits:
-    """How strongly each place can be steered within a loss bound.
+    """How strongly a direction can be added at each place before the loss exceeds a bound.
 
     `table` has one row per place and sign. `strength` is the largest strength of that sign up to which the loss stays
     within the bound, or 0 if it never does. The row also has the `effect`, `low`, `high` and loss at that strength.
     `open` is true if no tested strength exceeded the bound, so the true limit is higher.
 
-    A share estimated from n clips is uncertain by about 1 / sqrt(n), so a limit may be off by one step.
+    A share of failed clips that is estimated from n clips is uncertain by about 1 / sqrt(n), so a limit may be off by
+    one tested strength.
     """
 
     concept: str
@@ -123,7 +124,7 @@ class Limits:
 @guarded
 @dataclass(frozen=True, eq=False)
 class Strategies:
-    """The largest effect of each strategy towards each pole within a loss bound.
+    """The largest effect of each strategy towards each pole, among strengths whose loss stays within a bound.
 
     Each row is the best of `candidates` layers, selected on the same clips. Every strategy therefore looks better than
     it is, and this bias grows with the number of candidates.
@@ -168,7 +169,8 @@ class Front:
     the condition is Pareto-optimal, which means that no other condition of that sign has more gain without more loss,
     or less loss without less gain.
 
-    Which conditions are on the front depends on these clips, and neighbours with overlapping intervals may swap.
+    Which conditions are on the front depends on these clips. With others, neighbours with overlapping intervals may
+    swap.
     """
 
     concept: str
@@ -181,7 +183,7 @@ class Front:
 
     @drawable
     def plot(self) -> Any:
-        """Draw the gain against loss, one panel per sign, with the front as a line (matplotlib figure)."""
+        """Draw gain against loss, with one panel per sign and the front as a line (matplotlib figure)."""
         from analysis.sweep import plots
 
         return plots.front(self)
@@ -230,7 +232,7 @@ def layer_map(dose: DoseResponse, strategy: str | None = None, branch: str | Non
 
 @guarded
 def limits(dose: DoseResponse, bound: float = MOST_FAILED, loss: str = "failed") -> Limits:
-    """Return the largest strength of each sign within a loss bound, at every place."""
+    """Return, for every place and sign, the largest strength up to which the loss stays within a bound."""
     steered = _with_loss(dose, loss)
     rows = []
     for group in _rising(steered):
@@ -245,9 +247,9 @@ def limits(dose: DoseResponse, bound: float = MOST_FAILED, loss: str = "failed")
 
 @guarded
 def strategies(dose: DoseResponse, bound: float = MOST_FAILED, loss: str = "failed") -> Strategies:
-    """Return the largest effect of each strategy and branch towards each pole within a loss bound, at its best layer.
+    """Return each strategy's and branch's largest effect towards each pole at its best layer, with a bound on the loss.
 
-    Every strength up to the limit counts, because an effect may reverse before clips fail.
+    All strengths up to the limit are compared, because an effect may reverse before clips fail.
     """
     steered = _with_loss(dose, loss)
     sound = pd.concat([group[_within(group, bound, loss)] for group in _rising(steered)])
@@ -299,7 +301,7 @@ def _rising(steered: pd.DataFrame) -> Iterator[pd.DataFrame]:
 
 
 def _within(rising: pd.DataFrame, bound: float, loss: str) -> pd.Series:
-    """Return a mask of the rows whose loss, like that of all weaker strengths, stays within the bound."""
+    """Return a mask of the rows whose loss, and the loss at all weaker strengths, stays within the bound."""
     bound = checked_amount("bound", bound)
     return rising[loss].fillna(np.inf).cummax() <= bound
 
