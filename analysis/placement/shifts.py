@@ -77,7 +77,7 @@ class Candidate:
 class Shifts:
     """Inner products of logit shifts, summed over the codes of each row, in squared logits.
 
-    The shift of a candidate is its shift per unit of strength.
+    Candidates' shifts are per unit of strength.
 
     Attributes:
         inner: product of a candidate's shift with the shift of the words.

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure with its caption, the names of the tables that contain its numbers, and its interactive version, if any."""
+    """A figure with its caption, the names of the tables with its numbers, and its interactive version, if any."""
 
     name: str
     title: str

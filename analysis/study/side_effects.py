@@ -1,6 +1,6 @@
 """Measure the side effects of steering, which are failed clips, drift in likelihood, and Fréchet distance.
 
-`score` runs the clips through the unsteered model again, and its result is stored as a stage. `table` summarises the
+`score` runs the clips through the unsteered model again, and the scores are stored as a stage. `table` summarises the
 scores per condition.
 """
 

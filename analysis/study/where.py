@@ -125,7 +125,7 @@ def _arrays(path: Path, facts: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def tuples(value: Any) -> Any:
-    """A value from JSON with tuples in the place of lists."""
+    """Return a value from JSON with its lists converted to tuples."""
     if isinstance(value, dict):
         return {name: tuples(item) for name, item in value.items()}
     return tuple(tuples(item) for item in value) if isinstance(value, list) else value

@@ -40,9 +40,9 @@ class DoseResponse:
             (balanced shuffles) and `p_other` (other concepts) are p-values from the rank among controls of that kind at
             the same place and strength, towards the pole of the strength's sign (NaN without controls). `p_controls` is
             the p-value from the rank among all controls. `n_random`, `n_shuffled`, `n_other` and `n_controls` are the
-            numbers of controls. `rivals` names the other concepts with at least as large an effect. `p_corrected` is
-            `p_controls` corrected for testing several layers (Holm, over the layers of one strategy, branch and
-            strength).
+            numbers of controls. `rivals` names the other concepts whose directions have at least as large an effect.
+            `p_corrected` is `p_controls` corrected for testing several layers (Holm, over the layers of one strategy,
+            branch and strength).
         monotonicity: one row per place, with Spearman's `rho` between median and strength, its p-value `p`, and the
             number `n` of strengths.
 
@@ -79,7 +79,7 @@ class DoseResponse:
 
     @drawable
     def plot(self) -> Any:
-        """Draw each strategy at its place with the widest span, with controls and prompted clips (matplotlib figure)."""
+        """Draw each strategy at its place of widest span, with controls and prompted clips (matplotlib figure)."""
         from analysis.figures import plots
         from analysis.sweep.plots import in_units
 
@@ -134,7 +134,7 @@ class CrossEffects:
 
     @drawable
     def plot(self) -> Any:
-        """Draw the change in every measure (matplotlib figure). Changes in units, such as dB, have their own panel."""
+        """Draw the change in every measure (matplotlib figure). Differences, as in loudness, have their own panel."""
         from analysis.sweep import plots
 
         return plots.cross_effects(self.table)
