@@ -93,7 +93,7 @@ def assembled(
 def chosen(
     tried: Mapping[str, SweepResult], placed: Placement | None, settings: Settings, measured: str
 ) -> tuple[Choice, tuple[Choice, ...], pd.DataFrame]:
-    """Return the chosen place and strength, the best choice for each other strategy, and the effects they come from."""
+    """Return the chosen place and strength, the best choice of every other strategy, and the compared effects."""
     effects = {name: one.effects(measured, n_bootstrap=0).assign(stage=name) for name, one in tried.items()}
     if placed is None:
         choice = scan.choose(effects["scan"])

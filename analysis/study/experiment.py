@@ -1,9 +1,9 @@
 """Run a whole study in one call, from a concept to the effect of steering along its direction.
 
-Directions are read at every block and compared between blocks. The place is chosen from evidence without steering, or
-by steering at every block on development prompts. The chosen place and strength are then tested on test prompts. The
-effect is compared with that of control directions, and with that of prompts that ask for the concept. Finished stages
-stay in the folder, and the same call resumes from them.
+Directions are read at every block and compared between blocks. The place (a strategy and a block) is chosen from
+evidence without steering, or by steering at every block on development prompts. The chosen place and strength are then
+tested on test prompts. The effect is compared with that of control directions, and with that of prompts that ask for
+the concept. Finished stages stay in the folder, and the same call resumes from them.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def run(
         InputError: before the model runs, if the concept is unknown, the settings are out of range, or the folder
             contains something else or cannot be written.
         BusyError: if another process is working in the folder.
-        StoppedError: if the disk is full or a worker process died; finished stages are kept.
+        StoppedError: if the disk is full or a worker process died. Finished stages are kept.
     """
     checked_flags(overwrite=overwrite, progress=progress)
     checked_text("command", command)

@@ -174,7 +174,7 @@ class _Course:
     def _tested(self, directions: Directions, choice: Choice, alternatives: tuple[Choice, ...]) -> SweepResult:
         settings = self.settings
         pairs = settings.test_clips(self.sets)
-        # Sound is kept for the first seed of the first prompts, which is decided before anything is measured.
+        # Sound is kept for the first seed of the first prompts. This is fixed before anything is measured.
         shown = pairs[:: settings.test_seeds][: settings.shown]
         todo = test_result.conditions(
             directions,

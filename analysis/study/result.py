@@ -46,8 +46,8 @@ class Study:
         cosines, components: cosine similarity between the blocks' directions, and PCA of the poles' activations.
         scan: effect of every place and strength tried on development prompts. The column `stage` is "scan" for the scan
             over all blocks, and "strength" for strengths at the place chosen from the evidence.
-        choice, alternatives: the place and strength chosen from `scan`, and the best place and strength for each other
-            strategy.
+        choice, alternatives: the place (strategy and block) and strength chosen from `scan`, and the best place and
+            strength for each other strategy.
         response: effect of every condition on test prompts, including steering, controls and references.
         outcomes: the effect of the chosen steering towards either pole.
         monotonicity: rank correlation of the median measure with strength.
@@ -124,7 +124,7 @@ class Study:
         return screen.dose_response(self.response, self.measure, self.poles)
 
     def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False, command: str = "") -> Path:
-        """Write tables, figures, sound, directions and the page; see `analysis.report`."""
+        """Write tables, figures, sound, directions and the page (see `analysis.report`)."""
         checked_flags(overwrite=overwrite)
         checked_text("command", command)
         from analysis import report
@@ -185,7 +185,7 @@ def _effects(outcomes: tuple[Outcome, Outcome], words: tuple[str, str]) -> str:
 
 
 def _qualified(one: Outcome) -> str:
-    """State the results of one pole's controls, its share of failed clips, and the effect of prompting for it."""
+    """State, for one pole, the rank among the controls, the share of failed clips, and the effect of prompting."""
     if not _is_measured(one):
         return f"Towards {one.pole}: no clip could be measured."
     facts = [f"{one.failed:.0%} of clips failed", f"prompting gave {_signed(one.prompted)}"]

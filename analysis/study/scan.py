@@ -1,4 +1,4 @@
-"""Choose a place and a strength by steering on development prompts, at every block or at one place.
+"""Choose a place (a strategy and a block) and a strength by steering on development prompts.
 
 The results of the chosen candidate are reported on test prompts (`test_result`), because the best of many candidates
 looks better than it is.

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 TEST_SEED = 1_000_000
 """The first seed of test clips. Development clips use seeds from 0, so that no clip is in both splits."""
 SEEDS_APART = 10_000
-"""Offset between the seeds of two repetitions. A repetition uses fewer seeds than this, so repetitions share no seeds.
+"""Offset between the seeds of two repetitions. A repetition uses fewer seeds, so repetitions share no seeds.
 """
 DRAWS_APART = 1_000
 """Offset between the seeds of two repetitions' control directions."""
@@ -92,16 +92,16 @@ class Settings:
         strengths: strengths to try at every block of a scan, per strategy, in units of the difference in means.
         strengths_at_place: strengths to try at the place that the evidence selects, per strategy. The default strengths
             of both settings are for shared codes. With `codes="own"`, they are divided by `OWN_IS_LONGER`.
-        doses: multiples of the chosen strength to report on test prompts; must include 1.
+        doses: multiples of the chosen strength to report on test prompts. They must include 1.
         n_random, n_shuffled: numbers of random directions and of balanced shuffles. A claim needs 19 of each, and
             enough controls in total that the corrected p-values of both poles can reach .05. If another concept is also
             a control (`study.run(others=)`), 19 of each are enough for one study.
         control_seeds: number of seeds per test prompt on which controls are run. The effect of steering on the same
-            clips is ranked among theirs.
+            clips is ranked among the controls' effects.
         most_blocks: maximum number of blocks to scan. If the model has more blocks, evenly spaced ones are scanned.
-        pairs: number of matched prompt pairs to patch activations between; 0 skips patching.
+        pairs: number of matched prompt pairs to patch activations between. 0 skips patching.
         measured: the measure of the concept (default: its entry in `analysis.sweep.response.MEASURED`).
-        heard_by: the measure of each concept that replaces the default in `MEASURED`.
+        heard_by: by concept, the measure that replaces the default in `MEASURED`.
         frechet: whether to compute the Fréchet distance between steered and unsteered clips, which needs many clips.
         seconds, guidance_scale, temperature, top_k: length and sampling of every clip.
         branch: the guidance half to steer.

@@ -49,7 +49,7 @@ class Where:
         components: the grid of the components of each block, patched over the whole clip.
         reason: why a grid is missing, if one is.
 
-    The grids do not show where the concept is computed; see the caveats of `PatchingResult`.
+    The grids do not show where the concept is computed (see the caveats of `PatchingResult`).
     """
 
     windows: PatchingResult | None = None

@@ -1,8 +1,8 @@
 """Compute a direction's effect at each strength (the dose-response), with controls, prompted clips and cross-effects.
 
 This module uses the effects of a sweep's conditions (`response.effects`), whose labels are kind, concept, place and
-strength. The columns in `factorial.PLACE` identify a place.
-The measure is assumed to rise towards the concept's positive pole.
+strength. A place is where a direction is added, given by the columns in `factorial.PLACE`. The measure is assumed to
+rise towards the concept's positive pole.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from audiolens.errors import InputError
 @guarded
 @dataclass(frozen=True, eq=False)
 class DoseResponse:
-    """The effect at each strength, for every place in a sweep where a direction is added.
+    """The effect of steering at each place and strength of a sweep.
 
     Attributes:
         concept, measured: the concept that was steered, and the measure of its effect.
