@@ -39,8 +39,7 @@ The strength is small, but the shifts are far above the rounding error of float3
 COARSE_STEP = 1.0
 """The strength for models in half precision, which has a larger rounding error."""
 FRAMES = 64
-"""Number of frames compared at a time, because a long clip's predictions might not all fit into memory.
-"""
+"""Number of frames compared at a time, because a long clip's predictions might not all fit into memory."""
 PLACED = ("one-to-one", "one-to-all", "all-to-all")
 
 

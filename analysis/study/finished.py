@@ -196,6 +196,6 @@ def _object(path: Path, former: Collection[str | None] = _UNSEALED) -> dict[str,
 def _settings(values: dict[str, Any]) -> Settings:
     """Return the settings in a summary, without fields that this version does not know."""
     known = {entry.name for entry in fields(Settings)}
-    # Earlier versions read each prompt over its own clip, and their summaries do not have this field.
+    # Earlier versions read each prompt over its own clip, and their summaries have no field `codes`.
     values = {"codes": "own", **values}
     return Settings(**{name: where.tuples(value) for name, value in values.items() if name in known})

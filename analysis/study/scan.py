@@ -101,8 +101,8 @@ def other_strategies(where: Mapping[str, Any], strategies: Iterable[Strategy]) -
 def choose(scan: pd.DataFrame, strategy: str | None = None) -> Choice:
     """Choose the place and strength with the largest `span` (see `Choice`).
 
-    Only candidates whose share of failed clips is at most `CHOSEN_FAILED` are considered. If all candidates fail too
-    often, the one that fails least is chosen. If no effect could be measured, the first candidate is chosen.
+    Only candidates whose share of failed clips is at most `CHOSEN_FAILED` are considered. If every candidate has a
+    larger share, the one with the smallest is chosen. If no effect could be measured, the first candidate is chosen.
 
     Args:
         scan: `sweep.effects` of `conditions`, with the columns strategy, layer, strength, effect and failed.

@@ -31,8 +31,7 @@ if TYPE_CHECKING:
 TEST_SEED = 1_000_000
 """The first seed of test clips. Development clips use seeds from 0, so that no clip is in both splits."""
 SEEDS_APART = 10_000
-"""Offset between the seeds of two repetitions. A repetition uses fewer seeds, so repetitions share no seeds.
-"""
+"""Offset between the seeds of two repetitions. A repetition uses fewer seeds, so repetitions share no seeds."""
 DRAWS_APART = 1_000
 """Offset between the seeds of two repetitions' control directions."""
 REPETITIONS = TEST_SEED // SEEDS_APART
@@ -43,7 +42,7 @@ OTHER_POLES = 24
 About this many prompts make a direction stable (`Evidence.stable_at`).
 """
 LEAST_SECONDS = FEWEST_ONSETS * 60 / FASTEST_BPM
-"""Length of the shortest clip that can have four onsets. Anything shorter would count as failed."""
+"""Length of the shortest clip that can have four onsets. Any shorter clip would count as failed."""
 _COUNTS = (
     "poles", "development", "development_seeds", "test", "test_seeds", "n_random", "n_shuffled", "control_seeds",
     "most_blocks", "pairs", "shown", "batch_size",

@@ -37,8 +37,8 @@ def score(lens: AudioLens, tested: SweepResult, settings: Settings) -> pd.DataFr
     """Score every clip of the baseline, steered and prompted conditions under the unsteered model, one row per clip.
 
     `nats` is the clip's negative log-likelihood per code. `frechet` is the Fréchet distance between the condition's
-    clips and the unsteered clips in the codec's features, repeated in all rows of the condition. It is NaN if the
-    settings do not ask for it or there are too few clips.
+    clips and the unsteered clips in the codec's features, repeated in all rows of the condition. The distance is NaN if
+    the settings do not request it or there are too few clips.
     """
     rows, reference = [], None
     names = tested.table[tested.table["kind"].isin(KINDS)]

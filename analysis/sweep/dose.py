@@ -70,7 +70,7 @@ class DoseResponse:
         """Return the steered rows of the place with the widest span of effects.
 
         The span is the distance from the smallest effect of a negative strength to the largest effect of a positive
-        strength, without strengths that fail too often.
+        strength, excluding strengths at which too many clips failed.
         """
         return widest(self.steered, self.measured, **where)
 
