@@ -70,7 +70,7 @@ def write(study: Study, folder: Path, *, command: str = "") -> None:
 
 
 def sounds(study: Study) -> list[PageSound]:
-    """Return the kept clips of each pair in order of strength (negative to positive), and then the prompted clips."""
+    """Return the kept clips of each pair by strength (negative to positive), followed by the prompted clips."""
     labels = {row["condition"]: row for row in study.response.to_dict("records")}
     pairs = list(dict.fromkeys((prompt, seed) for _, prompt, seed in study.sounds))
     found = []

@@ -79,7 +79,7 @@ class DoseResponse:
 
     @drawable
     def plot(self) -> Any:
-        """Draw each strategy at its place of widest span, with controls and prompted clips (matplotlib figure)."""
+        """Draw each strategy at its place with the widest span, with controls and prompted clips (matplotlib)."""
         from analysis.figures import plots
         from analysis.sweep.plots import in_units
 

@@ -189,7 +189,7 @@ class SweepResult:
         resampling: Resampling | None = None,
         **bound: Any,
     ) -> Limits:
-        """Return the largest strength up to which the loss stays within a bound, by place (`tradeoff.limits`)."""
+        """Return, for every place, the largest strength at which the loss stays within a bound (`tradeoff.limits`)."""
         how = resampling or Resampling(n_bootstrap=n_bootstrap)
         return tradeoff.limits(self.dose_response(concept, measured, resampling=how), **bound)
 
