@@ -23,8 +23,7 @@ from audiolens.prompts import PromptSet
 
 ALIGNMENT = "alignment"
 AS_GOOD = 0.995
-"""Places with at least this fraction of the best alignment count as equally good. The simplest such place is chosen.
-"""
+"""Places with at least this fraction of the best alignment count as equally good. The simplest one is chosen."""
 
 
 @guarded

@@ -39,8 +39,7 @@ The strength is small, but the shifts are far above the rounding error of float3
 COARSE_STEP = 1.0
 """The strength for models in half precision, which has a larger rounding error."""
 FRAMES = 64
-"""Number of frames compared at a time, because the predictions of a long clip might not all fit into memory.
-"""
+"""Number of frames compared at a time, because a long clip's predictions might not all fit into memory."""
 PLACED = ("one-to-one", "one-to-all", "all-to-all")
 
 
@@ -77,7 +76,7 @@ class Candidate:
 class Shifts:
     """Inner products of logit shifts, summed over the codes of each row, in squared logits.
 
-    The shift of a candidate is its shift per unit of strength.
+    Candidates' shifts are per unit of strength.
 
     Attributes:
         inner: product of a candidate's shift with the shift of the words.

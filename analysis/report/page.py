@@ -28,8 +28,7 @@ if TYPE_CHECKING:
 
 MOST_PLAYERS = 24
 SOUND_BYTES = 5_000_000
-"""Maximum total size of the embedded sounds in base64, because a page with half-minute clips could be too large to
-mail.
+"""Maximum total size of the embedded sounds in base64, which keeps pages with half-minute clips small enough to mail.
 """
 _READABLE = 75
 """Minimum resolution of an image in pixels per inch, at which its text is nine pixels high."""

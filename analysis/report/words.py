@@ -57,7 +57,7 @@ def strength(study: Study) -> str:
 
 
 def controls(study: Study) -> str:
-    """State the cosine similarities between the controls and the direction, or "" if they were not stored."""
+    """State the cosine similarities between controls and direction. The text is empty if they were not stored."""
     table = study.controls
     if not table["cosine"].notna().any():
         return ""

@@ -1,7 +1,8 @@
 """Run the whole experiment for one concept, from reading directions and choosing a place to steering and measuring.
 
-`run` returns a `Study`, and `Settings` sets its sizes. `prompts_of` returns the prompts of a concept. `load_folder`
-reads a finished study, and `redraw` redraws its page. Finished stages are kept in the folder.
+`run` returns a `Study`, and `Settings` sets the study's sizes and sampling. `prompts_of` returns the prompts of a
+concept. `load_folder` reads a finished study, and `redraw` draws its page again. Finished stages are kept in the
+study's folder.
 """
 
 from analysis.study.experiment import prompts_of, run

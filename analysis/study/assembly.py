@@ -31,8 +31,8 @@ _NUMBERS, _TEXTS = ("layer", "draw", "cosine"), ("strategy", "pole", "other")
 class StudyParts:
     """The results of a study's stages.
 
-    `tried` maps the name of each stage that informs the choice of place and strength to its sweep. `controlled` is the
-    sweep of the controls; `None` in folders of earlier versions, which have them in `tested`.
+    `tried` holds, by stage name, the sweeps from which place and strength are chosen. `controlled` is the sweep of the
+    controls. It is `None` in folders of earlier versions, where `tested` includes the controls.
     """
 
     directions: Directions
@@ -62,7 +62,7 @@ def assembled(
         found = parts.controlled.effects(measured, n_bootstrap=0)
         response = _joined([response, found[found["kind"] != BASELINE]])
         same_clips = test_result.on_same_clips(tested.table, controls, measured)
-        # Their baseline clips are those of the test, played again.
+        # The sweep of the controls repeats baseline clips of the test, so these are left out.
         clips.append(controls[controls["kind"] != BASELINE])
     return Study(
         concept=concept,
@@ -93,7 +93,7 @@ def assembled(
 def chosen(
     tried: Mapping[str, SweepResult], placed: Placement | None, settings: Settings, measured: str
 ) -> tuple[Choice, tuple[Choice, ...], pd.DataFrame]:
-    """Return the chosen place and strength, the best choice for each other strategy, and the effects compared."""
+    """Return the chosen place and strength, the best choice of every other strategy, and the compared effects."""
     effects = {name: one.effects(measured, n_bootstrap=0).assign(stage=name) for name, one in tried.items()}
     if placed is None:
         choice = scan.choose(effects["scan"])
@@ -111,7 +111,7 @@ def places(placed: Placement, settings: Settings) -> list[dict[str, Any]]:
 
 
 def _joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Join tables by rows. Labels that one table lacks are NaN there, and labels of numbers stay numbers."""
+    """Join tables by rows. A label that a table lacks becomes NaN in its rows, and numeric labels stay numeric."""
     found = pd.concat(tables, ignore_index=True)
     # A column without any text is one of missing numbers, as `clips.parquet` holds it.
     for name in (*_NUMBERS, *_TEXTS):

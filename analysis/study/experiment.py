@@ -1,9 +1,9 @@
 """Run a whole study in one call, from a concept to the effect of steering along its direction.
 
-Directions are read at every block and compared. The place is chosen from evidence without steering, or by steering at
-every block on development prompts. The chosen place and strength are then tested on test prompts. The effect is
-compared with that of control directions, and with that of prompts that ask for the concept. Finished stages stay in the
-folder, and the same call resumes from them.
+Directions are read at every block and compared between blocks. The place (a strategy and a block) is chosen from
+evidence without steering, or by steering at every block on development prompts. The chosen place and strength are then
+tested on test prompts. The effect is compared with that of control directions, and with that of prompts that ask for
+the concept. Finished stages stay in the folder, and the same call resumes from them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 @guarded
 def prompts_of(concept: str | PromptSet, lens: AudioLens | None = None, settings: Settings | None = None) -> PromptSet:
-    """Return the prompts of a concept. With a lens, they use words that its tokenizer knows (`prompts.load`).
+    """Return the prompts of a concept. With a lens, the prompts use words that its tokenizer knows (`prompts.load`).
 
     Raises:
         InputError: if the concept is unknown (the error names the nearest known one) or has no measure.
@@ -82,18 +82,19 @@ def run(
         others: other concepts, by name or as prompt sets, whose directions are controls. By default, these are
             the bundled concepts that the model can read and that have a different measure. An effect is claimed only
             if none of their directions has as large an effect.
-        overwrite: replace a study that has a different concept, model, version or settings. A folder that contains
-            anything else raises an error. Stages that this study can reuse are kept; remove the folder to redo them
-            all.
+        overwrite: replace a study that has a different concept, model, version or settings. If the folder contains
+            anything else, an error is raised. Stages that this study can reuse are kept. To redo every stage, remove
+            the folder first.
         progress: show progress bars.
-        tell: function that is called with each line of progress, first for the plan, then for each stage.
+        tell: function that is called with each line of progress. The first lines describe the plan, and later ones each
+            stage.
         command: the command that reproduces this study, to be shown on its page.
 
     Raises:
         InputError: before the model runs, if the concept is unknown, the settings are out of range, or the folder
             contains something else or cannot be written.
         BusyError: if another process is working in the folder.
-        StoppedError: if the disk is full or a worker process died; finished stages are kept.
+        StoppedError: if the disk is full or a worker process died. Finished stages are kept.
     """
     checked_flags(overwrite=overwrite, progress=progress)
     checked_text("command", command)
@@ -117,7 +118,7 @@ def run(
 
 
 def write(study: Study, folder: Path, command: str, used: Iterable[str], check: Callable[[], None]) -> None:
-    """Write tables, figures, sound and page next to the stages `used`. `check` raises if a stage has disappeared."""
+    """Write tables, figures, sound and page next to the stages `used`. `check` raises an error if a stage is gone."""
     from analysis import report
 
     check()

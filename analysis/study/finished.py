@@ -37,7 +37,7 @@ _SHAPE = {
         "control_seeds?": int, "n_random?": int, "n_shuffled?": int,
     },
 }  # fmt: skip
-"""The types of those fields of a summary from which a study is restored."""
+"""The types of the fields of a summary from which a study is restored."""
 _AGAIN = "run the command that made the study again to restore it."
 
 if TYPE_CHECKING:
@@ -80,11 +80,11 @@ def load_folder(folder: str | os.PathLike[str]) -> Study:
 
 @guarded
 def redraw(folder: str | os.PathLike[str]) -> Study | Several:
-    """Redraw the page, tables and figures of a finished study, or of several studies and the index above them.
+    """Draw the page, tables and figures of a finished study again, or those of several studies and their index.
 
     Raises:
-        InputError: as `load_folder`, or if the installed versions differ from those that made the study, because the
-            page would name the wrong versions.
+        InputError: in the same cases as `load_folder`, or if the installed versions differ from those that made the
+            study (the page would then state the wrong versions).
         BusyError: if another process is working in the folder.
     """
     from analysis.report import index
@@ -134,7 +134,7 @@ def _redrawn(place: Path) -> Study:
 
 
 def _summary(place: Path) -> dict[str, Any]:
-    """Read the summary of a finished study. A folder that contains links is refused."""
+    """Read the summary of a finished study. An error is raised if the folder contains links."""
     if place.is_dir():
         refuse_links(place)
     if not (place / stages.BEGUN).is_file():
@@ -167,7 +167,7 @@ def _names(path: Path, found: Any, what: str) -> list[str]:
 
 
 def _is_sealed(place: Path) -> bool:
-    """Whether the study's files contain hashes, which the previous format lacks."""
+    """Return whether the study's files contain hashes. Files of the previous format have none."""
     return _object(place / stages.BEGUN).get("format") != STUDY.unsealed
 
 
@@ -196,6 +196,6 @@ def _object(path: Path, former: Collection[str | None] = _UNSEALED) -> dict[str,
 def _settings(values: dict[str, Any]) -> Settings:
     """Return the settings in a summary, without fields that this version does not know."""
     known = {entry.name for entry in fields(Settings)}
-    # Earlier versions read every pole over its own clips, and did not state it.
+    # Earlier versions read each prompt over its own clip, and their summaries have no field `codes`.
     values = {"codes": "own", **values}
     return Settings(**{name: where.tuples(value) for name, value in values.items() if name in known})

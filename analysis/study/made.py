@@ -1,6 +1,6 @@
 """Write and check `made.json`, which ties a finished study's stages, its summary and `study.json` together.
 
-The files' own hashes show that each file is intact. This record shows in addition that they belong to one study.
+The files' own hashes show that each file is intact. This record also shows that the files belong to the same study.
 `experiment.write` writes it, and `finished` checks it.
 """
 

@@ -1,7 +1,7 @@
-"""Other concepts, whose directions are controls of a study: a direction of any concept may move the same measure.
+"""Choose and read the other concepts, whose directions are controls because any direction may move the measure.
 
-By default these are the bundled concepts that the model can read and that have another measure. Their directions are
-read as the study's own is.
+By default, these are the bundled concepts that the model can read and that have a different measure. Their directions
+are read in the same way as the study's own direction.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ _BEATS = "BPM"
 def chosen(
     lens: AudioLens, sets: PromptSet, measured: str, given: Sequence[str | PromptSet] | None
 ) -> tuple[PromptSet, ...]:
-    """Return the prompt sets of the other concepts: those given, by name or as sets, or the default ones.
+    """Return the prompt sets of the other concepts, which are either given (by name or as sets) or the defaults.
 
     Raises:
-        InputError: for a concept that is given twice or is the study's own, or whose poles the model reads alike.
+        InputError: if a concept is given twice, is the study's own, or has poles whose prompts the model reads as the
+            same tokens.
     """
     if given is None:
         return _default(lens, sets, measured)
@@ -53,7 +54,10 @@ def chosen(
 
 
 def read(lens: AudioLens, others: Sequence[PromptSet], poles: int, asked: Mapping[str, Any]) -> dict[str, Directions]:
-    """Read the direction of every other concept from its first `poles` prompts; `asked` is as for the study's own."""
+    """Read the direction of every other concept from its first `poles` prompts per pole.
+
+    `asked` holds the arguments with which the study's own direction is read.
+    """
     return {
         one.concept: difference_in_means(
             lens, one.positive[:poles], one.negative[:poles],
@@ -64,7 +68,7 @@ def read(lens: AudioLens, others: Sequence[PromptSet], poles: int, asked: Mappin
 
 
 def write(found: Mapping[str, Directions], folder: Path) -> None:
-    """Write the directions, which their labels name, in order."""
+    """Write the directions to numbered files, in order. The label of each file's directions names their concept."""
     for number, directions in enumerate(found.values()):
         directions.save(folder / f"{number:03d}.safetensors")
 
@@ -82,7 +86,10 @@ def _seeds(own: Sequence[int], one: PromptSet, poles: int) -> list[int]:
 
 
 def _default(lens: AudioLens, sets: PromptSet, measured: str) -> tuple[PromptSet, ...]:
-    """The bundled concepts with another measure, in free English if the model reads that, else in étude's words."""
+    """Return the bundled concepts with a different measure whose prompts the model knows.
+
+    The prompts are in free English if the model reads it, and otherwise in the fixed vocabulary of the étude models.
+    """
     named = [name for name, measure in MEASURED.items() if name != sets.concept and not _same(measure, measured)]
     found = [load(name, lens=lens) for name in named]
     english = load("tempo", lens=lens).vocabulary == "english"
@@ -91,7 +98,7 @@ def _default(lens: AudioLens, sets: PromptSet, measured: str) -> tuple[PromptSet
 
 
 def _same(one: str, other: str) -> bool:
-    """Whether two measures are of the same quantity: a concept with the same measure may be the same concept."""
+    """Return whether two measures are of the same quantity, because two such concepts may be the same concept."""
     return one == other or UNITS.get(one) == UNITS.get(other) == _BEATS
 
 

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 SHOWN = (BASELINE, "steered", "prompted")
 """The kinds of conditions whose clips can be played on the page."""
 N_POLES = 2
-"""Number of tests of a study, for which its p-values are corrected."""
+"""Number of tests in a study, for which the p-values are corrected."""
 FIGURES_SECONDS = 25.0
 """Approximate time in seconds to draw and write the page."""
 
@@ -90,7 +90,7 @@ class _Course:
 
     @cached_property
     def _reading(self) -> dict[str, Any]:
-        """How directions are read, which is the same for other concepts."""
+        """The arguments with which directions are read, which are the same for the other concepts."""
         settings, sets = self.settings, self.sets
         return {
             "position": settings.position, "branch": "cond", "guidance_scale": settings.guidance_scale,
@@ -174,7 +174,7 @@ class _Course:
     def _tested(self, directions: Directions, choice: Choice, alternatives: tuple[Choice, ...]) -> SweepResult:
         settings = self.settings
         pairs = settings.test_clips(self.sets)
-        # Sound is kept for the first seed of the first prompts, which is decided before anything is measured.
+        # Sound is kept for the first seed of the first prompts. This is fixed before anything is measured.
         shown = pairs[:: settings.test_seeds][: settings.shown]
         todo = test_result.conditions(
             directions,
@@ -288,7 +288,8 @@ class Teller:
             )
         for sentence in settings.substitutes:
             self.tell(f"differs from the paper. {sentence}")
-        # `pace` is the time in seconds per clip on this machine, once measured. `counts` is the number of clips to do.
+        # `pace` is the time in seconds per clip on this machine, once measured. `counts` is the number of clips left to
+        # generate.
         self.pace = float("nan")
         self.counts["reading directions"] *= settings.reading_seconds / settings.seconds  # pyright: ignore[reportArgumentType]
 
@@ -297,7 +298,7 @@ class Teller:
 
     def begin(self, label: str, kept: bool) -> None:
         """Announce a stage that is not a sweep."""
-        # The count covers the other concepts' directions, too, which are read later.
+        # This count includes the clips for other concepts' directions, which are read later.
         count = self.counts.pop("reading directions", 0.0) if label == "directions" else 0.0
         if kept:
             self.tell(f"{label}: kept from before")
@@ -308,7 +309,7 @@ class Teller:
 
     @contextmanager
     def swept(self, label: str, clips: int, kept: bool, begun: bool) -> Iterator[None]:
-        """Announce a sweep. Its speed updates the time estimates, unless it was resumed."""
+        """Announce a sweep. Its speed updates the time estimates, unless the sweep was resumed."""
         self.counts.pop(label, None)
         if kept:
             self.tell(f"{label}: kept from before")

@@ -45,24 +45,25 @@ class Study:
         concept, poles, measure: the steered concept, its positive and negative pole, and the measure of its effect.
         directions: one direction per block.
         cosines, components: cosine similarity between the blocks' directions, and PCA of the poles' activations.
-        scan: effect of every place and strength tried on development prompts. `stage` is "scan" for the scan over all
-            blocks, and "strength" for strengths at the place chosen from the evidence.
-        choice, alternatives: the place and strength chosen from `scan`, and the best ones for each other strategy.
+        scan: effect of every place and strength tried on development prompts. The column `stage` is "scan" for the scan
+            over all blocks, and "strength" for strengths at the place chosen from the evidence.
+        choice, alternatives: the place (strategy and block) and strength chosen from `scan`, and the best place and
+            strength for each other strategy.
         response: effect of every condition on test prompts, including steering, controls and references.
         outcomes: the effect of the chosen steering towards either pole.
         monotonicity: rank correlation of the median measure with strength.
         cross: effect of the chosen steering on every measure.
         clips: one row per generated clip, for both splits.
         sounds: a few paired clips, as a map from (condition, prompt, seed) to samples.
-        seconds: how long each stage took.
+        seconds: the time that each stage took.
         where, placement: the patching grids, and the place chosen from the evidence (`None` if not computed).
         lost: the side effects of steering, from `analysis.study.side_effects.table`.
 
     A study does not show that the direction *is* the concept, only that it separates these prompts and moves this
     measure. It does not show that the concept is computed in the chosen block, because steering works wherever later
-    blocks read the direction. Other music, prompts, lengths or models may behave differently. The choice was the best
-    of many on development prompts, so only the test results count. If neither of the `outcomes` is `claimable`, the
-    study supports no claim.
+    blocks read the direction. Other music, prompts, lengths or models may behave differently. The chosen place and
+    strength were the best of many on development prompts, so only the results on test prompts count. If neither of the
+    `outcomes` is `claimable`, the study supports no claim.
     """
 
     concept: str
@@ -94,7 +95,7 @@ class Study:
 
     @property
     def controls(self) -> pd.DataFrame:
-        """One row per control: `kind`, `draw`, `other`, `cosine` with the direction, and its effect with either sign.
+        """One row per control, with `kind`, `draw`, `other`, `cosine` with the direction, and the effect at both signs.
 
         `positive` and `negative` are the effects at plus and minus the chosen strength. Folders of earlier versions
         hold no cosines.
@@ -124,7 +125,7 @@ class Study:
         return screen.dose_response(self.response, self.measure, self.poles)
 
     def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False, command: str = "") -> Path:
-        """Write tables, figures, sound, directions and the page; see `analysis.report`."""
+        """Write tables, figures, sound, directions and the page (see `analysis.report`)."""
         checked_flags(overwrite=overwrite)
         checked_text("command", command)
         from analysis import report
@@ -166,7 +167,7 @@ class Study:
 def _effects(outcomes: tuple[Outcome, Outcome], words: tuple[str, str]) -> str:
     """State the effects towards both poles, such as "+75% faster [42, 100] and −37% slower [−50, −28]".
 
-    The reliable effect comes first.
+    If only one effect is reliable, it comes first.
     """
     named = sorted(zip(outcomes, words, strict=True), key=lambda pair: (not pair[0].towards, not _is_measured(pair[0])))
     (first, word), (second, other) = named
@@ -186,7 +187,7 @@ def _effects(outcomes: tuple[Outcome, Outcome], words: tuple[str, str]) -> str:
 
 
 def _qualified(one: Outcome) -> str:
-    """State the results of one pole's controls, its share of failed clips, and the effect of prompting for it."""
+    """State, for one pole, the rank among the controls, the share of failed clips, and the effect of prompting."""
     if not _is_measured(one):
         return f"Towards {one.pole}: no clip could be measured."
     facts = [f"{one.failed:.0%} of clips failed", f"prompting gave {_signed(one.prompted)}"]
@@ -198,7 +199,7 @@ def _qualified(one: Outcome) -> str:
 
 
 def _ranked(one: Outcome) -> str:
-    """State the rank among the controls, such as "p = 0.024 among 41 controls, 0.048 corrected for 2 tests (...)"."""
+    """State the rank p-value, such as "p = 0.024 among 41 controls, 0.048 corrected for 2 tests (...)"."""
     counts = [
         f"{n} {words}{'s' * (n != 1)}"
         for n, words in ((one.n_random, "random direction"), (one.n_shuffled, "balanced shuffle"),

@@ -1,7 +1,7 @@
-"""Choose a place and a strength by steering on development prompts, at every block or at one place.
+"""Choose a place (a strategy and a block) and a strength by steering on development prompts.
 
-Results for the choice are reported on test prompts (`test_result`), because the best of many candidates looks better
-than it is.
+The results of the chosen candidate are reported on test prompts (`test_result`), because the best of many candidates
+looks better than it is.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ class Choice:
     Attributes:
         strategy, layer, strength: as in `al.steer`. The strength is used with both signs. `layer` is `None` if every
             block has its own vector.
-        span: the effect on development clips, as the ratio of the measure at +strength to that at -strength, from
-            medians. For tempo, 2 means twice as fast.
+        span: the ratio of the measure at +strength to the measure at -strength, from the median effects on development
+            clips. For tempo, 2 means twice as fast.
         failed: the share of failed clips at +strength or -strength, whichever is larger.
-        candidates: number of candidates that were compared. The more there are, the more optimistic `span` is.
+        candidates: number of candidates that were compared. The more candidates there are, the more optimistic `span`
+            is.
     """
 
     strategy: Strategy
@@ -98,10 +99,10 @@ def other_strategies(where: Mapping[str, Any], strategies: Iterable[Strategy]) -
 
 
 def choose(scan: pd.DataFrame, strategy: str | None = None) -> Choice:
-    """Choose the place and strength with the widest span between the two signs.
+    """Choose the place and strength with the largest `span` (see `Choice`).
 
-    Only candidates with at most `CHOSEN_FAILED` of their clips failed are considered. If all candidates fail too
-    often, the one that fails least is chosen. If no effect could be measured, the first is chosen.
+    Only candidates whose share of failed clips is at most `CHOSEN_FAILED` are considered. If every candidate has a
+    larger share, the one with the smallest is chosen. If no effect could be measured, the first candidate is chosen.
 
     Args:
         scan: `sweep.effects` of `conditions`, with the columns strategy, layer, strength, effect and failed.

@@ -31,16 +31,18 @@ if TYPE_CHECKING:
 TEST_SEED = 1_000_000
 """The first seed of test clips. Development clips use seeds from 0, so that no clip is in both splits."""
 SEEDS_APART = 10_000
-"""Offset between the seeds of two repetitions. A repetition uses fewer seeds than this, so repetitions share none."""
+"""Offset between the seeds of two repetitions. A repetition uses fewer seeds, so repetitions share no seeds."""
 DRAWS_APART = 1_000
 """Offset between the seeds of two repetitions' control directions."""
 REPETITIONS = TEST_SEED // SEEDS_APART
-"""Number of values of `Settings.seed`. With more, development seeds would reach the test seeds."""
+"""Number of values of `Settings.seed`. With more repetitions, development seeds would reach the test seeds."""
 OTHER_POLES = 24
-"""Maximum number of prompts per pole from which another concept's direction is read: about as many as make it stable
-(`Evidence.stable_at`)."""
+"""Maximum number of prompts per pole from which another concept's direction is read.
+
+About this many prompts make a direction stable (`Evidence.stable_at`).
+"""
 LEAST_SECONDS = FEWEST_ONSETS * 60 / FASTEST_BPM
-"""Length of the shortest clip that can have four onsets. Anything shorter would count as failed."""
+"""Length of the shortest clip that can have four onsets. Any shorter clip would count as failed."""
 _COUNTS = (
     "poles", "development", "development_seeds", "test", "test_seeds", "n_random", "n_shuffled", "control_seeds",
     "most_blocks", "pairs", "shown", "batch_size",
@@ -60,7 +62,10 @@ _FULL_AT_PLACE: _Grid = {
     "all-to-all": (0.125, 0.25, 0.375, 0.5),
 }
 OWN_IS_LONGER = 2.0
-"""A direction read over own codes holds the music too and is about this much longer, so its strengths are smaller."""
+"""Approximate ratio of the length of a direction read over own codes to the length of one read over shared codes.
+
+A direction read over own codes also contains the music, so it is longer and its strengths are smaller.
+"""
 FEWEST_PROMPTS = 2
 """Minimum number of prompts per pole. A single prompt has no spread, so separation could not be assessed."""
 
@@ -75,36 +80,36 @@ class Settings:
         poles: number of prompts per pole from which directions are read.
         reading_seconds: length of the clip that is generated for each of these prompts.
         position: position in the clip or text at which directions are read, as in `difference_in_means`.
-        codes: what the poles are read over: "shared" (both over the same clips of the development prompts) or "own"
-            (each prompt over its own clip).
+        codes: the clips over which the poles are read: "shared" (both poles over the same clips of the development
+            prompts) or "own" (each prompt over its own clip).
         development, development_seeds: number of neutral prompts, and of seeds per prompt, for choosing place and
             strength.
         test, test_seeds: number of neutral prompts, and of seeds per prompt, for the reported results.
         place_by: how the place is chosen. "evidence" uses `analysis.placement`, without steering. "scan" takes the
             block at which steering has the largest effect on development prompts.
-        verify: also scan the blocks if the place is chosen from evidence, to see what the evidence missed.
-        strengths: strengths to try at every block of a scan, per strategy, in differences of means.
-        strengths_at_place: strengths to try at the place that the evidence selects, per strategy. The defaults of both
-            are for shared codes; with `codes="own"`, they are divided by `OWN_IS_LONGER`.
-        doses: multiples of the chosen strength to report on test prompts; must include 1.
-        n_random, n_shuffled: numbers of random directions and of balanced shuffles. A claim needs 19 of each, and so
-            many controls in all that the corrected p of both poles can reach .05. With another concept
-            (`study.run(others=)`), 19 of each are enough for one study.
-        control_seeds: number of seeds per test prompt on which controls are run. The steering is ranked among them by
-            its effect on the same clips.
+        verify: whether to scan the blocks even if the place is chosen from evidence, to see what the evidence missed.
+        strengths: strengths to try at every block of a scan, per strategy, in units of the difference in means.
+        strengths_at_place: strengths to try at the place that the evidence selects, per strategy. The default strengths
+            of both settings are for shared codes. With `codes="own"`, they are divided by `OWN_IS_LONGER`.
+        doses: multiples of the chosen strength to report on test prompts. They must include 1.
+        n_random, n_shuffled: numbers of random directions and of balanced shuffles. A claim needs 19 of each, and
+            enough controls in total that the corrected p-values of both poles can reach .05. If another concept is also
+            a control (`study.run(others=)`), 19 of each are enough for one study.
+        control_seeds: number of seeds per test prompt on which controls are run. The effect of steering on the same
+            clips is ranked among the controls' effects.
         most_blocks: maximum number of blocks to scan. If the model has more blocks, evenly spaced ones are scanned.
-        pairs: number of matched prompt pairs to patch activations between; 0 skips patching.
+        pairs: number of matched prompt pairs to patch activations between. 0 skips patching.
         measured: the measure of the concept (default: its entry in `analysis.sweep.response.MEASURED`).
-        heard_by: measures that replace the defaults of `MEASURED`, by concept.
-        frechet: also compute the Fréchet distance between steered and unsteered clips, which needs many clips.
+        heard_by: by concept, the measure that replaces the default in `MEASURED`.
+        frechet: whether to compute the Fréchet distance between steered and unsteered clips, which needs many clips.
         seconds, guidance_scale, temperature, top_k: length and sampling of every clip.
         branch: the guidance half to steer.
         shown: number of (prompt, seed) pairs to keep as sound, starting with the first prompt.
         seed: number of the repetition, 0 to `REPETITIONS` - 1. No two repetitions share a clip or a control direction.
         batch_size, n_jobs: as in `sweep.play`. `n_jobs` changes only the running time.
         substitutes: deviations from a published protocol, one sentence each, which the report repeats.
-        sampling: on creation only, a `Sampling` instead of guidance_scale, temperature, top_k and, if it holds them,
-            seconds.
+        sampling: a `Sampling` that replaces guidance_scale, temperature, top_k and, if it sets a length, seconds. It
+            can only be given on creation.
     """
 
     poles: int = 48
@@ -157,8 +162,8 @@ class Settings:
 
         Directions are read from 100 prompts per pole at the text's last token. One block's direction is added at every
         block (one-to-all), in both guidance halves, at strength 1.25, and results are reported for strengths up to 2.
-        Every block is tried as the source. `substitutes` lists the deviations from the paper, both in general and
-        those specific to this model. Such a study takes long.
+        Every block is tried as the source. `substitutes` lists the deviations from the paper, both in general and those
+        specific to this model. Such a study takes a long time.
         """
         other = ["The prompts are audiolens's own, one hundred per pole."]
         lacking = beats.lacking()
@@ -205,7 +210,7 @@ class Settings:
     def reading_seeds(self, sets: PromptSet) -> range:
         """Return the seeds of the clips from which directions are read.
 
-        Prompt i of each pole uses the i-th seed or, with shared codes, so does the i-th clip.
+        The i-th prompt of each pole uses the i-th seed. With shared codes, the i-th clip uses the i-th seed.
         """
         first = self.seed * SEEDS_APART
         return range(first, first + min(self.poles, max(len(sets.positive), len(sets.negative))))
@@ -258,8 +263,8 @@ class Settings:
     def clips(self, n_layers: int, sets: PromptSet | None = None, others: Sequence[PromptSet] = ()) -> dict[str, int]:
         """Return the number of clips that each stage generates.
 
-        Without `sets`, the number for directions is an upper bound. With few prompts there are fewer different shuffles
-        than `n_shuffled`, and so fewer clips for controls.
+        Without `sets`, the number for directions is an upper bound. With few prompts, there are fewer different
+        shuffles than `n_shuffled`, and therefore fewer clips for controls.
         """
         development = self.development * self.development_seeds
         by_strategy = {name: 2 * len(set(amounts)) for name, amounts in self.strengths.items()}
@@ -275,7 +280,7 @@ class Settings:
             [min(most, len(side)) for side in (() if one is None else (one.positive, one.negative))] or [most] * 2
             for one, most in pairs
         ]
-        # Over shared codes, each clip is read under a prompt of both poles.
+        # With shared codes, each clip is read with one prompt of each pole.
         read = sum(max(one) if self.codes == "shared" else sum(one) for one in lengths)
         counts = {"reading directions": read * generated}
         if self.scans:
@@ -334,7 +339,7 @@ class Settings:
                     f"{name}={wanted} prompts: expected at least 1, and {shown(sets.concept)} has {there}."
                 )
         for pole in sets.poles:
-            # This raises if a pole has no word, which the prompted references need.
+            # This raises an error if a pole has no word, because the prompted references need one.
             sets.prompted(sets.test[0], pole)
         high, low = (sets.words(pole)[0] for pole in sets.poles)
         if text.read_alike(high, low, lens.tokenizer):
@@ -391,10 +396,10 @@ def refuse_too_few(sets: PromptSet) -> None:
 
 
 def settings_or_default(settings: Any) -> Settings:
-    """The settings given, or the defaults for `None`.
+    """Return the given settings, or the defaults for `None`.
 
     Raises:
-        InputTypeError: for anything else; `False` or an empty dict would otherwise count as `None`.
+        InputTypeError: if the value is anything else. Otherwise, `False` or an empty dict would count as `None`.
     """
     if settings is None:
         return Settings()

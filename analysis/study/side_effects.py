@@ -1,6 +1,6 @@
 """Measure the side effects of steering, which are failed clips, drift in likelihood, and Fréchet distance.
 
-`score` runs the clips through the unsteered model again, and its result is stored as a stage. `table` summarises the
+`score` runs the clips through the unsteered model again, and the scores are stored as a stage. `table` summarises the
 scores per condition.
 """
 
@@ -37,8 +37,8 @@ def score(lens: AudioLens, tested: SweepResult, settings: Settings) -> pd.DataFr
     """Score every clip of the baseline, steered and prompted conditions under the unsteered model, one row per clip.
 
     `nats` is the clip's negative log-likelihood per code. `frechet` is the Fréchet distance between the condition's
-    clips and the unsteered clips in the codec's features, repeated in all rows of the condition. It is NaN if the
-    settings do not ask for it or there are too few clips.
+    clips and the unsteered clips in the codec's features, repeated in all rows of the condition. The distance is NaN if
+    the settings do not request it or there are too few clips.
     """
     rows, reference = [], None
     names = tested.table[tested.table["kind"].isin(KINDS)]
@@ -68,8 +68,8 @@ def score(lens: AudioLens, tested: SweepResult, settings: Settings) -> pd.DataFr
 def table(clips: pd.DataFrame, scored: pd.DataFrame) -> pd.DataFrame:
     """Summarise the side effects, with one row per condition.
 
-    The columns are the share `failed`, the medians of `rms_ratio`, `onsets` and `entropy_ratio`, the mean `nats`,
-    `drift`, and `frechet`.
+    The columns are `failed` (the share of failed clips), the medians of `rms_ratio`, `onsets` and `entropy_ratio`, the
+    mean of `nats`, `drift` and `frechet`.
 
     `drift` is the mean over clips of |nats - nats of the unsteered clip of the same prompt and seed|. In the baseline
     row it is the mean absolute difference between two seeds of one prompt, which measures seed-to-seed variation

@@ -1,9 +1,10 @@
 """Store the finished stages of a study in its folder, each under a hash of everything that it depends on.
 
 `study.json` states the subject of the study. A stage is a folder `stages/NAME-KEY` of safetensors, Parquet and JSON
-files with a manifest of their hashes, or a sweep (`analysis.sweep.ledger`). It is written elsewhere and then renamed.
-The key is a hash of weights, versions, arguments and the code that the stage runs, so that the same call reuses the
-stage and any other call adds its own. `analysis.store.resumable` holds what is common to all resumable folders.
+files with a manifest of their hashes, or a sweep (`analysis.sweep.ledger`). The folder is written under another name
+and then renamed. The key is a hash of weights, versions, arguments and the code that the stage runs, so that the same
+call reuses the stage and a different call adds a new one. `analysis.store.resumable` contains the code that all
+resumable folders share.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from audiolens.lens import AudioLens
 from audiolens.model.weight_hash import content_hash
 
 BEGUN, STAGES, MADE = "study.json", "stages", "made.json"
-"""The description of a study, the folder of its stages, and the list, with hashes, of the stages behind its page."""
+"""The names of a study's description, its folder of stages, and its list of the stages and hashes behind its page."""
 SHOWN = ("index.html", "audio", "figures", "tables", "clips.csv", "clips.parquet", "directions.safetensors", MADE)
 """The outputs of a finished study, apart from its summary."""
 STUDY = Kind(
@@ -70,7 +71,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, eq=False)
 class Stages:
-    """The stages in a study's folder, or only in memory with `folder=None`.
+    """The stages of a study, which are in its folder or, with `folder=None`, only in memory.
 
     Attributes:
         folder: the study's folder.
@@ -93,7 +94,7 @@ class Stages:
 
         Args:
             make: computes the result.
-            write, read: store the result in a folder, and read it from there; `None` if `make` does so itself.
+            write, read: store the result in a folder, and read it from there; `None` if `make` stores its own result.
 
         Raises:
             StoppedError: if the folder was removed, or files that this run wrote have disappeared.
@@ -120,9 +121,9 @@ class Stage(Generic[T]):
     """One stage, with the functions that make, write and read its result.
 
     Attributes:
-        place: its folder; `None` in memory.
+        place: the stage's folder, or `None` if the stage is only in memory.
         seconds, held: as in `Stages`.
-        modules: the modules whose code is in the stage's key; `None` if this does not matter.
+        modules: the modules whose code is in the stage's key; `None` if arguments are not checked against the key.
     """
 
     name: str
@@ -170,7 +171,7 @@ class Stage(Generic[T]):
         """Call the stage's function.
 
         Raises:
-            TypeError: if an argument brings code of its own that is not in the stage's key.
+            TypeError: if an argument's own code is not covered by the stage's key.
         """
         for home in map(home_of, (*given, *named.values())):
             if self.modules is not None and home.startswith(("audiolens.", "analysis.")) and home not in self.modules:
@@ -183,7 +184,7 @@ class Stage(Generic[T]):
         drop(self.name, error, self.place, lock=self.held)
 
     def took(self, seconds: float) -> None:
-        """Add to the stage's total time, which includes earlier runs. If no time is known, none is recorded."""
+        """Add this run's time to the stage's total over all runs. If no time is known, none is recorded."""
         if self.place is None:
             self.seconds[self.name] = seconds
             return
@@ -219,8 +220,8 @@ def check(folder: str | os.PathLike[str], *, overwrite: bool = False) -> None:
     """Check, before a model is opened, that a study can be written to a folder.
 
     Raises:
-        InputError: if it is a file, contains links, cannot be written, or holds something else. Without `overwrite`,
-            a study of an earlier version is refused too.
+        InputError: if the path is a file, or if the folder contains links, cannot be written, or holds anything but a
+            study. Without `overwrite`, a study of an earlier version is refused too.
     """
     target = as_path(folder)
     if STUDY.check(target, (target / STAGES).glob(f"*.{_SECONDS}")):
@@ -239,7 +240,7 @@ def refuse_other_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     """Refuse to overwrite a finished study with one that has different settings.
 
     Raises:
-        InputError: naming the first setting that differs.
+        InputError: if a setting differs. The error names the first such setting.
     """
     try:
         shown = read_json(folder / SUMMARY, former=(UNSEALED_STUDY,))["settings"]
@@ -266,7 +267,7 @@ def begun(
         overwrite: replace a study that is in the folder. On success, stages that this study did not use are removed.
 
     Raises:
-        InputError: as `check`, or if the folder holds a different study.
+        InputError: in the same cases as `check`, or if the folder holds a different study.
         BusyError: if another process is writing to it.
         StoppedError: if the disk is full, or the folder is removed inside the block.
     """
@@ -320,6 +321,7 @@ def _kept() -> str:
 
 def _clear(folder: Path) -> None:
     """Remove the outputs of the previous study, so that a later stop leaves no page without its stages."""
-    # The summary is removed last. It marks a study as finished, and without `study.json` nothing else identifies one.
+    # The summary marks a study as finished, so it is removed first. Without `study.json`, it is removed last, because
+    # nothing else identifies the study.
     for name in (SUMMARY, *SHOWN) if (folder / BEGUN).is_file() else (*SHOWN, SUMMARY):
         remove(folder / name)

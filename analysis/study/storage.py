@@ -39,7 +39,7 @@ _CANDIDATES: Mapping[str, parquet.Kind] = {
 
 
 def write_directions(directions: Directions, folder: Path) -> None:
-    """Write directions together with their samples, which `Directions.save` omits."""
+    """Write directions with their samples, which `Directions.save` omits."""
     directions.save(folder / "directions.safetensors")
     samples = directions.samples
     if samples is None:
@@ -77,7 +77,7 @@ def _table(path: Path, kinds: Mapping[str, parquet.Kind]) -> pd.DataFrame:
 
 
 def write_placement(placement: Placement, folder: Path) -> None:
-    """Write a placement without its directions, which are stored as a stage of their own."""
+    """Write a placement without its directions, which are stored as a separate stage."""
     facts = {name: getattr(placement, name) for name in (*_PLAIN, "poles", "random")}
     (folder / "placement.json").write_text(json.dumps(facts), "utf-8")
     placement.candidates.to_parquet(folder / "candidates.parquet", index=False)

@@ -1,6 +1,6 @@
 """Study several concepts on one model, and measure how steering along each concept affects the others.
 
-Each concept has its own folder, as `analysis.study` writes it, and one index links to all of them.
+Each concept has its own folder, as `analysis.study` writes it, and one index page links to all studies.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class Several:
     The cross-effects do not show that two concepts are the same or independent. A cross-effect may come from a musical
     correlation (fast tunes are busier), and directions with a low cosine similarity may still affect the same property.
 
-    The p-values of its studies are corrected for both poles of all concepts (Holm). On their own pages, they are
-    corrected for the poles of one concept.
+    The p-values of the studies are corrected for both poles of all concepts (Holm). On each study's own page, they are
+    corrected for the two poles of its concept only.
     """
 
     studies: tuple[Study, ...]
@@ -180,7 +180,7 @@ def _others(
     settings: Settings,
     given: Sequence[str | PromptSet] | None,
 ) -> tuple[PromptSet, ...]:
-    """Return the controls of one concept: the other concepts that are studied, and further ones."""
+    """Return the other concepts that are controls for one concept: those studied with it, and further ones."""
     names = {one.concept for one in sets}
     if given is not None and not isinstance(given, str):
         given = [one for one in given if (one if isinstance(one, str) else one.concept) not in names]

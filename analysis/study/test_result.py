@@ -1,9 +1,9 @@
 """Test the chosen steering on test prompts, against controls and references.
 
 Controls are random directions, balanced shuffles and other concepts' directions (`analysis.sweep.controls`), added with
-the same norm at the same place. They are played on fewer clips than the steering, which is ranked among them by its
-effect on those clips. References use the same seeds with prompts that ask for a pole in words, both without steering
-and with steering towards the other pole.
+the same norm at the same place. They are run on fewer clips than the steering, whose effect on those same clips is
+ranked among the controls' effects. References use the same seeds with prompts that ask for a pole in words, both
+without steering and with steering towards the other pole.
 """
 
 from __future__ import annotations
@@ -38,16 +38,18 @@ class Outcome:
     Attributes:
         pole, strength: the pole, and the coefficient of the direction. Positive means towards the positive pole.
         effect, low, high: median of steered / baseline - 1 over paired clips, and its 95% interval over prompts.
-        failed: share of clips that are no longer music. They count as no effect.
+        failed: share of steered clips that are no longer music. Their effect counts as zero.
         median: median of the measure over the steered clips that did not fail.
         prompted: the effect of asking for the pole in words instead.
         opposed: the effect of this steering while the prompt asks for the other pole.
-        ranked: the effect on the controls' clips, which is ranked among theirs.
-        p_random, n_random: p from the rank among n random directions. It is at least 1 / (n + 1).
-        p_shuffled, n_shuffled: p from the rank among n balanced shuffles of the poles (NaN if there are none).
-        p_other, n_other: p from the rank among n other concepts' directions.
-        p_controls, n_controls: p from the rank among all these controls together.
-        p_corrected, n_tests: `p_controls`, corrected for n tests (Holm): both poles of every concept that is reported.
+        ranked: the effect on the clips that are used for controls, which is ranked among the controls' effects.
+        p_random, n_random: p-value from the rank among the random directions, and their number n. The p-value is at
+            least 1 / (n + 1).
+        p_shuffled, n_shuffled: the same for balanced shuffles of the poles (p is NaN if there are none).
+        p_other, n_other: the same for other concepts' directions.
+        p_controls, n_controls: the same for all these controls together.
+        p_corrected, n_tests: `p_controls`, corrected for the number of tests (Holm). The tests are both poles of every
+            reported concept.
         rivals: other concepts whose direction has at least as large an effect.
     """
 
@@ -81,7 +83,7 @@ class Outcome:
 
     @property
     def testable(self) -> bool:
-        """Whether there are enough random directions and shuffles, and enough controls in all for `p_corrected`."""
+        """Whether there are enough random directions and shuffles, and enough controls for a `p_corrected` of .05."""
         least = self.n_tests / (self.n_controls + 1)
         return min(self.n_random, self.n_shuffled) >= FEWEST_CONTROLS and least <= LEVEL
 
@@ -158,7 +160,7 @@ def outcomes(
     """Return the outcomes of steering towards the positive and the negative pole.
 
     `response` is `sweep.effects` of the concept's measure over `conditions` and `control_conditions`. `same_clips` has
-    the effects of steering on the controls' clips (`on_same_clips`), by default those in `response`.
+    the effects of steering on the controls' clips (`on_same_clips`). By default, the effects in `response` are used.
     """
     controls = response[response["kind"].isin([*KINDS]) & (response["strength"].abs() == choice.strength)]
     among = response if same_clips is None else same_clips
@@ -194,7 +196,7 @@ def outcomes(
 def corrected(outcomes: Sequence[Outcome]) -> tuple[Outcome, ...]:
     """Correct the p-values of all outcomes that are reported together, such as both poles of several concepts (Holm).
 
-    An outcome that could not be measured counts as a test without effect.
+    An outcome that could not be measured counts as a test with p = 1.
     """
     p = correct([1.0 if np.isnan(one.p_controls) else one.p_controls for one in outcomes])
     return tuple(

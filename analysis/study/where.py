@@ -49,7 +49,7 @@ class Where:
         components: the grid of the components of each block, patched over the whole clip.
         reason: why a grid is missing, if one is.
 
-    The grids do not show where the concept is computed; see the caveats of `PatchingResult`.
+    The grids do not show where the concept is computed (see the caveats of `PatchingResult`).
     """
 
     windows: PatchingResult | None = None
@@ -125,7 +125,7 @@ def _arrays(path: Path, facts: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def tuples(value: Any) -> Any:
-    """A value from JSON with tuples in the place of lists."""
+    """Return a value from JSON with its lists converted to tuples."""
     if isinstance(value, dict):
         return {name: tuples(item) for name, item in value.items()}
     return tuple(tuples(item) for item in value) if isinstance(value, list) else value

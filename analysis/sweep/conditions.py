@@ -29,13 +29,13 @@ BASELINE = "baseline"
 _BLOCK = {hook: tap for family in FAMILIES for hook, tap in family.block_taps.items()}
 _WHOLE = {hook: tap for family in FAMILIES for hook, tap in family.model_taps.items()}
 PromptSeed = tuple[str, int]
-"""A prompt and the seed that it is sampled with."""
+"""A prompt, and the seed with which its clip is sampled."""
 
 
 @guarded
 @dataclass(frozen=True)
 class Condition:
-    """What is done to every clip.
+    """A condition of a sweep, which states what is done to every clip.
 
     Attributes:
         name: a name that is unique in the sweep. The condition that changes nothing is named "baseline".

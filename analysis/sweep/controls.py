@@ -14,13 +14,11 @@ from audiolens.directions.directions import Directions
 from audiolens.errors import InputError
 
 RANDOM, BALANCED, OTHER = "random", "balanced", "other"
-"""The kinds of control. Folders of earlier versions also hold the kind "shuffled", whose labels were permuted freely.
-"""
+"""The kinds of control. Folders of earlier versions also hold "shuffled", with freely permuted labels."""
 KINDS: Mapping[str, str] = {RANDOM: "random", BALANCED: "shuffled", OTHER: "other"}
 """For each kind, its name in columns such as `p_shuffled` and `n_shuffled`."""
 UNBALANCED = "shuffled"
-"""The kind with freely shuffled labels in folders of earlier versions. It is shown in figures, but not ranked.
-"""
+"""The kind with freely permuted labels (earlier versions). Figures show it, but no effect is ranked by it."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +40,11 @@ class Control:
     concept: str | None = None
 
     def labels(self, layer: int | None) -> dict[str, Any]:
-        """Return the labels of its condition at a layer; `None` means that every layer has its own direction."""
+        """Return the labels of the control's condition at a layer. With `None`, every layer has its own direction."""
         return {"draw": self.draw, "other": self.concept, "cosine": self.cosine(layer)}
 
     def cosine(self, layer: int | None) -> float:
-        """Return its cosine similarity to the real direction at a layer; with `None`, the mean |cosine| over layers."""
+        """Return the cosine with the real direction at a layer or, with `None`, the mean |cosine| over layers."""
         found = self.directions.cosine(self.real)
         value = found.abs().mean() if layer is None else found[self.real.layers.index(layer)]
         # Round, because labels identify a condition when a sweep resumes, and the last bits of a cosine may differ.

@@ -1,8 +1,8 @@
 """Compute a direction's effect at each strength (the dose-response), with controls, prompted clips and cross-effects.
 
 This module uses the effects of a sweep's conditions (`response.effects`), whose labels are kind, concept, place and
-strength. The columns in `factorial.PLACE` identify a place.
-The measure is assumed to rise towards the concept's positive pole.
+strength. A place is where a direction is added, given by the columns in `factorial.PLACE`. The measure is assumed to
+rise towards the concept's positive pole.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from audiolens.errors import InputError
 @guarded
 @dataclass(frozen=True, eq=False)
 class DoseResponse:
-    """The effect at each strength, for every place in a sweep where a direction is added.
+    """The effect of steering at each place and strength of a sweep.
 
     Attributes:
         concept, measured: the concept that was steered, and the measure of its effect.
@@ -40,9 +40,9 @@ class DoseResponse:
             (balanced shuffles) and `p_other` (other concepts) are p-values from the rank among controls of that kind at
             the same place and strength, towards the pole of the strength's sign (NaN without controls). `p_controls` is
             the p-value from the rank among all controls. `n_random`, `n_shuffled`, `n_other` and `n_controls` are the
-            numbers of controls. `rivals` names the other concepts with at least as large an effect. `p_corrected` is
-            `p_controls` corrected for testing several layers (Holm, over the layers of one strategy, branch and
-            strength).
+            numbers of controls. `rivals` names the other concepts whose directions have at least as large an effect.
+            `p_corrected` is `p_controls` corrected for testing several layers (Holm, over the layers of one strategy,
+            branch and strength).
         monotonicity: one row per place, with Spearman's `rho` between median and strength, its p-value `p`, and the
             number `n` of strengths.
 
@@ -70,7 +70,7 @@ class DoseResponse:
         """Return the steered rows of the place with the widest span of effects.
 
         The span is the distance from the smallest effect of a negative strength to the largest effect of a positive
-        strength, without strengths that fail too often.
+        strength, excluding strengths at which too many clips failed.
         """
         return widest(self.steered, self.measured, **where)
 
@@ -134,7 +134,7 @@ class CrossEffects:
 
     @drawable
     def plot(self) -> Any:
-        """Draw the change in every measure (matplotlib figure). Changes in units, such as dB, have their own panel."""
+        """Draw the change in every measure (matplotlib figure). Differences, as in loudness, have their own panel."""
         from analysis.sweep import plots
 
         return plots.cross_effects(self.table)

@@ -122,7 +122,7 @@ def run(
         directions: directions of one or several concepts. Each concept is named by its label, or by its key in a
             mapping.
         strengths: coefficients of the directions, with either sign. 0 is the baseline and is always included.
-        strategies, unit: as in `al.steer`; "one-to-band" needs `band`.
+        strategies, unit: as in `al.steer`. "one-to-band" needs `band`.
         layers: layers whose vectors the "one-to" strategies use (default: every layer that was read).
         branches: the guidance halves to steer. Strengths are comparable only within one branch.
         prompts: neutral prompts (default: the development prompts of the first concept's set). Choose settings on
@@ -138,7 +138,7 @@ def run(
         opposed: whether to also steer while the prompt asks for the other pole, at the strengths of the controls.
         seconds, guidance_scale, temperature, top_k: as in `lens.generate`.
         measures: names from `audiolens.measure.MEASURES` or `EXTRA_MEASURES`.
-        also: further columns; see `play`.
+        also: further columns (see `play`).
         batch_size: maximum number of rows per batch.
         out: a folder for finished batches. After a stop, the same call resumes the sweep and gives the same table.
             `None` writes nothing to disk.

@@ -40,7 +40,7 @@ _AFTER = (("clips", "its clips differ"), ("asked", "its asked differ"), ("batche
 
 
 def _verify(path: Path, facts: Mapping[str, Any]) -> None:
-    """Refuse a plan whose batch sizes do not add up to its rows, or whose threads or sample rate are out of range."""
+    """Raise an error if batch sizes do not add up to the rows, or the threads or sample rate are out of range."""
     sizes = facts["batches"]
     if min(sizes, default=1) < 1 or sum(sizes) != facts["rows"] or facts["rows"] > MOST:
         raise InputError(f"{path} cannot be used: {len(sizes)} batches do not add up to {facts['rows']} rows.")

@@ -79,7 +79,7 @@ class LayerMap:
 @guarded
 @dataclass(frozen=True, eq=False)
 class Limits:
-    """How strongly a direction can be added at each place before the loss exceeds a bound.
+    """How strongly a direction can be added at each place (strategy and layer) before the loss exceeds a bound.
 
     `table` has one row per place and sign. `strength` is the largest strength of that sign up to which the loss stays
     within the bound, or 0 if it never does. The row also has the `effect`, `low`, `high` and loss at that strength.
