@@ -64,7 +64,8 @@ def swapped(directions: Directions, seed: int) -> Directions:
     pairs = samples.values[:, samples.labels] - samples.values[:, ~samples.labels]
     order = torch.randperm(pairs.shape[1], generator=torch.Generator().manual_seed(seed))
     kept, turned = order.chunk(2)
-    return replace(directions, vectors=pairs[:, kept].mean(1) - pairs[:, turned].mean(1), evidence=None, samples=None)
+    vectors = (pairs[:, kept].mean(1) - pairs[:, turned].mean(1)) / 2
+    return replace(directions, vectors=vectors, evidence=None, samples=None)
 
 
 KINDS = {"free": free, "balanced": balanced, "pairs swapped": swapped}

@@ -118,7 +118,7 @@ def test_a_pole_of_one_prompt_cannot_be_halved() -> None:
 
 @pytest.mark.parametrize(("n_positive", "n_negative", "deals"), [(2, 2, 2), (3, 3, 18), (2, 4, 6), (4, 4, 18)])
 def test_controls_of_few_prompts_are_not_repeated(n_positive: int, n_negative: int, deals: int) -> None:
-    """A pole of n has C(n, n/2) halves (n times those of n - 1 if n is odd); the groups are in no order."""
+    """A pole of n has C(n, n/2) halves, and n times those of n - 1 if n is odd. The order of groups is ignored."""
     directions = planted(n_positive, n_negative)
     seeds = shuffles.different(directions.samples.labels, 40, first_seed=7)  # pyright: ignore[reportOptionalMemberAccess]
     assert len(seeds) == deals
