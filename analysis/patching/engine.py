@@ -210,7 +210,7 @@ class Climb:
     """One pass up the blocks over the steps from `start`. Streams are "cell pair step d_model".
 
     `hooks` are the sites patched by this climb or by any climb in lockstep with it, and `first` is their lowest block.
-    Climbs in lockstep must yield the same functions.
+    Climbs that run in lockstep must yield (as generators) the same functions in the same order.
     """
 
     def __init__(self, batch: PairBatch, start: int, hooks: frozenset[str], first: int) -> None:

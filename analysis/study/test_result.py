@@ -89,7 +89,7 @@ class Outcome:
 
     @property
     def claimable(self) -> bool:
-        """Whether the effect is `towards` the pole and larger than that of the controls, so it can be claimed.
+        """Whether a study may claim the effect: it must be `towards` the pole and larger than those of the controls.
 
         `p_corrected` must be at most .05, and no other concept's direction may have as large an effect.
         """

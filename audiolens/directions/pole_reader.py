@@ -2,7 +2,7 @@
 
 Only one batch is in memory at a time, and the lens averages over time while the model runs. Positive prompt i and
 negative prompt i share a seed. If each prompt generates its own music, however, the music differs as well as the text.
-If both are instead read over the same codes (while the model runs on these codes), only the text differs. The codes are
+If the model instead runs on the same codes for both prompts, only the text differs. The codes are
 given, or generated from neutral prompts (`audiolens.directions.shared_codes`).
 """
 

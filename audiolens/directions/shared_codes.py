@@ -47,7 +47,7 @@ class SharedClips:
         return [self.neutral[clip % len(self.neutral)] for clip in range(self.count)]
 
     def read_by(self, pole: int, place: int) -> list[int]:
-        """Return the clips on which the model runs for prompt `place` of a pole (0 positive, 1 negative)."""
+        """Return the clips on which the model runs for the prompt at index `place` of pole 0 (positive) or 1."""
         first = place * self.each[pole]
         return [clip % self.count for clip in range(first, first + self.each[pole])]
 

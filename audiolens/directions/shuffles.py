@@ -1,7 +1,8 @@
-"""Deal prompts into two groups regardless of their poles, for control directions and permutation tests.
+"""Split prompts into two groups regardless of their poles, for control directions and permutation tests.
 
-A *balanced* deal puts half of each pole into either group, so that the concept cancels in the difference between the
-groups. A free permutation of the labels leaves a part of the concept in it, which matching the norm then magnifies.
+A *balanced* split puts half of each pole into each group, so the concept cancels in the difference between the groups.
+After a free permutation of the labels, the difference still contains part of the concept, and matching the norm
+magnifies that part.
 """
 
 import torch
@@ -14,18 +15,19 @@ from audiolens.errors import InputError
 FEWEST = 2
 """The fewest prompts per pole that can be halved."""
 _TRIES = 50
-"""How many seeds are tried for each different deal; small sets have only a few deals."""
+"""How many seeds are tried for each different split. Small sets can be split in only a few ways."""
 
 Groups = tuple[Int[Tensor, " member"], Int[Tensor, " other_member"]]
 """The indices of the prompts in the two groups."""
 
 
 def balanced(labels: Bool[Tensor, " prompt"], seed: int) -> Groups:
-    """Deal half of each pole into either group. If a pole has an odd number of prompts, one drawn anew is left out.
+    """Split each pole at random, half into each group. Of an odd number of prompts, a random one is left out.
 
-    The poles are dealt independently, also if their prompts are matched. Within a pair that is read over the same clip,
-    everything but the concept cancels; if half of the pairs were swapped, what is left would be the differences between
-    pairs in how much of the concept they hold, which matching the norm would magnify.
+    The poles are split independently, even if their prompts are matched. The two prompts of a pair may be read over the
+    same clip, so that everything but the concept cancels within the pair. If half of the pairs were swapped instead,
+    only the differences between pairs in how strongly they express the concept would be left, and matching the norm
+    would magnify them.
 
     Raises:
         InputError: if a pole has fewer than two prompts.
@@ -49,9 +51,9 @@ def free(labels: Bool[Tensor, " prompt"], seed: int) -> Groups:
 
 
 def different(labels: Bool[Tensor, " prompt"], n: int, first_seed: int = 0) -> list[int]:
-    """Return `n` seeds, from `first_seed` on, whose balanced deals all differ in more than the order of the groups.
+    """Return `n` seeds, from `first_seed` on, whose balanced splits all differ in more than the order of the groups.
 
-    Small sets have few deals, and a repeated control is no further evidence: then there are fewer seeds than `n`.
+    Small sets have few splits, and a repeated control adds no evidence. For them, fewer than `n` seeds are returned.
     """
     n, seed = checked_count("n", n, least=0), checked_seed(first_seed)
     found: dict[frozenset[frozenset[int]], int] = {}

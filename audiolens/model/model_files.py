@@ -125,7 +125,7 @@ def staged(folder: Path) -> Iterator[ModelFiles]:
 
 
 def downloaded(name: str, revision: str | None) -> Path:
-    """Download a hub model's missing files, of those named in this module, and return the model's local folder.
+    """Download the files of a hub model that are named in this module and not cached yet; return its local folder.
 
     Errors from the hub's client are raised unchanged.
 

@@ -1,8 +1,8 @@
 """Find the source of a traced block as it was when the running code was compiled.
 
-nnsight looks up a `with` block by file name and line, reads each file once, and runs that text. If the file is edited
-and reloaded, nnsight would still run the old block. This module passes nnsight the version of the file whose compiled
-code is running.
+nnsight looks up a `with` block by file name and line, reads each file once, and runs that text. After the file is
+edited and reloaded, nnsight by itself still runs the old block. This module passes nnsight the version of the file
+whose compiled code is running.
 """
 
 import linecache
