@@ -145,7 +145,7 @@ def test_the_factorial_has_every_combination_once() -> None:
     }  # fmt: skip
     assert len({condition.name for condition in todo}) == len(todo)
     assert 0 not in set(table.loc[table["kind"] == "steered", "strength"])
-    by_place = {tuple(condition.labels[name] for name in LABELS): condition for condition in todo}
+    by_place = {tuple(condition.labels[name] for name in LABELS[:9]): condition for condition in todo}
     made = by_place["steered", "timbre", "one-to-band", 5, "4-6", "cond", -1.0, None, None]
     expected = al.steer(other, "one-to-band", layer=5, band=(4, 6), strength=-1.0, branch="cond")
     assert [list(step.layers) for step in made.interventions] == [[4, 5, 6]]

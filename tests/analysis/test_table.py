@@ -80,10 +80,10 @@ def test_groups_are_text(lens: al.AudioLens, folder: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (["0.wav,a,x", "1.wav,b,", "2.wav,a,y"], "line 3 has nothing under 'piece'"),
-        (["0.wav,a,x", "1.wav,,x"], "line 3 has nothing under 'label'"),
-        (["0.wav,a,x", ",b,x"], "line 3 has nothing under 'file'"),
-        (["0.wav,a,x", "1.wav,b,y", ",,"], "line 4 has nothing under 'file'"),
+        (["0.wav,a,x", "1.wav,b,", "2.wav,a,y"], "line 3 has an empty 'piece'"),
+        (["0.wav,a,x", "1.wav,,x"], "line 3 has an empty 'label'"),
+        (["0.wav,a,x", ",b,x"], "line 3 has an empty 'file'"),
+        (["0.wav,a,x", "1.wav,b,y", ",,"], "line 4 has an empty 'file'"),
         (["0.wav,a,x", "1.wav,b"], "line 3 has 2 cells, expected 3"),
         (["0.wav,a,x", "1.wav,b,y,"], "line 3 has 4 cells, expected 3"),
         (['0.wav,a,"x', "1.wav,b,y"], "line 2: unexpected end of data"),
@@ -98,7 +98,7 @@ def test_what_is_missing_from_a_table_is_refused_with_its_line(
 
 def test_lines_are_counted_over_empty_ones_and_cells_of_several_lines(tmp_path: Path) -> None:
     table = written(tmp_path, "file,label", "", '"a', 'b",x', "", "c,")
-    with pytest.raises(InputError, match="line 6 has nothing under 'label'"):
+    with pytest.raises(InputError, match="line 6 has an empty 'label'"):
         read_columns(table, filled=["file", "label"])
 
 

@@ -286,6 +286,7 @@ ARGUMENTS: dict[str, Arguments] = {
     f"{ANALYSIS}.study.Settings.blocks": lambda w: {"n_layers": 3},
     f"{ANALYSIS}.study.Settings.check": lambda w: {"lens": w.lens, "sets": w.neutral},
     f"{ANALYSIS}.study.Settings.clips": lambda w: {"n_layers": 3, "sets": w.neutral},
+    f"{ANALYSIS}.study.Settings.control_clips": lambda w: {"sets": w.neutral},
     f"{ANALYSIS}.study.Settings.development_clips": lambda w: {"sets": w.neutral},
     f"{ANALYSIS}.study.Settings.full": lambda w: {"seconds": 2.0},
     f"{ANALYSIS}.study.Settings.measure_of": lambda w: {"concept": "tempo"},
