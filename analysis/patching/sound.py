@@ -72,12 +72,15 @@ class Sound:
         if not isinstance(self.measure, str) or self.measure not in measure.MEASURES:
             near = nearest(str(self.measure), measure.MEASURES)
             raise InputError(f"measure={shown(self.measure)}.{near} Available: {', '.join(measure.MEASURES)}.")
-        checked_amount("seconds", self.seconds, above=0)
-        if self.pairs is not None:
-            checked_count("pairs", self.pairs)
-        # A patched clip is generated together with both unpatched ones.
-        checked_count("batch_size", self.batch_size, 3)
-        checked_count("first_seed", self.first_seed, 0, MOST_SEED)
+        checked = {
+            "seconds": checked_amount("seconds", self.seconds, above=0),
+            "pairs": None if self.pairs is None else checked_count("pairs", self.pairs),
+            # A patched clip is generated together with both unpatched ones.
+            "batch_size": checked_count("batch_size", self.batch_size, 3),
+            "first_seed": checked_count("first_seed", self.first_seed, 0, MOST_SEED),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
         checked_settings(self.guidance_scale, self.temperature, self.top_k)
         checked_branch(self.branch, guided=self.guidance_scale != 1)
 

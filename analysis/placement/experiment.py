@@ -23,7 +23,7 @@ from analysis.placement.result import ALIGNMENT, Placement, chosen
 from analysis.placement.shifts import Candidate, asked_in_words, candidates, checked_strategies, shifts_of
 from analysis.resampling import Resampling
 from audiolens import prompts as prompt_sets
-from audiolens.checks import checked_count, checked_flags, in_order, shown
+from audiolens.checks import MOST_SEED, checked_count, checked_flags, in_order, shown
 from audiolens.directions.difference_in_means import difference_in_means
 from audiolens.directions.directions import Directions
 from audiolens.directions.pole_reader import CodesSource
@@ -116,12 +116,12 @@ def place(
     if read_over not in get_args(CodesSource):
         raise InputError(f"read_over={read_over!r}: expected 'own' or 'shared'.")
     checked_kinds(compute)
-    for name, value, least in (
-        ("n_random", n_random, 0),
-        ("n_bootstrap", n_bootstrap, 0),
-        ("batch_size", batch_size, 2),
-    ):
-        checked_count(name, value, least)
+    n_random, n_bootstrap, batch_size, seed = (
+        checked_count("n_random", n_random, 0),
+        checked_count("n_bootstrap", n_bootstrap, 0),
+        checked_count("batch_size", batch_size, 2),
+        checked_count("seed", seed, 0, MOST_SEED),
+    )
     given: dict[str, Any] = {}
     if evidence:
         given = {one.name: one for one in layer_attribution.gather(**evidence).evidence}

@@ -112,7 +112,9 @@ def probe(
             few, if the model lacks the site, layer or head, or if the activations are the same in every row.
     """
     checked_flags(progress=progress)
-    _check_numbers(penalty, n_components, n_bootstrap, n_jobs, seed)
+    penalty, n_components, n_bootstrap, n_jobs, seed = _checked_numbers(
+        penalty, n_components, n_bootstrap, n_jobs, seed
+    )
     rows, given = _rows(lens, data, labels, codes, groups, position, heads, site, layers)
     chosen_task = task or task_of(rows.labels)
     checked = _checked_kind(kind, chosen_task)
@@ -230,16 +232,18 @@ def _held(found: Features, site: str, layers: Any, heads: Any) -> Features:
     return Features(found.values[keep], found.lengths[keep], places, found.site)
 
 
-def _check_numbers(penalty: Any, n_components: Any, n_bootstrap: Any, n_jobs: Any, seed: Any) -> None:
-    if penalty is not None:
-        checked_amount("penalty", penalty, above=0)
-    if n_components is not None:
-        checked_count("n_components", n_components)
-    checked_count("n_bootstrap", n_bootstrap, 0)
-    checked_count("seed", seed, 0, MOST_SEED)
-    # As in joblib, -1 means all cores.
-    if n_jobs != -1:
-        checked_count("n_jobs", n_jobs, 1, MOST_JOBS)
+def _checked_numbers(
+    penalty: Any, n_components: Any, n_bootstrap: Any, n_jobs: Any, seed: Any
+) -> tuple[float | None, int | None, int, int, int]:
+    """Return the numbers as Python numbers, because scikit-learn and joblib do not accept those of torch."""
+    return (
+        None if penalty is None else checked_amount("penalty", penalty, above=0),
+        None if n_components is None else checked_count("n_components", n_components),
+        checked_count("n_bootstrap", n_bootstrap, 0),
+        # As in joblib, -1 means all cores.
+        -1 if n_jobs == -1 else checked_count("n_jobs", n_jobs, 1, MOST_JOBS),
+        checked_count("seed", seed, 0, MOST_SEED),
+    )
 
 
 def _checked_kind(kind: Any, task: Any) -> Kind:

@@ -235,7 +235,7 @@ class Settings:
                     smaller = {key: tuple(one / OWN_IS_LONGER for one in amounts) for key, amounts in given.items()}
                     object.__setattr__(self, name, smaller)
         for name in _COUNTS:
-            checked_count(name, getattr(self, name), 0)
+            object.__setattr__(self, name, checked_count(name, getattr(self, name), 0))
         for strategy, amounts in (*self.strengths.items(), *self.strengths_at_place.items()):
             if not amounts or not all(map(_is_positive, amounts)):
                 raise InputError(f"strengths of {strategy}: {shown(list(amounts))}; expected finite numbers above 0.")

@@ -142,8 +142,7 @@ def refuse_lacking(measures: Sequence[str]) -> None:
 
 def spread(function: Callable[..., list[Any]], items: list[Any], n_jobs: int, *arguments: Any) -> list[Any]:
     """Call `function(part, *arguments)` on parts of `items` in several processes; return all results in order."""
-    if n_jobs != -1:
-        checked_count("n_jobs", n_jobs, 1, MOST_JOBS)
+    n_jobs = -1 if n_jobs == -1 else checked_count("n_jobs", n_jobs, 1, MOST_JOBS)
     if n_jobs == 1 or len(items) < 2:
         return function(items, *arguments)
     from joblib import Parallel, delayed, effective_n_jobs

@@ -58,5 +58,20 @@ def test_it_is_refused_by_name(lens: Any, name: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_numbers_of_torch_are_numbers(lens: Any) -> None:
+    """scikit-learn takes no tensor as a seed, and a tensor in settings would be written into files as text."""
+    rng = np.random.default_rng(0)
+    values = torch.from_numpy(rng.standard_normal((12, 4))).float()
+    labels, groups = [0, 1] * 6, list(range(12))
+    plain = probing.probe(None, values, labels, groups=groups, seed=3, n_bootstrap=20, n_jobs=1, progress=False)
+    same = probing.probe(
+        None, values, labels, groups=groups, seed=torch.tensor(3), n_bootstrap=torch.tensor(20),
+        n_jobs=torch.tensor(1), progress=False,
+    )  # fmt: skip
+    assert repr(plain) == repr(same)
+    assert study.Settings(test=torch.tensor(2)).test == 2
+    assert type(study.Settings(test=torch.tensor(2)).test) is int
+
+
 def test_a_whole_number_past_64_bits_is_a_strength() -> None:
     assert study.Settings(strengths={"one-to-one": (10**30,)}).strengths["one-to-one"] == (10**30,)
