@@ -37,6 +37,7 @@ LEVEL = 0.05
 FEWEST_CONTROLS = 19
 """The smallest number of controls with which p can reach `LEVEL`, because p is at least 1 / (19 + 1)."""
 
+_LEAST_RATIO = 0.01
 N_PERMUTATIONS = 999
 """Number of sign-flip permutations for the p-values of a grid."""
 
@@ -59,6 +60,8 @@ class Effect:
         n_pairs: number of pairs used. Pairs whose baseline could not be measured are left out.
         n_left_out: number of pairs left out.
         relative: whether `value` is a ratio minus 1.
+        mean: the mean change over the same pairs, which is less noisy than the median if there are few: the geometric
+            mean of steered / baseline, minus 1, or the mean difference. Ratios below 1/100 count as 1/100.
 
     An effect does not show that this particular direction caused the change, because any added vector may move a
     measure. Compare it with the effects of random directions by `rank_test`.
@@ -70,6 +73,7 @@ class Effect:
     n_pairs: int
     n_left_out: int
     relative: bool = True
+    mean: float = float("nan")
 
     @property
     def claimable(self) -> bool:
@@ -220,7 +224,10 @@ def effect(
     lost = lost | ~np.isfinite(after)
     change = np.where(lost, 0.0, after / before - 1 if relative else after - before)
     interval = bootstrap(lambda index: float(np.median(change[index])), clusters, None, confidence, n_bootstrap, seed)
-    return Effect(float(np.median(change)), interval, float(lost.mean()), len(change), int((~usable).sum()), relative)
+    # A clip that did not fail can have a ratio of 0, whose logarithm would outweigh all others.
+    mean = np.expm1(np.log(np.maximum(1 + change, _LEAST_RATIO)).mean()) if relative else change.mean()
+    left_out = int((~usable).sum())
+    return Effect(float(np.median(change)), interval, float(lost.mean()), len(change), left_out, relative, float(mean))
 
 
 @guarded

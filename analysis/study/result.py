@@ -102,7 +102,7 @@ class Study:
         """
         mine = self.response[self.response["kind"].isin([*KINDS])]
         columns = {name: mine.get(name, np.nan) for name in ("kind", "draw", "other", "cosine")}
-        sides = [mine["effect"].where(side) for side in (mine["strength"] > 0, mine["strength"] < 0)]
+        sides = [mine["mean_change"].where(side) for side in (mine["strength"] > 0, mine["strength"] < 0)]
         rows = pd.DataFrame({**columns, "positive": sides[0], "negative": sides[1]})
         return rows.groupby(["kind", "draw"], sort=False).first().reset_index()
 

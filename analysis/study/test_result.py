@@ -42,7 +42,8 @@ class Outcome:
         median: median of the measure over the steered clips that did not fail.
         prompted: the effect of asking for the pole in words instead.
         opposed: the effect of this steering while the prompt asks for the other pole.
-        ranked: the effect on the clips that are used for controls, which is ranked among the controls' effects.
+        ranked: the mean change (`statistics.Effect.mean`) over the clips that are used for controls, which is ranked
+            among the mean changes of the controls.
         p_random, n_random: p-value from the rank among the random directions, and their number n. The p-value is at
             least 1 / (n + 1).
         p_shuffled, n_shuffled: the same for balanced shuffles of the poles (p is NaN if there are none).
@@ -173,7 +174,7 @@ def outcomes(
                 f"strength {strength:+g} was chosen, but no clip was steered with it: run the study again."
             )
         steered = here[here["kind"] == "steered"].iloc[0]
-        compared = float(among[(among["kind"] == "steered") & (among["strength"] == strength)]["effect"].iloc[0])
+        compared = float(among[(among["kind"] == "steered") & (among["strength"] == strength)]["mean_change"].iloc[0])
         ranks = ranked(compared, strength, controls)
         prompted = response[(response["kind"] == "prompted") & (response["pole"] == pole)]
         opposed = here[here["kind"] == "opposed"]

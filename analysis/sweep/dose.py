@@ -167,7 +167,7 @@ def dose_response(effects: pd.DataFrame, concept: str, measured: str) -> DoseRes
     controls = {key: group for key, group in mine[mine["kind"].isin([*KINDS])].groupby(at)}
     columns = []
     for place, row in zip(at[steered], mine[steered].to_dict("records"), strict=True):
-        found = ranked(row["effect"], row["strength"], controls.get(place, mine.iloc[:0]))
+        found = ranked(row["mean_change"], row["strength"], controls.get(place, mine.iloc[:0]))
         columns.append({**found.columns(), "rivals": ", ".join(found.rivals)})
     table = mine.join(pd.DataFrame(columns, index=mine.index[steered]))
     counts = [name for name in table.columns if name.startswith("n_")]

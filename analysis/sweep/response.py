@@ -60,13 +60,13 @@ def effects(
     """Return the effect of every condition on a measure, relative to the baseline clips of the same prompt and seed.
 
     The table has one row per condition, with its labels and further columns. `median` is the median of the measure over
-    clips that did not fail. `effect`, `low` and `high` come from `statistics.effect`. `failed` is the share of failed
-    clips. `left_out` is the number of pairs without a baseline value, which are excluded from `effect` and `failed`.
-    `clips` is the number of clips. An effect is a ratio minus 1, or a difference if `is_ratio` is false. It is NaN if
-    no baseline could be measured. Controls have no interval, because only their value is used. Each column in `further`
-    is summarised by its median. If one of them is `nats` (nats per code under the unsteered model), the column `drift`
-    is added, which is the mean over clips of |nats - nats of the baseline|. `resampling` is a `Resampling` with
-    `n_bootstrap` and `seed`. Intervals always have a confidence of 95%.
+    clips that did not fail. `effect`, `low`, `high` and `mean_change` come from `statistics.effect`. `failed` is the
+    share of failed clips. `left_out` is the number of pairs without a baseline value, which are excluded from `effect`
+    and `failed`. `clips` is the number of clips. An effect is a ratio minus 1, or a difference if `is_ratio` is false.
+    It is NaN if no baseline could be measured. Controls have no interval, because only their value is used. Each column
+    in `further` is summarised by its median. If one of them is `nats` (nats per code under the unsteered model), the
+    column `drift` is added, which is the mean over clips of |nats - nats of the baseline|. `resampling` is a
+    `Resampling` with `n_bootstrap` and `seed`. Intervals always have a confidence of 95%.
     """
     if measured not in table:
         known = [name for name in (*measure.MEASURES, *further) if name in table]
@@ -107,12 +107,20 @@ def _effect(group: pd.DataFrame, measured: str, before: np.ndarray, resampling: 
     usable = np.isfinite(before) & ((before > 0) | (not relative))
     if not usable.any():
         nothing, failed = float("nan"), float(group["failed"].mean())
-        return {"effect": nothing, "low": nothing, "high": nothing, "failed": failed, "left_out": len(group)}
+        return {
+            "effect": nothing,
+            "low": nothing,
+            "high": nothing,
+            "mean_change": nothing,
+            "failed": failed,
+            "left_out": len(group),
+        }
     found = effect(group[measured], before, group["prompt"], group["failed"], relative, resampling=resampling)
     return {
         "effect": found.value,
         "low": found.interval.low,
         "high": found.interval.high,
+        "mean_change": found.mean,
         "failed": found.failed_share,
         "left_out": found.n_left_out,
     }

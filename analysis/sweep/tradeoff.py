@@ -309,7 +309,19 @@ def _within(rising: pd.DataFrame, bound: float, loss: str) -> pd.Series:
 def _with_loss(dose: DoseResponse, loss: str) -> pd.DataFrame:
     steered = dose.steered.reset_index(drop=True)
     if loss not in steered or not pd.api.types.is_numeric_dtype(steered[loss]):
-        labels = {*PLACE, "strength", "draw", "cosine", "effect", "low", "high", "median", "left_out", "clips"}
+        labels = {
+            *PLACE,
+            "strength",
+            "draw",
+            "cosine",
+            "effect",
+            "low",
+            "high",
+            "mean_change",
+            "median",
+            "left_out",
+            "clips",
+        }
         numbers = (name for name in steered.select_dtypes("number") if not str(name).startswith(("p_", "n_")))
         known = [str(name) for name in numbers if name not in labels]
         raise InputError(f"loss={shown(loss)}: not measured in this sweep. Choose from: {', '.join(known)}.")

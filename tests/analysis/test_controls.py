@@ -6,28 +6,29 @@ import pytest
 from plants import tables as planted
 
 from analysis import sweep
+from analysis.statistics import effect
 from analysis.sweep import factorial
 from analysis.sweep.controls import drawn
 from analysis.sweep.dose import dose_response
 from analysis.sweep.factorial import Factors
-from analysis.sweep.ranks import ranked
+from analysis.sweep.ranks import rank_among, ranked
 from audiolens.errors import InputError
 
 STRENGTHS = (-1.0, 1.0)
 
 
-def effects(**by_kind: list[tuple[float, float, str | None]]) -> pd.DataFrame:
+def controls_of(**by_kind: list[tuple[float, float, str | None]]) -> pd.DataFrame:
     """Rows of controls: (strength, effect, name of the other concept) by kind."""
     rows = [
-        {"kind": kind, "strength": strength, "effect": effect, "other": other}
+        {"kind": kind, "strength": strength, "mean_change": effect, "other": other}
         for kind, found in by_kind.items()
         for strength, effect, other in found
     ]
-    return pd.DataFrame(rows, columns=["kind", "strength", "effect", "other"])
+    return pd.DataFrame(rows, columns=["kind", "strength", "mean_change", "other"])
 
 
 def test_an_effect_is_ranked_by_kind_and_among_all() -> None:
-    table = effects(
+    table = controls_of(
         random=[(1.0, 0.1, None), (1.0, 0.4, None), (-1.0, 0.9, None)],
         balanced=[(1.0, 0.2, None), (-1.0, -0.9, None)],
         other=[(1.0, -0.1, "timbre"), (-1.0, 0.05, "timbre")],
@@ -42,13 +43,13 @@ def test_an_effect_is_ranked_by_kind_and_among_all() -> None:
 @pytest.mark.parametrize("turned", [False, True])
 def test_another_concept_counts_once_with_the_sign_that_does_more(strength: float, effect: float, turned: bool) -> None:
     sides = [(1.0, -0.5, "timbre"), (-1.0, 0.5, "timbre")] if turned else [(1.0, 0.5, "timbre"), (-1.0, -0.5, "timbre")]
-    found = ranked(effect, strength, effects(other=[*sides, (1.0, 0.1, "density"), (-1.0, 0.0, "density")]))
+    found = ranked(effect, strength, controls_of(other=[*sides, (1.0, 0.1, "density"), (-1.0, 0.0, "density")]))
     assert found.rivals == ("timbre",)
     assert (found.n["other"], found.p["other"]) == (2, 2 / 3)
 
 
 def test_what_was_not_measured_is_not_ranked() -> None:
-    table = effects(random=[(1.0, 0.1, None)], other=[(1.0, np.nan, "timbre"), (-1.0, 0.9, "timbre")])
+    table = controls_of(random=[(1.0, 0.1, None)], other=[(1.0, np.nan, "timbre"), (-1.0, 0.9, "timbre")])
     found = ranked(0.3, 1.0, table)
     assert found.p["random"] == 0.5
     assert np.isnan(found.p["other"])
@@ -113,3 +114,21 @@ def test_sweeps_of_the_previous_version_are_ranked_among_their_random_directions
     assert set(dose.steered["n_controls"]) == {3}
     assert dose.plot().axes
     assert dose.figure().data
+
+
+def test_a_mean_change_tells_few_clips_apart_better_than_a_median() -> None:
+    """Clips that diverge by chance, with octave errors, as they do on étude: eight of each of 38 controls."""
+    rng, claimed = np.random.default_rng(0), np.zeros((2, 2))
+    runs, n_clips = 400, 8
+    for shift in (0, 1):
+        for _ in range(runs):
+            drawn = rng.normal(0, 0.08, (39, 1)) + rng.normal(0, 0.4, (39, n_clips))
+            drawn += np.log(2) * rng.choice((-1, 0, 1), (39, n_clips), p=(0.05, 0.9, 0.05))
+            drawn[0] += 0.4 * shift
+            found = [effect(100 * np.exp(one), np.full(n_clips, 100.0), range(n_clips), n_bootstrap=0) for one in drawn]
+            for place, values in enumerate(([one.value for one in found], [one.mean for one in found])):
+                claimed[shift, place] += rank_among(values[0], values[1:], 1)[0] <= 2 / 39
+    rates = claimed / runs
+    print(f"p at most 2/39: median, mean without an effect {rates[0]}, with one {rates[1]}")
+    assert rates[0].tolist() == pytest.approx([2 / 39] * 2, abs=0.035)
+    assert rates[1, 1] > rates[1, 0] + 0.04

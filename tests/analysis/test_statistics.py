@@ -172,6 +172,18 @@ def test_rank_p_is_uniform_when_the_direction_is_random_too():
     print(f"false positives at .05 with 19 controls: {np.mean(p <= 0.05):.3f}")
 
 
+def test_the_mean_change_is_geometric_and_counts_failed_clips_as_none():
+    before, after = [100.0, 100.0, 100.0, np.nan], [200.0, 50.0, np.nan, 300.0]
+    prompts = ["a", "b", "c", "d"]
+    assert statistics.effect(after, before, prompts, n_bootstrap=0).mean == pytest.approx(0)
+    found = statistics.effect([200.0, 200.0, 0.0], [100.0] * 3, prompts[:3], n_bootstrap=0)
+    assert found.mean == pytest.approx((2 * 2 * 0.01) ** (1 / 3) - 1)
+    lost = statistics.effect([200.0, 900.0], [100.0] * 2, prompts[:2], [False, True], n_bootstrap=0)
+    assert lost.mean == pytest.approx(2**0.5 - 1)
+    apart = statistics.effect([3.0, 5.0], [1.0, 1.0], prompts[:2], relative=False, n_bootstrap=0)
+    assert apart.mean == 3
+
+
 def test_rank_p_is_uniform_among_effects_that_share_their_baseline_clips():
     """Steered and control directions are measured on the same clips: their effects are correlated, and still rank."""
     rng, p = np.random.default_rng(10), []
@@ -191,8 +203,9 @@ def test_shuffled_labels_rank_a_direction_of_nothing_anywhere_and_one_of_somethi
     for shift in (0.0, 1.5):
         p = []
         for seed in range(120):
-            directions, readout = shuffled_pair(shift, seed)
-            controls = [float(directions.shuffled(draw)[0] @ readout) for draw in range(9)]
+            # Other shuffles for each, whose own overlap would otherwise be in every one of them.
+            directions, readout = shuffled_pair(shift, 50_000 + seed)
+            controls = [float(directions.shuffled(9 * seed + draw)[0] @ readout) for draw in range(9)]
             p.append(statistics.rank_test(float(directions[0] @ readout), controls).p)
         rates[shift] = float(np.mean(np.array(p) <= 0.1))
     print(f"rank p at most .1 among 9 shuffled: {rates[0.0]:.3f} of nothing, {rates[1.5]:.3f} of a concept")

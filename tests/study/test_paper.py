@@ -141,6 +141,7 @@ def test_the_folder_is_whole_and_names_what_is_not_the_papers(made: Any, facts: 
     assert counts["reading directions"] == 0
     # The sweep of the controls generates the baseline of two test clips again; the table has it once.
     assert len(table) == sum(counts.values()) - 2
+    assert facts["settings"]["others"] == ["timbre"]
     assert len(list((out / "audio").glob("*.wav"))) == 1 + 8 + 2
     steered = table[(table["split"] == "test") & (table["kind"] == "steered")]
     assert sorted({abs(strength) for strength in steered["strength"]}) == [0.5, 1.0, 1.25, 2.0]
