@@ -21,6 +21,7 @@ from audiolens.interventions import Branch
 from audiolens.measure import beats
 from audiolens.measure.rhythm import FASTEST_BPM, FEWEST_ONSETS
 from audiolens.model import text
+from audiolens.model.timeline import longest_seconds
 from audiolens.prompts import PromptSet
 from audiolens.tracing.recording import refuse_prefix
 from audiolens.tracing.sampling import Sampling
@@ -363,7 +364,7 @@ class Settings:
         read = [*sets.positive, *sets.negative, *sets.development, *asked]
         _, tokens = text.checked(read, lens.model, lens.tokenizer)
         config = lens.config
-        longest = (config.max_steps - config.prefix(max(tokens)) - max(config.delays)) / config.frame_rate
+        longest = longest_seconds(config, config.prefix(max(tokens)))
         for name, least, why in (("seconds", LEAST_SECONDS, _FEW_ONSETS), ("reading_seconds", 0.5, "")):
             if not least <= getattr(self, name) <= longest:
                 given = getattr(self, name)

@@ -84,6 +84,11 @@ class Timeline:
         return first, end
 
 
+def longest_seconds(config: "LensConfig", prefix: int = 0) -> float:
+    """Return the length in seconds of the longest clip that the model's positions allow after a prefix."""
+    return (config.max_steps - prefix - max(config.delays)) / config.frame_rate
+
+
 def clip_timeline(seconds: object, config: "LensConfig", prefix: int = 0) -> Timeline:
     """Return the timeline of a clip to be generated, after a prefix of at most `prefix` positions.
 
@@ -95,7 +100,7 @@ def clip_timeline(seconds: object, config: "LensConfig", prefix: int = 0) -> Tim
     except TypeError:
         raise InputTypeError(f"seconds={shown(seconds)}: expected a number.") from None
     tail = max(config.delays)
-    longest = (config.max_steps - prefix - tail) / config.frame_rate
+    longest = longest_seconds(config, prefix)
     # For clips with fewer frames, transformers silently omits the delay.
     least = max(1, tail)
     shortest = least / config.frame_rate
