@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from plants.text_direction import text_along_one_direction
 from safetensors.torch import save_file
 from sklearn.metrics import roc_auc_score
 from torch.nn.functional import cosine_similarity
@@ -256,15 +257,9 @@ def test_a_single_pair_gives_a_direction_without_evidence(lens: Any) -> None:
 @pytest.fixture
 def planted(checkpoint: Path) -> tuple[Any, torch.Tensor]:
     """A model whose text reaches the stream in block 1 alone, along one direction, which then decides the output."""
-    lens = al.AudioLens.from_pretrained(checkpoint)
-    direction = torch.nn.functional.normalize(torch.randn(48, generator=torch.Generator().manual_seed(5)), dim=0)
+    lens, direction = text_along_one_direction(checkpoint)
     blocks = lens.model.decoder.model.decoder.layers
     with torch.no_grad():
-        for block in blocks:
-            block.encoder_attn.out_proj.weight.zero_()
-        reader = torch.randn(48, generator=torch.Generator().manual_seed(6))
-        blocks[1].encoder_attn.out_proj.weight.copy_(torch.outer(direction, reader))
-        blocks[1].fc2.weight.zero_()
         # The last block hands on what it is given.
         blocks[2].self_attn.out_proj.weight.zero_()
         blocks[2].fc2.weight.zero_()

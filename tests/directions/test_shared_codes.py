@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from plants.text_direction import text_along_one_direction
 from torch.nn.functional import cosine_similarity
 
 import audiolens as al
@@ -79,15 +80,7 @@ def test_a_part_of_the_activations_that_depends_on_the_music_alone_cancels(
 
 def test_shared_reading_finds_a_planted_direction_that_the_poles_own_music_hides(checkpoint: Path) -> None:
     """The text reaches the stream in block 1 alone, along one direction; the music also differs between the poles."""
-    lens = al.AudioLens.from_pretrained(checkpoint)
-    direction = torch.nn.functional.normalize(torch.randn(48, generator=torch.Generator().manual_seed(5)), dim=0)
-    blocks = lens.model.decoder.model.decoder.layers
-    with torch.no_grad():
-        for block in blocks:
-            block.encoder_attn.out_proj.weight.zero_()
-        reader = torch.randn(48, generator=torch.Generator().manual_seed(6))
-        blocks[1].encoder_attn.out_proj.weight.copy_(20 * torch.outer(direction, reader))
-        blocks[1].fc2.weight.zero_()
+    lens, direction = text_along_one_direction(checkpoint, factor=20.0)
     along = {
         name: abs(float(cosine_similarity(found[1], direction, dim=0)))
         for name, found in (("shared", shared(lens)), ("own", al.difference_in_means(lens, FAST, SLOW, **QUIET)))
