@@ -14,7 +14,7 @@ from audiolens.errors import InputError
 from audiolens.lens import AudioLens
 from audiolens.model.sites import names_once
 
-_SUMMED = ("d_model", "d_head", "d_mlp", "key")
+_TIME = ("step", "query", "token")
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class GridSite:
 
         The head axis has length 1 if the site has no heads.
         """
-        features = [1 + at for at, axis in enumerate(self.axes) if axis in _SUMMED]
+        features = [1 + at for at, axis in enumerate(self.axes) if axis not in (*_TIME, "head")]
         cells = values.sum(dim=features)
         if not self.heads:
             return cells[..., None]
@@ -58,7 +58,7 @@ class GridSite:
     ) -> Bool[Tensor, "row ..."]:
         """Return a mask of the site's values at steps (or tokens) `start` to `stop` of one head or all heads."""
         mask = torch.zeros_like(values, dtype=torch.bool)
-        time = next(at for at, axis in enumerate(self.axes) if axis in ("step", "query", "token"))
+        time = next(at for at, axis in enumerate(self.axes) if axis in _TIME)
         chosen = mask.narrow(time, start, stop - start)
         if head is not None:
             chosen = chosen.narrow(self.axes.index("head"), head, 1)

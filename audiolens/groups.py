@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Callable, Collection
 from dataclasses import Field, dataclass, fields
 from functools import wraps
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from audiolens.checks import shown
 from audiolens.errors import GivenTwiceError, InputError, InputTypeError
@@ -35,7 +35,7 @@ def takes(
     kind: type,
     *,
     spread: bool = True,
-    keeps: Collection[str] = (),
+    keeps: Collection[str] | Literal["all"] = (),
     single: Collection[str] = (),
     **called: str | tuple[str, ...] | None,
 ) -> Callable[[T], T]:
@@ -47,7 +47,7 @@ def takes(
     Args:
         kind: the class of the group, a frozen dataclass.
         spread: `False` only checks the arguments, for a function that reads the group itself.
-        keeps: fields without a loose argument that the function reads from the group itself.
+        keeps: fields without a loose argument that the function reads from the group itself, or "all".
         single: fields that may hold a list, which must then have exactly one entry.
         called: the name of a field's loose argument if it differs from the field's name, or a tuple of this name and
             its aliases. `None` means that a field has no loose argument, although an argument has the field's name.
@@ -92,7 +92,7 @@ def takes(
                     continue
                 if own:
                     held[own[0]] = _one(name, field.name, value) if field.name in single else value
-                elif field.name not in keeps and value != field.default:
+                elif keeps != "all" and field.name not in keeps and value != field.default:
                     raise InputError(
                         f"{name}={kind.__name__}({field.name}={shown(value)}): {_called(function)} takes no "
                         f"{field.name}; leave it out."

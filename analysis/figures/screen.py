@@ -12,8 +12,6 @@ from analysis.figures.literal import literally
 from analysis.figures.plots import CONTROL_MARKS, lines
 from analysis.figures.style import BLACK, GREEN, SEVERAL, SYMBOLS, change_of, plain, screen_errors
 
-_CONTROLS = {"x": "x-thin-open", "+": "cross-thin-open", "d": "diamond-open", "1": "y-down-open"}
-
 
 @literally
 def dose_response(table: pd.DataFrame, measured: str, poles: Sequence[str]) -> go.Figure:
@@ -42,7 +40,7 @@ def dose_response(table: pd.DataFrame, measured: str, poles: Sequence[str]) -> g
                 x=mine["strength"],
                 y=mine["effect"],
                 mode="markers",
-                marker={"color": colour, "symbol": _CONTROLS[marker], "size": 8},
+                marker={"color": colour, "symbol": SYMBOLS[marker], "size": 8},
                 name=words,
             )
     for pole, dash in zip(poles, ("dash", "dashdot"), strict=True):

@@ -37,6 +37,10 @@ SYMBOLS = {
     "v": "triangle-down",
     "P": "cross",
     "X": "x",
+    "x": "x-thin-open",
+    "+": "cross-thin-open",
+    "d": "diamond-open",
+    "1": "y-down-open",
 }
 """Plotly's names for matplotlib's markers."""
 NAMES: Mapping[str, str] = {

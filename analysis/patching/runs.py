@@ -61,7 +61,7 @@ class Pairs:
 
 @guarded
 @named_once
-@takes("sampling", Sampling, keeps=["temperature", "top_k"])
+@takes("sampling", Sampling, keeps="all")
 def pairs(
     lens: AudioLens,
     prompts: PromptSet,

@@ -46,7 +46,7 @@ READ_SECONDS = 2.0
 @guarded
 @named_once
 @takes("resampling", Resampling)
-@takes("sampling", Sampling, keeps=["guidance_scale", "temperature", "top_k"])
+@takes("sampling", Sampling, keeps="all")
 def place(
     lens: AudioLens,
     concept: str | PromptSet,

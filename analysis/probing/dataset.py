@@ -110,7 +110,7 @@ class Dataset:
         return f"Dataset({self.name}: {len(self)} rows in {groups} groups, {sound}, {labels_text(self.labels)})"
 
     @classmethod
-    @takes("sampling", Sampling, keeps=["temperature", "top_k"])
+    @takes("sampling", Sampling, keeps="all")
     def from_prompts(
         cls,
         lens: AudioLens,

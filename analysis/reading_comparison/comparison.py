@@ -98,7 +98,7 @@ class Readings:
 
 @guarded
 @named_once
-@takes("sampling", Sampling, keeps=["temperature", "top_k"])
+@takes("sampling", Sampling, keeps="all")
 def compare(
     lens: AudioLens,
     sets: PromptSet,

@@ -17,6 +17,7 @@ import pandas as pd
 from analysis.store import parquet
 from analysis.study.settings import Settings
 from analysis.sweep import BASELINE, SweepResult
+from analysis.sweep.response import LOST
 from audiolens import measure
 from audiolens.errors import InputError
 from audiolens.files.integrity import content_of
@@ -30,7 +31,7 @@ _FILE = "lost.parquet"
 _COLUMNS: Mapping[str, parquet.Kind] = {
     "condition": "text", "prompt": "text", "seed": "number", "nats": "number", "frechet": "number",
 }  # fmt: skip
-_LOST = ["rms_ratio", "onsets", "entropy_ratio"]
+_CRITERIA = [one for one in LOST if one != "failed"]
 
 
 def score(lens: AudioLens, tested: SweepResult, settings: Settings) -> pd.DataFrame:
@@ -89,7 +90,7 @@ def table(clips: pd.DataFrame, scored: pd.DataFrame) -> pd.DataFrame:
             {
                 **mine[_LABELS].iloc[0].to_dict(),
                 "failed": float(mine["failed"].mean()),
-                **{name: float(mine[name].median()) for name in _LOST},
+                **{name: float(mine[name].median()) for name in _CRITERIA},
                 "nats": float(nats["nats"].mean()),
                 "drift": drift,
                 "frechet": float(nats["frechet"].iloc[0]),
