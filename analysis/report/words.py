@@ -43,9 +43,9 @@ def strength(study: Study) -> str:
     tried = ", ".join(f"±{amount:g}" for amount in np.unique(mine["strength"].abs()))
     where = "" if study.placement is not None else f", the best of {choice.candidates} places and strengths"
     rule = (
-        f"it has the widest span between its two signs among those with at most {CHOSEN_FAILED:.0%} failed clips"
+        f"it has the widest span between its two signs among those with at most {100 * CHOSEN_FAILED:g}% failed clips"
         if choice.failed <= CHOSEN_FAILED
-        else f"it has the fewest failed clips, because more than {CHOSEN_FAILED:.0%} failed at every strength"
+        else f"it has the fewest failed clips, because more than {100 * CHOSEN_FAILED:g}% failed at every strength"
     )
     chosen = f"{choice.strength:g}"
     span = f"{name_of(study.measure)} at +{chosen} is {choice.span:.3g} times that at −{chosen}"
