@@ -7,6 +7,7 @@ false-positive rate of each function on simulated data.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +21,16 @@ from scipy import stats
 
 from analysis.resampling import Interval, Resampling, bootstrap, checked_resampling, levels
 from audiolens import ranking
-from audiolens.checks import as_array, checked_count, checked_flags, checked_seed, numbers_of, refuse_masked, shown
+from audiolens.checks import (
+    as_array,
+    checked_count,
+    checked_flags,
+    checked_seed,
+    numbers_of,
+    real_number,
+    refuse_masked,
+    shown,
+)
 from audiolens.door import guarded
 from audiolens.errors import InputError
 from audiolens.groups import takes
@@ -327,7 +337,8 @@ def rank_test(observed: float, controls: ArrayLike, alternative: Alternative = "
     values = _vector(controls, "controls")
     if not len(values):
         raise InputError("controls is empty: a rank needs at least one control (19 to reach p = .05).")
-    if not np.isfinite(values).all() or not np.isfinite(observed):
+    observed = real_number(observed)
+    if not np.isfinite(values).all() or not math.isfinite(observed):
         raise InputError("observed or controls contain NaN or infinity: give an effect of 0 for failed ones.")
     if alternative == "greater":
         k = int((values >= observed).sum())

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from audiolens.checks import MOST_JOBS, checked_count, shown
+from audiolens.checks import MOST_JOBS, checked_count, in_order, shown
 from audiolens.door import guarded
 from audiolens.errors import InputError, nearest
 from audiolens.measure.beats import beat_this_tempo, require
@@ -136,7 +136,7 @@ def refuse_lacking(measures: Sequence[str]) -> None:
     Raises:
         MissingPackageError, InputError: in that case; the message states what the measure needs.
     """
-    if "tempo_beat_this" in measures:
+    if "tempo_beat_this" in in_order("measures", measures, "names"):
         require()
 
 

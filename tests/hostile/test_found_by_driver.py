@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ import torch
 
 import audiolens as al
 from analysis import probing, study, sweep
+from analysis.statistics import rank_test
+from audiolens import measure
 from audiolens.errors import AudioLensError
 
 RECORDS = np.zeros(2, dtype=[("a", float), ("b", int)])
@@ -45,6 +48,10 @@ CALLS: dict[str, tuple[Callable[[Any], object], str]] = {
         lambda _: study.Settings(strengths={"one-to-one": (10**400,)}),
         "strengths of one-to-one: .*expected finite numbers above 0",
     ),
+    "an array as names of measures": (
+        lambda _: measure.refuse_lacking(torch.zeros(0)),
+        "measures: expected a list of names",
+    ),
     "no settings at all": (lambda lens: study.run(lens, "tempo", settings=False), "settings=False: expected"),
     "an empty dict of settings": (lambda lens: study.run(lens, "tempo", settings={}), "settings={}: expected"),
 }
@@ -75,3 +82,10 @@ def test_numbers_of_torch_are_numbers(lens: Any) -> None:
 
 def test_a_whole_number_past_64_bits_is_a_strength() -> None:
     assert study.Settings(strengths={"one-to-one": (10**30,)}).strengths["one-to-one"] == (10**30,)
+
+
+def test_the_observed_value_of_a_rank_test_is_any_real_number() -> None:
+    plain = rank_test(0.5, [0.1, 0.2, 0.7])
+    assert [rank_test(one, [0.1, 0.2, 0.7]) for one in (Fraction(1, 2), torch.tensor(0.5), np.float32(0.5))] == [
+        plain
+    ] * 3
