@@ -47,7 +47,7 @@ class GridSite:
 
         The head axis has length 1 if the site has no heads.
         """
-        features = [1 + at for at, axis in enumerate(self.axes) if axis not in (*_TIME, "head")]
+        features = [1 + at for at, axis in enumerate(self.axes) if axis not in ("row", *_TIME, "head")]
         cells = values.sum(dim=features)
         if not self.heads:
             return cells[..., None]

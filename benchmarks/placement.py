@@ -232,7 +232,7 @@ def compared(asked: Asked, concept: str) -> tuple[pd.DataFrame, dict[str, Any]]:
     lens, sets, directions = asked.lens, load(concept, lens=asked.lens), asked.directions(concept)
     # Placement runs before anything is steered, on prompts that the sweep does not use.
     others = sets.development[asked.n_prompts : 2 * asked.n_prompts]
-    placed = placement.place(lens, sets, directions, prompts=others)
+    placed = placement.place(lens, sets, directions, prompts=others, screen_seconds=0)
     typer.echo(repr(placed))
     steered, prompted = asked.steered(concept, directions), asked.prompted(concept)
     candidates = placed.candidates.assign(name=_names(placed.candidates)).set_index("name")

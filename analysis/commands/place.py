@@ -34,6 +34,7 @@ def place(
         str, typer.Option(help="Read the poles over shared clips of neutral prompts, or over their own: shared or own.")
     ] = "shared",
     seconds: Annotated[float, typer.Option(help="Length of each clip that is read.")] = 2.0,
+    screen: Annotated[float, typer.Option(help="Length of the steered clips that cap the strength; 0: none.")] = 5.0,
     by: Annotated[
         str, typer.Option(help="Evidence that decides (alignment, norm, probe, patching or attribution).")
     ] = "alignment",
@@ -43,10 +44,11 @@ def place(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Find where to apply a concept's direction, without generating steered clips.
+    """Find where to apply a concept's direction, and how strongly.
 
     A place is a block and a strategy. At every candidate place, the direction is added while the model reads its own
-    clips. Its effect on the next codes is compared with that of the concept's words, and the best match is chosen.
+    clips. Its effect on the next codes is compared with that of the concept's words, and the best match is chosen. A
+    few short steered clips at the chosen place then cap the strength. If the match is poor, the place is rejected.
 
     Examples:
 
@@ -72,6 +74,7 @@ def place(
         None if read is None else Directions.load(read, lens=lens),
         prompts=_neutral(sets.development, prompts, concept),
         seconds=seconds,
+        screen_seconds=screen,
         progress=not as_json,
         read_over=codes,  # pyright: ignore[reportArgumentType]  # checked there
         **options,

@@ -18,12 +18,13 @@ from jaxtyping import Int
 from torch import Tensor
 
 from analysis import layer_attribution
+from analysis.placement.capacity import screen
 from analysis.placement.other_evidence import Computable, checked_kinds, computed, generated_steps
 from analysis.placement.result import ALIGNMENT, Placement, chosen
 from analysis.placement.shifts import Candidate, asked_in_words, candidates, checked_strategies, shifts_of
 from analysis.resampling import Resampling
 from audiolens import prompts as prompt_sets
-from audiolens.checks import MOST_SEED, checked_count, checked_flags, in_order, shown
+from audiolens.checks import MOST_SEED, checked_amount, checked_count, checked_flags, in_order, shown
 from audiolens.directions.difference_in_means import difference_in_means
 from audiolens.directions.directions import Directions
 from audiolens.directions.pole_reader import CodesSource
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 READ_PROMPTS = 48
 """Number of prompts per pole from which directions are read if the caller gives no directions."""
 READ_SECONDS = 2.0
+SCREEN_SECONDS = 5.0
+"""Four beats, which a clip needs in order not to count as failed, take five seconds at 50 BPM."""
 
 
 @guarded
@@ -57,6 +60,7 @@ def place(
     prompts: Sequence[str] | None = None,
     codes: Int[Tensor, "row codebook frame"] | None = None,
     seconds: float = 2.0,
+    screen_seconds: float = SCREEN_SECONDS,
     evidence: Mapping[str, Any] | None = None,
     compute: Sequence[Computable] = get_args(Computable),
     by: str = ALIGNMENT,
@@ -83,6 +87,8 @@ def place(
         codes: codes that follow these prompts, one row per prompt. By default the model generates them without
             steering.
         seconds: length of the generated clips, in seconds.
+        screen_seconds: length of the steered clips that are generated at the chosen place to cap its strength (see
+            `Placement.capacity`), at most as long as the model allows. 0 generates none, and no cap applies.
         evidence: further evidence about each layer, by name, in a form that `layer_attribution.gather` accepts.
         compute: evidence to compute on the same clips: "probe", "patching", "attribution". Evidence that cannot be
             computed (such as a probe with one clip, or attribution between prompts of unequal length) is left out, and
@@ -109,6 +115,7 @@ def place(
     The effects of the words and of the direction are measured on the conditional branch, without guidance.
     """
     checked_flags(progress=progress)
+    screen_seconds = checked_amount("screen_seconds", screen_seconds, above=-1e-9)
     sets = prompt_sets.load(concept, lens=lens) if isinstance(concept, str) else concept
     if not isinstance(sets, PromptSet):
         raise InputTypeError(f"concept={type(concept).__name__}: expected the name of a prompt set, or a PromptSet.")
@@ -166,10 +173,6 @@ def place(
         row_steps=spent + shifts.row_steps + other.row_steps,
     )  # fmt: skip
     where = next(one for one in found if one.name == placement.name)
-    strength = placement.strength
-    if np.isfinite(strength):
-        far = shifts_of(lens, neutral, poles, codes, [where], batch_size=batch_size, step=strength)
-        placement = placement.with_more(far.row_steps, at_strength=float(far.alignment()[0]))
     if n_random:
         own = [
             Candidate(where.strategy, where.layer, where.directions.random_like(seed + draw))
@@ -177,6 +180,17 @@ def place(
         ]
         control = shifts_of(lens, neutral, poles, codes, own, batch_size=batch_size)
         placement = placement.with_more(control.row_steps, random=tuple(control.alignment().tolist()))
+    strength = placement.words_strength
+    if screen_seconds and not placement.rejected:
+        capacity = screen(
+            lens, where, strength, neutral, seconds=screen_seconds, seed=seed, batch_size=batch_size,
+            progress=progress, sampling=sampling or Sampling(),
+        )  # fmt: skip
+        placement = placement.with_more(capacity.row_steps, screened=capacity.tried, capacity=capacity.strength)
+        strength = strength if np.isnan(capacity.strength) else min(strength, capacity.strength)
+    if np.isfinite(strength) and strength > 0:
+        far = shifts_of(lens, neutral, poles, codes, [where], batch_size=batch_size, step=strength)
+        placement = placement.with_more(far.row_steps, at_strength=float(far.alignment()[0]))
     return placement
 
 

@@ -14,16 +14,19 @@ from analysis.figures.canvas import drawable
 from analysis.layer_attribution import LayerAttribution, LayerEvidence
 from analysis.placement.shifts import Candidate, Shifts, place_name
 from analysis.resampling import interval_of, resampled
-from audiolens.checks import shown
+from audiolens.checks import checked_amount, shown
 from audiolens.directions.directions import Directions
-from audiolens.directions.steering import Strategy
+from audiolens.directions.steering import Strategy, steer
 from audiolens.door import checked_kinds, guarded
 from audiolens.errors import InputError
+from audiolens.interventions import Intervention
 from audiolens.prompts import PromptSet
 
 ALIGNMENT = "alignment"
 AS_GOOD = 0.995
 """Places with at least this fraction of the best alignment count as equally good. The simplest one is chosen."""
+LEAST_ALIGNMENT = 0.3
+"""A placement with a lower alignment is rejected."""
 
 
 @guarded
@@ -40,7 +43,7 @@ class Placement:
             the direction and of the words on the next codes (Fisher metric), and `low` and `high` are its 95% interval
             over prompts. `gain` is the fraction of the words' shift that a strength of 1 causes. `strength` is the
             strength that shifts the predictions for neutral music as far towards a pole as the pole's word does,
-            without guidance.
+            without guidance. Only the chosen place is screened, so the strengths of the others are not capped.
         evidence: other evidence about each layer, which always includes the direction's norm.
         left_out: requested evidence that could not be computed, and why.
         by: the name of the evidence that decided the choice.
@@ -50,14 +53,19 @@ class Placement:
         at_strength: alignment of the chosen place at its `strength`, at which shifts may no longer be linear in
             strength.
         random: alignments of random directions of the same lengths at the chosen place.
+        screened: the strengths that were screened at the chosen place, one row per strength and sign: `strength`
+            (signed), `failed` (share of failed clips), `drift` (change in likelihood, as a multiple of the difference
+            between two seeds) and `tolerated`. It is `None` without a screen.
+        capacity: the largest screened strength that was tolerated (0: none was). It is NaN without a screen, or if
+            unsteered clips already fail.
         n_prompts: number of different neutral prompts.
         row_steps: number of decoder steps, summed over the rows of all clips that were generated or read.
 
     A placement does not show that steering there works. A direction may change the next codes as the words do, yet its
-    effect may not accumulate over a clip. Strengths beyond the linear range are not tested. Only the candidate places
-    are considered. The shifts of the words and of the direction are compared on unsteered music. The intervals and the
-    certainty reflect only the variation between neutral prompts, with one clip each. They do not include the
-    uncertainty of the direction itself.
+    effect may not accumulate over a clip. The screen tests only whether clips fail or become unlikely, and with few
+    clips. Only the candidate places are considered. The shifts of the words and of the direction are compared on
+    unsteered music. The intervals and the certainty reflect only the variation between neutral prompts, with one clip
+    each. They do not include the uncertainty of the direction itself.
     """
 
     concept: str
@@ -74,6 +82,8 @@ class Placement:
     left_out: Mapping[str, str] = field(default_factory=dict)
     at_strength: float = float("nan")
     random: tuple[float, ...] = ()
+    screened: pd.DataFrame | None = None
+    capacity: float = float("nan")
 
     @property
     def site(self) -> str:
@@ -104,11 +114,54 @@ class Placement:
 
     @property
     def strength(self) -> float:
-        """A strength to start from, which shifts the predictions as far as the pole's word does, without guidance.
+        """A strength to start from: the smaller of `words_strength` and `capacity`.
+
+        Raises:
+            InputError: if the placement is rejected (see `rejected`).
+        """
+        if self.rejected:
+            raise InputError(f"{self.rejected} Pass a strength of your own to al.steer, or read other directions.")
+        return self._capped
+
+    @property
+    def words_strength(self) -> float:
+        """The strength that shifts the predictions as far as the pole's word does, without guidance.
 
         It is NaN if the direction and the words shift the predictions in opposite directions.
         """
         return float(self.chosen.strength)
+
+    @property
+    def _capped(self) -> float:
+        return self.words_strength if np.isnan(self.capacity) else min(self.words_strength, self.capacity)
+
+    @property
+    def rejected(self) -> str:
+        """Why this placement should not be used, or an empty string.
+
+        It is rejected if its alignment is below 0.3 or no larger than that of a random direction, or if the screened
+        place tolerated no strength.
+        """
+        here, aligned = f"{self.concept}: {self.name} is rejected as a place", float(self.chosen.alignment)
+        most = max(map(abs, self.random), default=0.0)
+        if aligned <= most:
+            return f"{here}, because its alignment of {aligned:.2f} is within chance (random directions: {most:.2f})."
+        if aligned < LEAST_ALIGNMENT:
+            return f"{here}, because its alignment of {aligned:.2f} is below {LEAST_ALIGNMENT}."
+        if self.capacity == 0 and self.screened is not None:
+            least = self.screened.strength.abs().min()
+            return f"{here}, because clips break down even at strength {least:.2g}."
+        return ""
+
+    def steer(self, amount: float = 1.0) -> list[Intervention]:
+        """Return the interventions that steer at the chosen place, with `amount` times `strength`.
+
+        A negative amount steers towards the negative pole.
+
+        Raises:
+            InputError: if the placement is rejected.
+        """
+        return steer(self.directions, **self.where, strength=checked_amount("amount", amount) * self.strength)
 
     @property
     def reason(self) -> str:
@@ -121,7 +174,7 @@ class Placement:
             f"with a cosine of {row.alignment:.2f}{'' if np.isnan(row.low) else f' [{row.low:.2f}, {row.high:.2f}]'}"
         )
         if not np.isnan(self.at_strength):
-            text += f" ({self.at_strength:.2f} at strength {self.strength:.2g})"
+            text += f" ({self.at_strength:.2f} at strength {self._capped:.2g})"
         if self.by != ALIGNMENT:
             text += f"; chosen by {self.by}, which is largest there among the candidates"
         else:
@@ -138,6 +191,8 @@ class Placement:
             text += ", which is no less" if most >= abs(row.alignment) else ""
         elif row.low <= 0 <= row.high:
             text += ", not distinguishable from chance (its interval covers 0)"
+        if self._capped < self.words_strength:
+            text += f"; strength capped at {self._capped:.2g}, because clips break down at more"
         return f"{text}."
 
     def with_more(self, row_steps: int, **found: Any) -> Placement:
@@ -172,7 +227,8 @@ class Placement:
     def __repr__(self) -> str:
         sure = "" if np.isnan(self.certainty) else f" As good as the best in {self.certainty:.0%} of resamples."
         missing = "".join(f" Without {name}: {why}" for name, why in self.left_out.items())
-        return f"Placement({self.concept}: {self.name}. {self.reason}{sure}{missing})"
+        rejected = f" {self.rejected}" if self.rejected else ""
+        return f"Placement({self.concept}: {self.name}. {self.reason}{sure}{missing}{rejected})"
 
 
 def chosen(

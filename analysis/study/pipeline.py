@@ -145,6 +145,8 @@ class _Course:
         asked: dict[str, Any] = {
             "layers": settings.blocks(len(directions)), "prompts": list(self.sets.development[: settings.development]),
             "seconds": settings.reading_seconds, "seed": settings.first_pair,
+            # A study chooses the strength itself, from clips of its own measure.
+            "screen_seconds": 0,
         }  # fmt: skip
         words = words_of(self.sets, asked["prompts"])
         follows = {**asked, "directions": storage.hash_of(directions), "words": words,

@@ -168,7 +168,13 @@ def test_a_study_goes_where_placement_says(lens: Any) -> None:
     found = study.run(lens, "tempo", settings=TINY, progress=False)
     neutral = al.prompts.load("tempo").development[: TINY.development]
     alone = placement.place(
-        lens, "tempo", found.directions, prompts=neutral, seconds=TINY.reading_seconds, progress=False
+        lens,
+        "tempo",
+        found.directions,
+        prompts=neutral,
+        seconds=TINY.reading_seconds,
+        screen_seconds=0,
+        progress=False,
     )
     assert found.placement is not None
     assert found.placement.where == alone.where
