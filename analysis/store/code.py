@@ -3,7 +3,7 @@
 Starting at the function's own module, the search follows all imports of modules of audiolens and analysis. This
 includes imports inside functions, and imports for annotations, because the methods of an annotated value may run. A
 name that a package re-exports leads to the module that defines the name, not to the rest of the package. A module that
-is imported under a computed name (`import_module`) is not followed. The hash ignores comments, docstrings and
+is imported under a computed name (`import_module`) is not included. The hash ignores comments, docstrings and
 formatting, methods that only draw (`DRAWING`), and imports that only those methods use.
 """
 

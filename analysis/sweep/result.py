@@ -38,7 +38,7 @@ class SweepResult:
             baseline of the same prompt and seed. `file` names the sound file, if sound was written.
         measures, also: names of the measures, and of the further columns.
         settings: the settings with which the clips were generated.
-        audio: kept sound by row number.
+        audio: the sound of clips by row number, if it was kept in memory.
         folder: the sweep's folder, if it has one.
         planned: number of rows of the whole sweep. `table` has fewer rows if it was loaded before the sweep ended.
         distances: the columns that `compared` added, one row per condition.
@@ -264,7 +264,7 @@ class SweepResult:
 
 
 def _number(found: Any) -> float:
-    """Check the value that a caller's distance returned."""
+    """Check the value that a caller's distance function returned."""
     try:
         return real_number(found)
     except TypeError:
