@@ -31,7 +31,7 @@ class Resampling:
         seed: seed of the draws and permutations.
 
     Raises:
-        InputTypeError, InputError: on creation, for settings that are out of range.
+        InputTypeError, InputError: when the object is created, if a setting has the wrong type or is out of range.
     """
 
     n_bootstrap: int | None = None

@@ -114,7 +114,7 @@ class AUC:
 class RankTest:
     """The rank of an observed value among those of controls: p = (1 + k) / (n + 1).
 
-    With n controls, p is at least 1 / (n + 1). With 19 controls, it can therefore reach .05, but not less.
+    With n controls, p is at least 1 / (n + 1). With 19 controls, it can therefore reach .05, but no smaller value.
     """
 
     p: float

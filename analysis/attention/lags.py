@@ -45,7 +45,7 @@ class LagAttention:
 
     A high score does not show that a head tracks the beat, because the head may follow anything that recurs with the
     beat. The beats of other clips are a conservative control, because a beat of half or double the length shares some
-    lags with the clip's own.
+    lags with the clip's own beat.
     """
 
     profiles: Float[np.ndarray, "layer head row lag"]

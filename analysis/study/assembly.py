@@ -113,7 +113,7 @@ def places(placed: Placement, settings: Settings) -> list[dict[str, Any]]:
 def _joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """Join tables by rows. A label that a table lacks becomes NaN in its rows, and numeric labels stay numeric."""
     found = pd.concat(tables, ignore_index=True)
-    # A column without any text is one of missing numbers, as `clips.parquet` holds it.
+    # A column without any text contains only missing numbers, as in `clips.parquet`.
     for name in (*_NUMBERS, *_TEXTS):
         if name in found:
             column = found[name].mask(found[name].isna(), np.nan)

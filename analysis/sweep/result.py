@@ -158,8 +158,8 @@ class SweepResult:
     ) -> CrossEffects:
         """Return the effect of steering along one concept on every measure, at one place.
 
-        The place with the widest span of effects is used. `place` (strategy, layer, branch, band) restricts which
-        places are considered.
+        The place with the widest span of effects (`dose.DoseResponse.widest`) is used. `place` (strategy, layer,
+        branch, band) restricts which places are considered.
         """
         name = self._concept(concept)
         chosen = dose.place_of(self.dose_response(name, n_bootstrap=0).widest(**place).iloc[0])
