@@ -17,7 +17,7 @@ from audiolens.arrays import AsArray
 from audiolens.errors import AudioLensError, InputError, InputTypeError
 
 MOST = 1_000_000
-"""The largest count that is accepted. A loop over more items would never finish."""
+"""The largest count that is accepted. A loop over more items would take far too long."""
 MOST_SEED = 2**32 - 1
 MOST_ITEMS = 10_000_000
 """The largest number of items in a list."""

@@ -255,8 +255,7 @@ class Climb:
         return torch.cat([stream, torch.stack(rows)]) if rows else stream, [*joined, *waiting]
 
     def _enters(self, cell: Cell) -> tuple[int, int]:
-        """Return the block at which a patched stream joins the climb, and the number of that block's parts that it
-        skips.
+        """Return the block at which a patched stream joins the climb, and how many parts of that block it skips.
 
         A patch of the stream after the last block joins at block `n_layers`.
         """

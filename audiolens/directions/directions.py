@@ -214,7 +214,7 @@ class Directions(AsArray):
         magnifies that part. Use them only to see how much is retained.
 
         Raises:
-            InputError: without samples or, if balanced, with fewer than two prompts in a pole.
+            InputError: if no samples were stored or, with `balanced=True`, if a pole has fewer than two prompts.
         """
         checked_flags(match_norms=match_norms, balanced=balanced)
         samples = self._samples("shuffled")
@@ -241,7 +241,7 @@ class Directions(AsArray):
         another estimator made the vectors.
 
         Raises:
-            InputError: without samples.
+            InputError: if no samples were stored.
         """
         return permutation_test(self._samples("permutation_test"), n_shuffles, checked_seed(seed))
 

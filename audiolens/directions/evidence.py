@@ -47,8 +47,8 @@ class Evidence:
             because many shuffles then reach an AUC of 1 at some layer. It is `None` in files written by earlier
             versions.
 
-    This evidence shows that the poles differ consistently. It does not show that the difference is the concept, nor
-    that the model uses it.
+    This evidence shows that the poles differ consistently. It does not show that the difference represents the concept,
+    or that the model uses it.
     """
 
     split_half_cosine: Float[Tensor, " layer"]

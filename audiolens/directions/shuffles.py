@@ -13,9 +13,9 @@ from audiolens.checks import checked_count, checked_seed
 from audiolens.errors import InputError
 
 FEWEST = 2
-"""The fewest prompts per pole that can be halved."""
+"""The smallest number of prompts per pole that can be split into halves."""
 _TRIES = 50
-"""How many seeds are tried for each different split. Small sets can be split in only a few ways."""
+"""The number of seeds that are tried per distinct split. Small sets can be split in only a few ways."""
 
 Groups = tuple[Int[Tensor, " member"], Int[Tensor, " other_member"]]
 """The indices of the prompts in the two groups."""

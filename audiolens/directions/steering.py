@@ -74,7 +74,7 @@ def steer(
         schedule: factors that multiply the strength over time: a function of the time in seconds, or one number per
             frame.
         preserve_norm: rescale every changed position to its original norm.
-        operator: "add" adds the vector. "clamp" sets the projection on the direction to `strength` x `unit`, so a
+        operator: "add" adds the vector. "clamp" sets the projection onto the direction to `strength` x `unit`, so a
             strength of 0 removes the direction rather than changing nothing. "ablate" removes a fraction `strength` of
             the projection, regardless of the unit.
         prefix: also steer the conditioning before step 0, if it is part of the decoder's own sequence.

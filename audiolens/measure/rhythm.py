@@ -26,7 +26,10 @@ FEWEST_ONSETS = 4
 OCTAVES = (1 / 3, 1 / 2, 2.0, 3.0)
 OCTAVE_TOLERANCE = 0.04
 LEAST_CLARITY = 0.3
-"""The least pulse clarity of a beat; clicks at random times have about 0.2, and étude's synthesised music 0.5 to 1."""
+"""The lowest pulse clarity at which a clip has a beat.
+
+Clicks at random times have about 0.2, and étude's synthesised music has 0.5 to 1.
+"""
 
 TempoMethod = Literal["beat", "ioi", "beat_this"]
 

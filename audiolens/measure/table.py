@@ -40,7 +40,7 @@ MEASURES: Mapping[str, Callable[[Clip], float]] = MappingProxyType(
 )
 """Maps each column of `table` to the function that measures one clip."""
 EXTRA_MEASURES: Mapping[str, Callable[[Clip], float]] = MappingProxyType({"tempo_beat_this": beat_this_tempo})
-"""The same for measures that need an extra package and are computed only on request."""
+"""The same mapping for measures that need an extra package and are computed only on request."""
 UNITS: Mapping[str, str] = MappingProxyType(
     {
         "tempo": "BPM",
