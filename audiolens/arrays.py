@@ -14,8 +14,10 @@ if TYPE_CHECKING:
 
 
 class AsArray:
-    """Base class that lets `np.asarray` and `torch.as_tensor` copy `_numbers`, and makes numpy defer to its
-    operators."""
+    """Base class of objects that numpy and torch can convert to one array.
+
+    `np.asarray` and `torch.as_tensor` copy `_numbers`, and numpy defers to the operators of the class.
+    """
 
     __array_ufunc__ = None
 

@@ -69,7 +69,7 @@ class LagAttention:
 
     @property
     def least_p(self) -> float:
-        """The smallest p that these clips can give, which is 1 / (number of ways to assign their beats to the clips).
+        """The smallest p that these clips can give, which is 1 / (number of ways to assign the beats to the clips).
 
         Equal beats reduce the number of distinct assignments.
         """

@@ -291,7 +291,7 @@ class Dataset:
 def task_of(labels: np.ndarray) -> Task:
     """Return the task that labels imply.
 
-    Text, truth values and few distinct whole numbers are classes. Other numbers are a quantity.
+    Text, truth values and few distinct whole numbers are treated as classes, and other numbers as a quantity.
     """
     if labels.dtype.kind in "USOb":
         return "classification"

@@ -55,7 +55,8 @@ class Sources:
         return cls({".".join(own.with_suffix("").parts).removesuffix(".__init__"): path for path, own in found.items()})
 
     def code_of(self, *values: Any) -> Code:
-        """Return the code that functions, classes, other values (by their class) or modules (by name) can run."""
+        """Return the code that can be run by functions, classes, other values (through their class) or modules (given
+        by name)."""
         found: dict[str, str] = {}
         left = [value if isinstance(value, str) else home_of(value) for value in values]
         while left:
@@ -112,7 +113,7 @@ class _Module:
 
     Attributes:
         names: the sources of each imported name.
-        imports: each source of a name in use, with the attributes of the name that the code uses, or `None` if the code
+        imports: the source of each imported name that the code uses, with the attributes that it uses, or `None` if it
             uses the name as a whole.
     """
 

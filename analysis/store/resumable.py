@@ -1,4 +1,4 @@
-"""Result folders that can be filled over several runs, even if a run stops at an arbitrary moment.
+"""Result folders that can be filled over several runs, even if a run is interrupted at any moment.
 
 A description with a hash is written first, and states what the folder contains. Entries follow, such as a sweep's
 batches or a study's stages. Each entry is either complete or absent, and is protected by hashes. A run resumes only a

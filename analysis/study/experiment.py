@@ -2,8 +2,8 @@
 
 Directions are read at every block and compared between blocks. The place (a strategy and a block) is chosen from
 evidence without steering, or by steering at every block on development prompts. The chosen place and strength are then
-tested on test prompts. The effect is compared with that of control directions, and with that of prompts that ask for
-the concept. Finished stages stay in the folder, so repeating the call resumes an interrupted study.
+tested on test prompts. The effect is compared with the effects of control directions and of prompts that ask for the
+concept. Finished stages stay in the folder, so repeating the call resumes an interrupted study.
 """
 
 from __future__ import annotations

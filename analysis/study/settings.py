@@ -81,8 +81,8 @@ class Settings:
         poles: number of prompts per pole from which directions are read.
         reading_seconds: length of the clip that is generated for each of these prompts.
         position: position in the clip or text at which directions are read, as in `difference_in_means`.
-        codes: the clips over which the poles are read: "shared" (both poles over the same clips of the development
-            prompts) or "own" (each prompt over its own clip).
+        codes: the clips on which the model runs while the poles are read: "shared" (the same clips of the development
+            prompts for both poles) or "own" (each prompt's own clip).
         development, development_seeds: number of neutral prompts, and of seeds per prompt, for choosing place and
             strength.
         test, test_seeds: number of neutral prompts, and of seeds per prompt, for the reported results.

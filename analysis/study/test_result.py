@@ -1,9 +1,9 @@
 """Test the chosen steering on test prompts, against controls and references.
 
 Controls are random directions, balanced shuffles and other concepts' directions (`analysis.sweep.controls`), added with
-the same norm at the same place. They are run on fewer clips than the steering, whose effect on those same clips is
-ranked among the controls' effects. References use the same seeds with prompts that ask for a pole in words, both
-without steering and with steering towards the other pole.
+the same norm at the same place. Controls are run on fewer clips than the steering. The effect of steering on those
+clips is ranked among the controls' effects. References use the same seeds with prompts that ask for a pole in words,
+both without steering and with steering towards the other pole.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Describe everything that the rows of a sweep depend on, for the file `plan.json` in the sweep's folder.
 
-`ledger` writes `plan.json`, and resumes a sweep only if its plan is the same.
+`ledger` writes `plan.json`, and resumes a sweep only if its plan is unchanged.
 """
 
 from __future__ import annotations

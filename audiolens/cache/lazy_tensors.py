@@ -149,7 +149,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], labels: Mapping[str, Any]) 
     """Write one safetensors file, with the labels in its header. An existing file is replaced atomically.
 
     Raises:
-        InputError: if the file cannot be written, or if something that is not a file has this name.
+        InputError: if the file cannot be written, or if something other than a file has this name.
     """
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with written(path) as made:

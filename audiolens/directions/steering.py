@@ -55,9 +55,10 @@ def steer(
 
     Args:
         directions: the directions of one or several concepts. They are applied at the site at which they were read.
-        strategy: "one-to-one" adds `layer`'s vector at `layer`; "one-to-all" adds it at every block, so its effect
-            accumulates and it needs only a fraction of the strength; "one-to-band" adds it at the blocks of `band` (or
-            `layers`); "all-to-all" adds each block's own vector at that block (or only at `layers`).
+        strategy: "one-to-one" adds the vector of `layer` at `layer`. "one-to-all" adds this vector at every block, so
+            its effect accumulates and a fraction of the strength is enough. "one-to-band" adds this vector at the
+            blocks of `band` (or `layers`). "all-to-all" adds each block's own vector at that block (or only at
+            `layers`).
         layer: the layer whose vector the one-to strategies use; optional if the directions have only one layer. With
             several concepts, give one layer for all of them or one for each.
         layers: the target blocks of "one-to-band" and "all-to-all". Under "one-to-one", it is another name for `layer`.

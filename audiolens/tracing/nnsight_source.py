@@ -109,7 +109,7 @@ def _controlled(model: nn.Module) -> list[tuple[int, dict[str, Any], Controller]
 def open_ahead(model: Model, family: Family, site: Site) -> None:
     """Open the operations that later sites of the same module need.
 
-    They cannot be opened once the module's forward pass has begun.
+    These operations cannot be opened once the module's forward pass has begun.
     """
     hooks = list(family.block_taps)
     if site.layer is None:
