@@ -55,8 +55,10 @@ class Sources:
         return cls({".".join(own.with_suffix("").parts).removesuffix(".__init__"): path for path, own in found.items()})
 
     def code_of(self, *values: Any) -> Code:
-        """Return the code that can be run by functions, classes, other values (through their class) or modules (given
-        by name)."""
+        """Return the code that functions, classes, other values or modules can run.
+
+        A value that is not a function or class stands for its class, and a string names a module.
+        """
         found: dict[str, str] = {}
         left = [value if isinstance(value, str) else home_of(value) for value in values]
         while left:

@@ -300,7 +300,7 @@ def _listed(folder: Path) -> list[Path]:
 
 
 def _is_foreign(path: Path) -> bool:
-    """Return whether a file is readable JSON that has neither a hash nor a format of audiolens."""
+    """Return whether a file is readable JSON that has neither a hash nor a format name of audiolens."""
     try:
         found = bounded.read_json(path)
     except InputError:

@@ -324,7 +324,7 @@ class Settings:
         return name
 
     def measures_of(self, concept: str) -> tuple[str, ...]:
-        """Return all measures taken of a concept's clips."""
+        """Return all measures to compute for a concept's clips."""
         # In a study of several concepts, each concept's clips are also measured by the other concepts' measures.
         further = {self.measure_of(concept), *self.heard_by.values()} - {*measure.MEASURES}
         return (*measure.MEASURES, *sorted(further))

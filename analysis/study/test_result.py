@@ -94,7 +94,7 @@ class Outcome:
 
     @property
     def claimable(self) -> bool:
-        """Whether a study may claim the effect: it must be `towards` the pole and larger than those of the controls.
+        """Whether a study may claim the effect, which must be `towards` the pole and exceed the controls' effects.
 
         `p_corrected` must be at most .05, and no other concept's direction may have as large an effect.
         """

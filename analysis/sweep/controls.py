@@ -26,7 +26,7 @@ Figures show these controls, but effects are not ranked against such controls.
 
 @dataclass(frozen=True)
 class Control:
-    """A control direction for the direction `real`.
+    """One control, which is compared with the direction `real`.
 
     Attributes:
         kind: one of `KINDS`.

@@ -162,7 +162,7 @@ class PoleReader:
 
     @property
     def neutral(self) -> tuple[str | None, ...]:
-        """The neutral prompts of the clips that both poles are read over; empty unless the codes are shared."""
+        """The neutral prompts of the clips that both poles share; empty unless the codes are shared."""
         return () if self.clips is None else self.clips.neutral
 
     @property
@@ -174,7 +174,8 @@ class PoleReader:
 
     @property
     def starts(self) -> bool:
-        """Whether the start token is the only code needed: step 0 and the end of the text attend to no other code."""
+        """Whether the start token is the only code needed, because step 0 and the end of the text attend to no other
+        code."""
         return self.position in ("first", "eos")
 
     @property
