@@ -43,11 +43,13 @@ BRANCHES: tuple[Branch, ...] = ("cond", "null", "both")
 class Readings:
     """The directions read at each position and in each branch.
 
-    `table` has one row per position, branch and layer: norm: length of the difference of means; `relative_norm` is that
-    length divided by the mean activation norm. separation, auc, split_half_cosine, stable_at: as in `Evidence`. cosine:
-    cosine similarity to the direction of the first position and branch (`reference`) at that layer. onset_correlation:
-    Spearman's correlation between a clip's projection onto the direction and its onsets per second, computed within
-    each pole and averaged. It shows how strongly the reading reflects busyness, independently of the poles.
+    `table` has one row per position, branch and layer:
+        norm: length of the difference of means; `relative_norm` is that length divided by the mean activation norm.
+        separation, auc, split_half_cosine, stable_at: as in `Evidence`.
+        cosine: cosine similarity to the direction of the first position and branch (`reference`) at that layer.
+        onset_correlation: Spearman's correlation between a clip's projection onto the direction and its onsets per
+            second, computed within each pole and averaged. It shows how strongly the reading reflects busyness,
+            independently of the poles.
 
     In the `null` branch only the codes sampled so far can separate the poles. At "first" this branch is the same for
     all prompts, so its direction is zero and its columns are NaN. The table does not show which reading steers

@@ -14,8 +14,9 @@ INTERVAL, BEAT = "tempo_ioi", "tempo"
 def by_the_beat(measured: str, cross: pd.DataFrame, strength: float) -> list[str]:
     """Return a sentence that reports the change in beat tempo alongside a finding based on intervals between onsets.
 
-    For other measures, the list is empty. `cross` contains the effect of the chosen steering on every measure
-    (`test_result.cross_effects`). Music with more notes per beat has shorter intervals at the same beat tempo.
+    The sentence is returned in a list, which is empty for other measures. `cross` contains the effect of the chosen
+    steering on every measure (`test_result.cross_effects`). Music with more notes per beat has shorter intervals at the
+    same beat tempo.
     """
     if measured != INTERVAL:
         return []

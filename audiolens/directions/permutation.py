@@ -24,7 +24,8 @@ class PermutationTest:
         layers: the block of each value.
         ratio: the norm of the direction divided by the median norm under shuffled labels.
         p: permutation p-value, family-wise over layers: the share of labellings, including the original one, whose
-            largest norm over all layers is at least as large. Norms are compared relative to their mean at each layer.
+            largest norm over all layers is at least the direction's norm at this layer. All norms are relative to their
+            layer's mean norm.
         least_p: the smallest possible `p`, which is large with few prompts.
         n_shuffles: number of shuffles.
 

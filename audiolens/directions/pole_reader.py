@@ -174,8 +174,7 @@ class PoleReader:
 
     @property
     def starts(self) -> bool:
-        """Whether the start token is the only code needed, because step 0 and the end of the text attend to no other
-        code."""
+        """Whether the start token is the only code needed. Step 0 and the end of the text attend to no other code."""
         return self.position in ("first", "eos")
 
     @property
