@@ -6,7 +6,7 @@ share one pass up the blocks, which this module calls a climb. A cell joins the 
 made, as one row per pair, and the metric is computed once, after the last block. Climbs from different steps differ in
 length, but only attention depends on the length. Climbs therefore advance in lockstep, and everything that is computed
 per position is computed for all of them at once. Recordings are made through the lens. A climb instead calls the
-blocks' modules directly, so that only what the cells need is computed, and nothing is traced.
+blocks' modules directly, so that only what the cells need is computed and stored, and nothing is traced.
 """
 
 from __future__ import annotations

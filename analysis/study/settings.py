@@ -101,7 +101,7 @@ class Settings:
         most_blocks: maximum number of blocks to scan. If the model has more blocks, evenly spaced ones are scanned.
         pairs: number of matched prompt pairs to patch activations between. 0 skips patching.
         measured: the measure of the concept (default: its entry in `analysis.sweep.response.MEASURED`).
-        heard_by: for some concepts, the measure that replaces their default in `MEASURED`.
+        heard_by: a mapping from concepts to the measures that replace their defaults in `MEASURED`.
         frechet: whether to compute the Fréchet distance between steered and unsteered clips, which needs many clips.
         seconds, guidance_scale, temperature, top_k: length and sampling of every clip.
         branch: the guidance half to steer.

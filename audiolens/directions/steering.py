@@ -80,8 +80,8 @@ def steer(
             the projection, regardless of the unit.
         prefix: also steer the conditioning before step 0, if it is part of the decoder's own sequence.
         combine: how several concepts combine. "sum" uses each vector unchanged. "orthogonalised" removes from each
-            vector its component along the previous ones (Gram-Schmidt; the first is unchanged, so the order matters),
-            so that steering along a later concept does not steer along an earlier one. Without orthogonalisation,
+            vector its component along the previous ones (Gram-Schmidt), so that steering along a later concept does not
+            steer along an earlier one. The first vector is unchanged, so the order matters. Without orthogonalisation,
             clamps or ablations of several concepts interfere with one another.
 
     Returns:

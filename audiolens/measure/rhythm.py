@@ -48,7 +48,7 @@ def tempo(
             `librosa.feature.tempo` with a uniform prior, with the period interpolated between frames. `"ioi"` is 60
             over the median interval between accents (onsets in most frequency bands), and may be outside [40, 240].
             `"beat_this"` is 60 over the median interval between the beats of Beat This (ISMIR 2024), the tracker used
-            by Facchiano et al. (2025); it needs `pip install 'audiolens[beats]'`.
+            by Facchiano et al. (2025). It needs `pip install 'audiolens[beats]'`.
 
     Returns:
         BPM per row; NaN for silence, for fewer than four onsets (or beats) and, for "beat", if the envelope is not
