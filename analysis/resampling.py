@@ -19,8 +19,9 @@ from audiolens.errors import InputError
 @guarded
 @dataclass(frozen=True)
 class Resampling:
-    """The settings of intervals and p-values in one object, as in `effect(...,
-    resampling=Resampling(n_bootstrap=200))`.
+    """The settings of intervals and p-values in one object.
+
+    An example is `effect(..., resampling=Resampling(n_bootstrap=200))`.
 
     Every function that takes some of these settings also accepts them all as `resampling=`. `None` keeps the function's
     own default. Functions reject a setting that they do not have.

@@ -64,7 +64,7 @@ class Effect:
             mean of steered / baseline, minus 1, or the mean difference. Ratios below 1/100 count as 1/100.
 
     An effect does not show that this particular direction caused the change, because any added vector may move a
-    measure. Compare it with the effects of random directions by `rank_test`.
+    measure. Use `rank_test` to compare it with the effects of random directions.
     """
 
     value: float

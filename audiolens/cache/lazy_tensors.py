@@ -186,7 +186,7 @@ def read(path: str | os.PathLike[str], format_: str, unsealed: str) -> tuple[dic
 
 @dataclass(frozen=True)
 class _Source:
-    """A file that is opened for each tensor, closed in between, and must not change after it was first opened."""
+    """A file that is reopened for each tensor, and must not change after it was first opened."""
 
     path: Path
     stamp: tuple[int, ...]
