@@ -120,7 +120,7 @@ class Listener(AbstractContextManager["Listener"]):
 def _one_thread() -> Iterator[None]:
     """Use one thread, as a worker does.
 
-    The number of threads changes the last bits of a sum, and results must not depend on which process measured them.
+    The number of threads changes the last bits of a sum, and results must not depend on which process computed them.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)

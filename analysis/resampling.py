@@ -19,7 +19,9 @@ from audiolens.errors import InputError
 @guarded
 @dataclass(frozen=True)
 class Resampling:
-    """The settings of intervals and p-values in one object: `effect(..., resampling=Resampling(n_bootstrap=200))`.
+    """The settings of intervals and p-values in one object.
+
+    An example is `effect(..., resampling=Resampling(n_bootstrap=200))`.
 
     Every function that takes some of these settings also accepts them all as `resampling=`. `None` keeps the function's
     own default. Functions reject a setting that they do not have.
@@ -31,7 +33,7 @@ class Resampling:
         seed: seed of the draws and permutations.
 
     Raises:
-        InputTypeError, InputError: on creation, for settings that are out of range.
+        InputTypeError, InputError: when the object is created, if a setting has the wrong type or is out of range.
     """
 
     n_bootstrap: int | None = None

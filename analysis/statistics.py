@@ -74,7 +74,7 @@ class Effect:
             mean of steered / baseline, minus 1, or the mean difference. Ratios below 1/100 count as 1/100.
 
     An effect does not show that this particular direction caused the change, because any added vector may move a
-    measure. Compare it with the effects of random directions by `rank_test`.
+    measure. Use `rank_test` to compare it with the effects of random directions.
     """
 
     value: float
@@ -124,7 +124,7 @@ class AUC:
 class RankTest:
     """The rank of an observed value among those of controls: p = (1 + k) / (n + 1).
 
-    With n controls, p is at least 1 / (n + 1). With 19 controls, it can therefore reach .05, but not less.
+    With n controls, p is at least 1 / (n + 1). With 19 controls, it can therefore reach .05, but no smaller value.
     """
 
     p: float

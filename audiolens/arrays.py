@@ -1,4 +1,4 @@
-"""Convert audiolens objects to numpy arrays and torch tensors, or raise an error if they do not hold a single array.
+"""Convert audiolens objects to numpy arrays and torch tensors, or raise an error if they do not contain a single array.
 
 Without this conversion, numpy and torch would iterate over the object and compute with its layer numbers or names.
 """
@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 
 class AsArray:
-    """Lets `np.asarray` and `torch.as_tensor` copy `_numbers`, and makes numpy defer to the operators of this class."""
+    """Base class of objects that numpy and torch can convert to one array.
+
+    `np.asarray` and `torch.as_tensor` copy `_numbers`, and numpy defers to the operators of the class.
+    """
 
     __array_ufunc__ = None
 

@@ -17,7 +17,7 @@ from audiolens.arrays import AsArray
 from audiolens.errors import AudioLensError, InputError, InputTypeError
 
 MOST = 1_000_000
-"""The largest count that is accepted. A loop over more items would never finish."""
+"""The largest count that is accepted. A loop over more items would take far too long."""
 MOST_SEED = 2**32 - 1
 MOST_ITEMS = 10_000_000
 """The largest number of items in a list."""
@@ -238,13 +238,15 @@ def _has_items(values: Any) -> bool:
 
 
 def _briefly(values: Any) -> str:
-    """Describe a value briefly: quote the value itself, or only its type if the value may be long."""
+    """Describe a value briefly, by its text or, if it may be long, by its type."""
     return type(values).__name__ if isinstance(values, Iterable) and not isinstance(values, str) else shown(values)
 
 
 def shown(value: Any) -> str:
-    """Return the text by which error messages quote a value: its repr, or its type if the repr is long, has several
-    lines or raises an error."""
+    """Return the text that stands for a value in error messages.
+
+    This is its repr, or its type if the repr is long, has several lines or raises an error.
+    """
     if isinstance(value, int) and value.bit_length() > _MOST_BITS:
         return f"a whole number of {value.bit_length():,} bits"
     name = type(value).__name__

@@ -97,7 +97,7 @@ class OtherNames:
         guidance_scale: Real = 1.0,
         batch_size: int | None = None,
     ) -> Float[Tensor, "*branch row codebook step vocab"]:
-        """Return the logits of one forward pass with `fwd_hooks`: (name, function) pairs as in TransformerLens.
+        """Return the logits of one forward pass with `fwd_hooks`, (name, function) pairs as in TransformerLens.
 
         Each function is called with the activations of all rows, in the site's shape, and with a `Hook` that has the
         site's `name` and `layer()`. It returns new activations, or `None` if it only read its copy of the activations

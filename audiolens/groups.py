@@ -76,7 +76,7 @@ def takes(
             try:
                 given = signature.bind_partial(*args, **kwargs).arguments
             except TypeError:
-                # The call itself will raise Python's own error, which says what is wrong.
+                # The call itself will raise Python's own error, which explains what is wrong.
                 return kwargs
             held = {}
             for field in fields(kind):

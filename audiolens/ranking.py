@@ -16,7 +16,7 @@ def area(rank_sums: np.ndarray, n_positive: int, n_negative: int) -> np.ndarray:
 
 
 def auc(positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
-    """The probability that a value of `positive` exceeds a value of `negative`, along the last axis.
+    """Return the probability that a value of `positive` exceeds a value of `negative`, along the last axis.
 
     Ties and comparisons with NaN count as one half. The result is NaN if either group is empty.
     """

@@ -45,7 +45,7 @@ class LagAttention:
 
     A high score does not show that a head tracks the beat, because the head may follow anything that recurs with the
     beat. The beats of other clips are a conservative control, because a beat of half or double the length shares some
-    lags with the clip's own.
+    lags with the clip's own beat.
     """
 
     profiles: Float[np.ndarray, "layer head row lag"]
@@ -69,7 +69,7 @@ class LagAttention:
 
     @property
     def least_p(self) -> float:
-        """The smallest p that these clips can give, which is 1 / (number of ways to assign their beats to the clips).
+        """The smallest p that these clips can give, which is 1 / (number of ways to assign the beats to the clips).
 
         Equal beats reduce the number of distinct assignments.
         """

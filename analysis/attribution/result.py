@@ -175,7 +175,7 @@ class AttributionResult:
         return figures.paper(self)
 
     def figure(self) -> Any:
-        """Plot the panel of one site, which a menu selects (plotly figure)."""
+        """Plot one site at a time, selected by a menu (plotly figure)."""
         from analysis.attribution import figures
 
         return figures.screen(self)

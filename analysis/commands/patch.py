@@ -59,8 +59,8 @@ def patch(
     prompts is printed first, with its interval. If the interval includes 0, there is no effect to localise.
 
     A second, coarse grid measures the sound of patched clips. It is computed if --sound names a measure and, except
-    with --by token, for the bundled concepts tempo, timbre, density and register. It uses few pairs, as the output
-    states.
+    with --by token, for the bundled concepts tempo, timbre, density and register. It uses few pairs, and the output
+    states how many.
 
     Examples:
 

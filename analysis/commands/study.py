@@ -1,4 +1,4 @@
-"""`audiolens study`."""
+"""The command `audiolens study`."""
 
 from __future__ import annotations
 
@@ -73,10 +73,10 @@ def study(
 ) -> None:
     """Run the whole experiment, from a concept to the effect of steering along its direction, and write a results page.
 
-    Directions are read at every block and compared. Evidence decides where to add one. The strength is chosen on
-    development prompts and tested on test prompts. The effect is compared with that of control directions, and with
-    that of prompts that ask for the concept. Finished stages stay in the folder. After a stop at any moment, the same
-    command resumes the study.
+    Directions are read at every block and compared. The place where a direction is added is chosen from evidence. The
+    strength is chosen on development prompts and tested on test prompts. The effect is compared with the effects of
+    control directions and of prompts that ask for the concept. Finished stages stay in the folder. If the study is
+    interrupted, repeating the command resumes it.
 
     Examples:
 

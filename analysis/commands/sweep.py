@@ -1,4 +1,4 @@
-"""`audiolens sweep`."""
+"""The command `audiolens sweep`."""
 
 from __future__ import annotations
 
@@ -101,8 +101,8 @@ def sweep(
     """Steer in every combination of the factors and measure every clip, with one table row per clip.
 
     The sweep crosses concepts x strategies x layers x branches x strengths on the same prompts and seeds. It adds
-    unsteered clips, control directions, and prompts that ask for the poles in words. Finished batches are kept. After a
-    stop at any moment, the same command resumes the sweep and gives the same table.
+    unsteered clips, control directions, and prompts that ask for the poles in words. Finished batches are kept. If the
+    sweep is interrupted, repeating the command resumes it and gives the same table.
 
     Examples:
 

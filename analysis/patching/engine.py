@@ -6,7 +6,7 @@ share one pass up the blocks, which this module calls a climb. A cell joins the 
 made, as one row per pair, and the metric is computed once, after the last block. Climbs from different steps differ in
 length, but only attention depends on the length. Climbs therefore advance in lockstep, and everything that is computed
 per position is computed for all of them at once. Recordings are made through the lens. A climb instead calls the
-blocks' modules directly, so that nothing is traced, kept or recomputed that the cells do not need.
+blocks' modules directly, so that only what the cells need is computed and stored, and nothing is traced.
 """
 
 from __future__ import annotations
@@ -255,7 +255,7 @@ class Climb:
         return torch.cat([stream, torch.stack(rows)]) if rows else stream, [*joined, *waiting]
 
     def _enters(self, cell: Cell) -> tuple[int, int]:
-        """Return the block at which a patched stream joins, and the number of that block's parts that it skips.
+        """Return the block at which a patched stream joins the climb, and how many parts of that block it skips.
 
         A patch of the stream after the last block joins at block `n_layers`.
         """

@@ -73,7 +73,7 @@ def caption(result: PatchingResult) -> str:
 
 
 def _measured(result: PatchingResult) -> str:
-    """Return a sentence on how many pairs were generated, and how many could be measured in both runs."""
+    """Return a sentence that states how many pairs were generated, and how many could be measured in both runs."""
     pairs = len(result.clean)
     both = int(np.isfinite(result.clean - result.corrupted).all(1).sum())
     return (

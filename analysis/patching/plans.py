@@ -52,7 +52,7 @@ class SoundPlan:
         clips: number of clips to generate, including the unpatched clips of each generation.
         clip_seconds: length of each clip.
         generations: number of calls of `lens.generate`, each of which generates at most `rows` clips.
-        row_steps: number of combinations of row, step and block, over both halves of the guidance.
+        row_steps: number of combinations of row, step and block, over both guidance branches.
         seconds: estimated time. It is based on the time that this machine takes to run one step of the largest
             generation, and to decode and measure one clip. It is NaN if these were not measured.
     """

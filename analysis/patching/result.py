@@ -34,7 +34,7 @@ def checked_mode(mode: Any) -> None:
 @guarded
 @dataclass(frozen=True)
 class Gap:
-    """How far the clean run's metric exceeds the corrupted run's, as a mean over pairs with a clustered interval."""
+    """The clean run's metric minus the corrupted run's, as a mean over pairs with a clustered interval."""
 
     value: float
     interval: Interval
@@ -63,7 +63,8 @@ class PatchingResult:
         layers: rows of the grid; `None` for a site outside the blocks.
         columns: time windows, heads, components or tokens, depending on `by`. `spans` are the windows in seconds.
         sites: the patched sites.
-        mode: "denoising" (clean values copied into the corrupted run) or "noising" (corrupted into clean).
+        mode: "denoising" (clean values copied into the corrupted run) or "noising" (corrupted values copied into the
+            clean run).
         metric, unit: the metric and its unit; log-likelihoods of the clean codes are in nats.
         scored: the scored window of the clean continuation, in seconds.
         clusters: the cluster of each pair. Intervals resample clusters.
@@ -73,7 +74,7 @@ class PatchingResult:
     The result does not show that a site *encodes* the concept. A patch transfers every difference between the two runs,
     and a site that recovers the gap may only pass that difference on. If both runs read the same codes, the text
     changes the metric little, so `normalised` raises an error if the gap's interval covers 0. A cell without effect may
-    have a backup elsewhere in the model.
+    still matter, because another part of the model may act as its backup.
     """
 
     patched: Float[np.ndarray, "pair codebook layer column"]
@@ -157,7 +158,7 @@ class PatchingResult:
             return np.nanmean(part, axis=0) / np.nanmean(whole, axis=0)
 
     def best(self, codebook: int | str = TOTAL) -> tuple[int | None, str]:
-        """Return the layer and column of the cell that moves the metric furthest towards the run that supplies values.
+        """Return the layer and column whose patch moves the metric furthest towards the run that the values come from.
 
         Raises:
             InputError: if no cell was measured.

@@ -50,11 +50,11 @@ class Sound:
         seconds: length of the clips.
         pairs: number of pairs to generate, counted from the first (`None`: all).
         guidance_scale, temperature, top_k: as in `lens.generate`.
-        branch: the half of the guidance that is patched. The null half does not see the text.
+        branch: the guidance branch that is patched. The null branch does not see the text.
         first_seed: pair i is generated from seed first_seed + i.
         batch_size: largest number of rows in one generation.
-        sampling: on creation only, a `Sampling` instead of `guidance_scale`, `temperature`, `top_k` and, if it contains
-            a clip length, `seconds`.
+        sampling: only when the object is created, a `Sampling` instead of `guidance_scale`, `temperature`, `top_k` and,
+            if it contains a clip length, `seconds`.
     """
 
     measure: str

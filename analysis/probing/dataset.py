@@ -266,7 +266,7 @@ class Dataset:
         other concepts are mode, instrument, tonic (pitch class) and meter. Classes have equal numbers of clips. No
         prompt is given, so that the sound is the only source of information.
 
-        étude's codec and decoder were trained on the clips of seeds 1 and 2, so use other seeds.
+        étude's codec and decoder were trained on clips with seeds 1 and 2, so use other seeds.
 
         Raises:
             InputError: if the synthesiser does not have the concept, if the task or a number is invalid, or if `n` is
@@ -291,7 +291,7 @@ class Dataset:
 def task_of(labels: np.ndarray) -> Task:
     """Return the task that labels imply.
 
-    Text, truth values and few distinct whole numbers are classes. Other numbers are a quantity.
+    Text, truth values and few distinct whole numbers are treated as classes, and other numbers as a quantity.
     """
     if labels.dtype.kind in "USOb":
         return "classification"

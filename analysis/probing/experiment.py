@@ -94,7 +94,7 @@ def probe(
         position: "mean" (over all steps), "first" (the start token, which sees the text alone), "last", "max", or
             (from, to) in seconds for the mean over that span. "eos" is possible if the text is in the decoder's own
             sequence.
-        branch: the half of the guidance that is read; "both" is the mean of the two.
+        branch: the guidance branch that is read; "both" is the mean of the two branches.
         groups: the group of each row. Rows of a group stay on one side of a split. By default, rows that share a prompt
             or a clip form a group. An array has no prompts or clips, so without `groups` each of its rows counts as
             independent, and the result states this.
@@ -235,7 +235,7 @@ def _held(found: Features, site: str, layers: Any, heads: Any) -> Features:
 def _checked_numbers(
     penalty: Any, n_components: Any, n_bootstrap: Any, n_jobs: Any, seed: Any
 ) -> tuple[float | None, int | None, int, int, int]:
-    """Return the numbers as Python numbers, because scikit-learn and joblib do not accept those of torch."""
+    """Return the numbers as Python numbers, because scikit-learn and joblib do not accept torch's numbers."""
     return (
         None if penalty is None else checked_amount("penalty", penalty, above=0),
         None if n_components is None else checked_count("n_components", n_components),

@@ -142,7 +142,7 @@ def of_cache(cache: ActivationCache, site: str, each_head: bool | None = None) -
 
 
 def of_array(array: Any, layers: int | Sequence[int] | None = None) -> Features:
-    """Return the features in an array "layer row feature" (or "row feature" for one layer).
+    """Return the features from an array "layer row feature" (or "row feature" for one layer).
 
     Raises:
         InputError: if the array has another shape, or `layers` does not match it.

@@ -1,10 +1,11 @@
 """Cross-validate probes on arrays by group, with shuffled labels and intervals. This module does not need a model.
 
-The scaler and PCA are fitted on the training side of a split only. Rows are weighted so that all classes count equally;
-otherwise a probe of a rare class would always predict the frequent one. Labels are shuffled within the folds, group by
-group. Every shuffle therefore has the same folds, class counts and rows as the real labels, and its expected score is
-chance. All layers, heads and baselines share folds and shuffles, so that their scores can be compared pairwise. The
-best score of each shuffle over all layers and heads shows what a search among them can reach by chance alone.
+The scaler and PCA are fitted on the training side of a split only. Rows are weighted so that all classes count equally,
+because otherwise a probe of a rare class would always predict the frequent one. Labels are shuffled within the folds,
+group by group. Every shuffle therefore has the same folds, class counts and rows as the real labels, and its expected
+score is chance. All layers, heads and baselines share folds and shuffles, so that their scores can be compared
+pairwise. The best score of each shuffle over all layers and heads shows what a search among them can reach by chance
+alone.
 """
 
 from __future__ import annotations

@@ -39,8 +39,8 @@ class ProbeResult:
         baselines: the scores of probes on the sound ("mel") and on the codec's vectors ("codec"), without the model.
         labels, groups, folds: one value per row.
         grouped: whether it is known, from `groups=` or from their prompts, which rows belong together. If not, every
-            row (except equal clips) counts as independent, and the probe may get a high score merely by recognising a
-            prompt or piece.
+            row (except equal clips) is treated as independent, and the probe may get a high score merely by recognising
+            a prompt or piece.
         classes: the classes of a classification; empty for a quantity.
         probe: the settings of the probe.
         name, unit: name and unit of the label.
@@ -53,8 +53,8 @@ class ProbeResult:
     A score does not show that the model uses what a probe reads, or that the model computed it. For example, every
     block can read a tempo from the given music. The baselines therefore measure what the sound alone reveals. A low
     score does not show that the information is absent, only that this kind of probe does not find it in this many rows.
-    The best of many layers or heads is chosen on the same rows on which it is scored. `p` allows for that choice; the
-    score and its interval do not.
+    The best of many layers or heads is chosen on the same rows on which it is scored. `p` accounts for that choice, but
+    the score and its interval do not.
     """
 
     scored: tuple[Scored, ...]

@@ -1,8 +1,8 @@
 """Compare the directions that a concept has at different positions in time and in different guidance branches.
 
 A mean over time depends not only on what the prompts ask for but also on how many of its frames contain an onset, so a
-tempo direction may in fact be a direction of busyness. The start token depends on the text alone. The table compares
-all readings on the same clips.
+tempo direction may in fact represent busyness. The start token depends on the text alone. The table compares all
+readings on the same clips.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Readings:
         norm: length of the difference of means; `relative_norm` is that length divided by the mean activation norm.
         separation, auc, split_half_cosine, stable_at: as in `Evidence`.
         cosine: cosine similarity to the direction of the first position and branch (`reference`) at that layer.
-        onset_correlation: Spearman's correlation between a clip's projection on the direction and its onsets per
+        onset_correlation: Spearman's correlation between a clip's projection onto the direction and its onsets per
             second, computed within each pole and averaged. It shows how strongly the reading reflects busyness,
             independently of the poles.
 
@@ -118,8 +118,8 @@ def compare(
         positions, branches: as in `difference_in_means`. The first of each is the reference for the others.
         seconds, guidance_scale: length and guidance of the clips; prompt i of either pole is generated from seed i.
         prompts: number of prompts per pole; `None` uses all of them.
-        sampling: a `Sampling` instead of guidance_scale and, if it holds them, seconds; its temperature and top_k apply
-            too.
+        sampling: a `Sampling` instead of guidance_scale and, if it contains a clip length, seconds. Its temperature and
+            top_k also apply.
 
     Raises:
         InputError: (or a subclass) if no position or branch is given, or this model does not have one of them.

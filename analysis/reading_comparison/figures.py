@@ -29,7 +29,7 @@ PANELS = (
 )
 """Column, axis label, limits, and the value if there is no effect."""
 LINES: dict[str, tuple[Any, str]] = {"cond": ("-", "solid"), "null": (":", "dot"), "both": ("--", "dash")}
-"""Branch -> its line style in matplotlib and in plotly."""
+"""The line style of each branch, in matplotlib and in plotly."""
 
 
 def paper(result: Readings) -> Figure:

@@ -94,6 +94,6 @@ def write(several: Several, folder: Path, command: str = "") -> None:
 
 
 def _link(folder: str) -> str:
-    """Return the relative link to a study's page, quoted so that no folder name is read as another address."""
+    """Return the relative link to a study's page, quoted so that no folder name is parsed as another address."""
     refuse_path(folder)
     return f"{quote(folder, safe='')}/index.html"

@@ -1,7 +1,7 @@
 """Embed interactive figures in a page, and write its Content-Security-Policy, so that only our own scripts run.
 
 The policy lists the page's scripts by hash and allows no network requests. If untrusted text were ever interpreted as
-markup, it could not run, contact a server, or change where links lead.
+markup, it could not run scripts, contact a server, or change where links lead.
 """
 
 from __future__ import annotations

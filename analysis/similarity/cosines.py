@@ -39,7 +39,8 @@ class CosineMap:
         layers, other_layers: the blocks of the rows and columns.
         names: names of the two sets of directions (the same name twice for a map of one set).
         chance: the |cosine| that 5% of pairs of independent random directions of this width exceed.
-        p: how often random directions (or shuffled labels) are as far from 0; NaN for a direction with itself.
+        p: the share of random directions (or shuffles) whose cosine is at least as far from 0; NaN for a direction with
+            itself.
         null: the comparison behind `p`: "random" directions or "shuffled" labels.
         n_draws: number of shuffles; 0 for random directions, whose distribution is known.
 
@@ -187,10 +188,10 @@ def cosine_map(
     """Return the cosine similarity between every layer of `directions` and every layer of `other` (default: itself).
 
     Args:
-        null: "random" directions of the same width, or "shuffled": the same estimate from balanced shuffles of the
-            labels (`Directions.shuffled`), which preserves how the stream's geometry affects any direction (needs
-            directions read with `keep_samples=True`).
-        n_draws: number of shuffles; p is at least 1 / (n + 1).
+        null: "random" (directions of the same width) or "shuffled" (the same estimate from balanced shuffles of the
+            labels, `Directions.shuffled`). Shuffles preserve how the stream's geometry affects any direction. They need
+            directions read with `keep_samples=True`.
+        n_draws: number of shuffles; p is at least 1 / (n_draws + 1).
 
     Raises:
         InputError, InputTypeError: if either argument is not a `Directions`, their widths differ, a direction is zero,
@@ -226,11 +227,11 @@ def compare(directions: Mapping[str, Directions], *, null: Null = "random", n_dr
     """Return the cosine similarity between named sets of directions at each layer that all of them have.
 
     `{"tempo": d, "timbre": e}` compares concepts, `{"means": d, "probe": probe_weights(d)}` compares estimators, and
-    `{"0 to 1 s": d, "1 to 2 s": e}` compares time spans; positions and sites work the same way.
+    `{"0 to 1 s": d, "1 to 2 s": e}` compares time spans. Positions and sites can be compared in the same way.
 
     Args:
-        null, n_draws: as in `cosine_map`. Sets read from the same prompts get the same shuffles; estimators other than
-            the difference of means cannot be shuffled.
+        null, n_draws: as in `cosine_map`. Sets read from the same prompts get the same shuffles. Estimators other than
+            the difference in means cannot be shuffled.
 
     Raises:
         InputError, InputTypeError: if there are fewer than two sets, if they have no common layer or differ in width,
@@ -268,10 +269,12 @@ def compare(directions: Mapping[str, Directions], *, null: Null = "random", n_dr
 
 @guarded
 def chance_cosine(width: int, share: float = 0.05) -> float:
-    """Return the |cosine| that a `share` of random pairs exceeds: (cosine + 1) / 2 follows Beta((d-1)/2, (d-1)/2).
+    """Return the |cosine| that a `share` of random pairs exceeds.
+
+    For width d, (cosine + 1) / 2 follows Beta((d-1)/2, (d-1)/2).
 
     Raises:
-        InputError: for a width below 1, or a share that is not above 0 and at most 1.
+        InputError: if the width is below 1, or the share is not above 0 and at most 1.
     """
     width, share = checked_count("width", width), checked_amount("share", share, above=0)
     if share > 1:

@@ -3,7 +3,7 @@
 Starting at the function's own module, the search follows all imports of modules of audiolens and analysis. This
 includes imports inside functions, and imports for annotations, because the methods of an annotated value may run. A
 name that a package re-exports leads to the module that defines the name, not to the rest of the package. A module that
-is imported under a computed name (`import_module`) is not followed. The hash ignores comments, docstrings and
+is imported under a computed name (`import_module`) is not included. The hash ignores comments, docstrings and
 formatting, methods that only draw (`DRAWING`), and imports that only those methods use.
 """
 
@@ -55,7 +55,10 @@ class Sources:
         return cls({".".join(own.with_suffix("").parts).removesuffix(".__init__"): path for path, own in found.items()})
 
     def code_of(self, *values: Any) -> Code:
-        """Return the code that functions, classes, other values (by their class) or modules (by name) can run."""
+        """Return the code that functions, classes, other values or modules can run.
+
+        A value that is not a function or class stands for its class, and a string names a module.
+        """
         found: dict[str, str] = {}
         left = [value if isinstance(value, str) else home_of(value) for value in values]
         while left:
@@ -112,7 +115,7 @@ class _Module:
 
     Attributes:
         names: the sources of each imported name.
-        imports: each source of a name in use, with the attributes of the name that the code uses, or `None` if the code
+        imports: the source of each imported name that the code uses, with the attributes that it uses, or `None` if it
             uses the name as a whole.
     """
 

@@ -28,7 +28,7 @@ def read(path: Path, content: bytes, kinds: Mapping[str, Kind], rows: int | None
         rows: the expected number of rows, if known.
 
     Raises:
-        InputError: if the bytes are not a Parquet file, or if the table lacks these columns, has another number of
+        InputError: if the bytes are not a Parquet file, or if the table lacks these columns, has a different number of
             rows, or is too large.
     """
     try:

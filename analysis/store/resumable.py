@@ -1,10 +1,10 @@
-"""Result folders that can be filled over several runs, even if a run stops at an arbitrary moment.
+"""Result folders that can be filled over several runs, even if a run is interrupted at any moment.
 
 A description with a hash is written first, and states what the folder contains. Entries follow, such as a sweep's
 batches or a study's stages. Each entry is either complete or absent, and is protected by hashes. A run resumes only a
-folder whose description matches its own, because other results would not belong to this run. A damaged entry is removed
-with a warning, and computed again. Only one process writes at a time, and it checks before each write that nothing was
-removed.
+folder whose description matches its own, because the results of a different run would not fit its own. A damaged entry
+is removed with a warning, and computed again. Only one process writes at a time, and it checks before each write that
+nothing was removed.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Held:
             raise StoppedError(f"{gone} while this run was writing: nothing more is written. Start the same run again.")
 
     def gone(self) -> str | None:
-        """Return a description of what was removed, or `None` if everything is there."""
+        """Return a description of what was removed, or `None` if everything is still there."""
         if self.lock != _identity(self.folder / LOCK):
             return f"{self.folder} was removed or replaced by another folder"
         there = {path for folder in {path.parent for path in self.kept} for path in _listed(folder)}
@@ -94,8 +94,8 @@ class Kind:
         noun: what such a folder contains, for error messages.
         busy: what a process that fills such a folder is doing, for the error message in another process.
         description: the file that states what the folder contains.
-        format, unsealed: the format that the description names, and the previous one, which has no hashes. A folder in
-            the previous format can be read but not resumed.
+        format, unsealed: the format that the description names, and the previous format, which has no hashes. A folder
+            in the previous format can be read but not resumed.
         shape: the schema of the description.
         entries: the name of the folder that contains the entries.
         files, folders: the names of the other files and folders.
@@ -185,7 +185,7 @@ class Kind:
         Args:
             settled: a function that returns the description to continue with, or rejects the folder. It is called under
                 the lock, because another process may have filled the folder in the meantime.
-            kept: a function that returns a sentence on what is kept if the disk is full.
+            kept: a function that returns a sentence about what is kept if the disk is full.
         """
         with held(folder, self.busy, kept) as lock:
             facts = settled()
@@ -249,13 +249,13 @@ def held(folder: Path, busy: str, kept: Callable[[], str]) -> Iterator[Held]:
 
 
 def first_difference(begun: Mapping[str, Any], facts: Mapping[str, Any], told: Iterable[tuple[str, str]]) -> str | None:
-    """Return a sentence on the first difference between two descriptions, or `None` if there is no difference.
+    """Return a sentence that states the first difference between two descriptions, or `None` if they are equal.
 
     Args:
         begun, facts: the description in the folder, and the description of this run.
         told: the entries to compare, and a template sentence for each with the fields `there`, `here`, `begun` and
             `facts`. "model.device" means the entry "device" in "model". "versions.*" means every entry in "versions",
-            and the field `name` is then its name.
+            and the field `name` is then the entry's name.
     """
     for path, sentence in told:
         outer, _, inner = path.rpartition(".")
@@ -300,7 +300,7 @@ def _listed(folder: Path) -> list[Path]:
 
 
 def _is_foreign(path: Path) -> bool:
-    """Return whether a file is readable JSON that has neither a hash nor a format of audiolens."""
+    """Return whether a file is readable JSON that has neither a hash nor a format name of audiolens."""
     try:
         found = bounded.read_json(path)
     except InputError:

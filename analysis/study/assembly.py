@@ -31,8 +31,8 @@ _NUMBERS, _TEXTS = ("layer", "draw", "cosine"), ("strategy", "pole", "other")
 class StudyParts:
     """The results of a study's stages.
 
-    `tried` holds, by stage name, the sweeps from which place and strength are chosen. `controlled` is the sweep of the
-    controls. It is `None` in folders of earlier versions, where `tested` includes the controls.
+    `tried` contains, by stage name, the sweeps from which place and strength are chosen. `controlled` is the sweep of
+    the controls. It is `None` in folders of earlier versions, where `tested` includes the controls.
     """
 
     directions: Directions
@@ -113,7 +113,7 @@ def places(placed: Placement, settings: Settings) -> list[dict[str, Any]]:
 def _joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """Join tables by rows. A label that a table lacks becomes NaN in its rows, and numeric labels stay numeric."""
     found = pd.concat(tables, ignore_index=True)
-    # A column without any text is one of missing numbers, as `clips.parquet` holds it.
+    # A column without any text contains only missing numbers, as in `clips.parquet`.
     for name in (*_NUMBERS, *_TEXTS):
         if name in found:
             column = found[name].mask(found[name].isna(), np.nan)

@@ -2,8 +2,8 @@
 
 Directions are read at every block and compared between blocks. The place (a strategy and a block) is chosen from
 evidence without steering, or by steering at every block on development prompts. The chosen place and strength are then
-tested on test prompts. The effect is compared with that of control directions, and with that of prompts that ask for
-the concept. Finished stages stay in the folder, and the same call resumes from them.
+tested on test prompts. The effect is compared with the effects of control directions and of prompts that ask for the
+concept. Finished stages stay in the folder, so repeating the call resumes an interrupted study.
 """
 
 from __future__ import annotations
@@ -75,9 +75,9 @@ def run(
         concept: "tempo", "timbre", "density", "register", or a prompt set. A prompt set with any other name needs
             `settings.measured`.
         out: folder to write. With `None` nothing is written, but `study.save` can still write the study. Finished
-            stages stay in the folder, so that the same call resumes after a stop at any moment and ends with the same
-            tables. If the settings changed, only the stages that depend on them run again. A finished study with
-            different settings is replaced only with `overwrite`.
+            stages stay in the folder, so if a run is interrupted at any point, repeating the call resumes it and
+            produces the same tables. If the settings changed, only the stages that depend on them run again. A finished
+            study with different settings is replaced only with `overwrite`.
         settings: sizes and sampling (default: `Settings()`, a quick study; use `Settings.full()` for evidence).
         others: other concepts, by name or as prompt sets, whose directions are controls. By default, these are
             the bundled concepts that the model can read and that have a different measure. An effect is claimed only
@@ -86,8 +86,8 @@ def run(
             anything else, an error is raised. Stages that this study can reuse are kept. To redo every stage, remove
             the folder first.
         progress: show progress bars.
-        tell: function that is called with each line of progress. The first lines describe the plan, and later ones each
-            stage.
+        tell: function that is called with each line of progress. The first lines describe the plan, and later lines
+            describe each stage.
         command: the command that reproduces this study, to be shown on its page.
 
     Raises:
@@ -118,7 +118,10 @@ def run(
 
 
 def write(study: Study, folder: Path, command: str, used: Iterable[str], check: Callable[[], None]) -> None:
-    """Write tables, figures, sound and page next to the stages `used`. `check` raises an error if a stage is gone."""
+    """Write tables, figures, sounds and the page next to the stages `used`.
+
+    The function `check` raises an error if a stage is gone.
+    """
     from analysis import report
 
     check()

@@ -49,7 +49,7 @@ def load_folder(folder: str | os.PathLike[str]) -> Study:
     """Load the study in a folder, as `study.run` returned it.
 
     Raises:
-        InputError: if the folder holds no study, or one that is unfinished, damaged or incomplete.
+        InputError: if the folder contains no study, or a study that is unfinished, damaged or incomplete.
     """
     place = as_path(folder)
     summary = _summary(place)
@@ -186,7 +186,7 @@ def _object(path: Path, former: Collection[str | None] = _UNSEALED) -> dict[str,
     except DamagedError as error:
         raise DamagedError(f"{str(error).rstrip('.')}: {_AGAIN}") from None
     try:
-        # JSON can hold a lone surrogate, which cannot be written to a page.
+        # JSON can contain a lone surrogate, which cannot be written to a page.
         json.dumps(found, ensure_ascii=False).encode("utf-8")
     except ValueError as error:
         raise DamagedError(f"{path} cannot be read: {' '.join(str(error).split())[:80]}.") from None

@@ -1,4 +1,7 @@
-"""Choose and read the other concepts, whose directions are controls because any direction may move the measure.
+"""Choose the other concepts and read their directions, which serve as controls.
+
+Any direction may change the measure, so a direction's effect is compared with the effects of other concepts'
+directions.
 
 By default, these are the bundled concepts that the model can read and that have a different measure. Their directions
 are read in the same way as the study's own direction.
@@ -31,8 +34,8 @@ def chosen(
     """Return the prompt sets of the other concepts, which are either given (by name or as sets) or the defaults.
 
     Raises:
-        InputError: if a concept is given twice, is the study's own, or has poles whose prompts the model reads as the
-            same tokens.
+        InputError: if a concept is given twice, is the study's own concept, or has poles whose prompts the model reads
+            as the same tokens.
     """
     if given is None:
         return _default(lens, sets, measured)
@@ -56,7 +59,7 @@ def chosen(
 def read(lens: AudioLens, others: Sequence[PromptSet], poles: int, asked: Mapping[str, Any]) -> dict[str, Directions]:
     """Read the direction of every other concept from its first `poles` prompts per pole.
 
-    `asked` holds the arguments with which the study's own direction is read.
+    `asked` contains the arguments with which the study's own direction is read.
     """
     return {
         one.concept: difference_in_means(
@@ -86,7 +89,7 @@ def _seeds(own: Sequence[int], one: PromptSet, poles: int) -> list[int]:
 
 
 def _default(lens: AudioLens, sets: PromptSet, measured: str) -> tuple[PromptSet, ...]:
-    """Return the bundled concepts with a different measure whose prompts the model knows.
+    """Return the bundled concepts that have a different measure and use only words that the model knows.
 
     The prompts are in free English if the model reads it, and otherwise in the fixed vocabulary of the étude models.
     """
@@ -98,7 +101,7 @@ def _default(lens: AudioLens, sets: PromptSet, measured: str) -> tuple[PromptSet
 
 
 def _same(one: str, other: str) -> bool:
-    """Return whether two measures are of the same quantity, because two such concepts may be the same concept."""
+    """Return whether two measures measure the same quantity, in which case their concepts may be the same."""
     return one == other or UNITS.get(one) == UNITS.get(other) == _BEATS
 
 

@@ -1,4 +1,7 @@
-"""Say how much of a change of tempo is a faster beat, because the interval between onsets also depends on the notes."""
+"""State how much of a tempo change is a change of the beat.
+
+This is needed because the interval between onsets also depends on the number of notes per beat.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,11 @@ INTERVAL, BEAT = "tempo_ioi", "tempo"
 
 
 def by_the_beat(measured: str, cross: pd.DataFrame, strength: float) -> list[str]:
-    """Return the sentence that adds the beat's change to a finding in intervals; none for other measures.
+    """Return a sentence that reports the change in beat tempo alongside a finding based on intervals between onsets.
 
-    `cross` has the effect of the chosen steering on every measure (`test_result.cross_effects`). Music in which more
-    notes fall between the beats has shorter intervals at the same beat.
+    The sentence is returned in a list, which is empty for other measures. `cross` contains the effect of the chosen
+    steering on every measure (`test_result.cross_effects`). Music with more notes per beat has shorter intervals at the
+    same beat tempo.
     """
     if measured != INTERVAL:
         return []
@@ -24,7 +28,7 @@ def by_the_beat(measured: str, cross: pd.DataFrame, strength: float) -> list[str
 
 
 def _change(row: pd.DataFrame) -> str:
-    """State one effect, such as "+41% [30, 55]"; an empty string if it could not be measured."""
+    """Return one effect as text, such as "+41% [30, 55]", or an empty string if the effect could not be measured."""
     if row.empty or not np.isfinite(row["effect"].iloc[0]):
         return ""
     effect, low, high = (float(row[name].iloc[0]) for name in ("effect", "low", "high"))

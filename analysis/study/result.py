@@ -59,7 +59,7 @@ class Study:
         where, placement: the patching grids, and the place chosen from the evidence (`None` if not computed).
         lost: the side effects of steering, from `analysis.study.side_effects.table`.
 
-    A study does not show that the direction *is* the concept, only that it separates these prompts and moves this
+    A study does not show that the direction *is* the concept, only that it separates these prompts and changes this
     measure. It does not show that the concept is computed in the chosen block, because steering works wherever later
     blocks read the direction. Other music, prompts, lengths or models may behave differently. The chosen place and
     strength were the best of many on development prompts, so only the results on test prompts count. If neither of the
@@ -98,7 +98,7 @@ class Study:
         """One row per control, with `kind`, `draw`, `other`, `cosine` with the direction, and the effect at both signs.
 
         `positive` and `negative` are the effects at plus and minus the chosen strength. Folders of earlier versions
-        hold no cosines.
+        contain no cosines.
         """
         mine = self.response[self.response["kind"].isin([*KINDS])]
         columns = {name: mine.get(name, np.nan) for name in ("kind", "draw", "other", "cosine")}
@@ -165,7 +165,7 @@ class Study:
 
 
 def _effects(outcomes: tuple[Outcome, Outcome], words: tuple[str, str]) -> str:
-    """State the effects towards both poles, such as "+75% faster [42, 100] and −37% slower [−50, −28]".
+    """Return the effects towards both poles as text, such as "+75% faster [42, 100] and −37% slower [−50, −28]".
 
     If only one effect is reliable, it comes first.
     """
@@ -199,7 +199,7 @@ def _qualified(one: Outcome) -> str:
 
 
 def _ranked(one: Outcome) -> str:
-    """State the rank p-value, such as "p = 0.024 among 41 controls, 0.048 corrected for 2 tests (...)"."""
+    """Return the rank p-value as text, such as "p = 0.024 among 41 controls, 0.048 corrected for 2 tests (...)"."""
     counts = [
         f"{n} {words}{'s' * (n != 1)}"
         for n, words in ((one.n_random, "random direction"), (one.n_shuffled, "balanced shuffle"),

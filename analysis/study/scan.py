@@ -102,7 +102,8 @@ def choose(scan: pd.DataFrame, strategy: str | None = None) -> Choice:
     """Choose the place and strength with the largest `span` (see `Choice`).
 
     Only candidates whose share of failed clips is at most `CHOSEN_FAILED` are considered. If every candidate has a
-    larger share, the one with the smallest is chosen. If no effect could be measured, the first candidate is chosen.
+    larger share, the one with the smallest share is chosen. If no effect could be measured, the first candidate is
+    chosen.
 
     Args:
         scan: `sweep.effects` of `conditions`, with the columns strategy, layer, strength, effect and failed.

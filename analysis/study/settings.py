@@ -81,8 +81,8 @@ class Settings:
         poles: number of prompts per pole from which directions are read.
         reading_seconds: length of the clip that is generated for each of these prompts.
         position: position in the clip or text at which directions are read, as in `difference_in_means`.
-        codes: the clips over which the poles are read: "shared" (both poles over the same clips of the development
-            prompts) or "own" (each prompt over its own clip).
+        codes: the clips on which the model runs while the poles are read: "shared" (the same clips of the development
+            prompts for both poles) or "own" (each prompt's own clip).
         development, development_seeds: number of neutral prompts, and of seeds per prompt, for choosing place and
             strength.
         test, test_seeds: number of neutral prompts, and of seeds per prompt, for the reported results.
@@ -96,21 +96,21 @@ class Settings:
         n_random, n_shuffled: numbers of random directions and of balanced shuffles. A claim needs 19 of each, and
             enough controls in total that the corrected p-values of both poles can reach .05. If another concept is also
             a control (`study.run(others=)`), 19 of each are enough for one study.
-        control_seeds: number of seeds per test prompt on which controls are run. The effect of steering on the same
+        control_seeds: number of seeds per test prompt for which controls are run. The effect of steering on the same
             clips is ranked among the controls' effects.
         most_blocks: maximum number of blocks to scan. If the model has more blocks, evenly spaced ones are scanned.
         pairs: number of matched prompt pairs to patch activations between. 0 skips patching.
         measured: the measure of the concept (default: its entry in `analysis.sweep.response.MEASURED`).
-        heard_by: by concept, the measure that replaces the default in `MEASURED`.
+        heard_by: a mapping from concepts to the measures that replace their defaults in `MEASURED`.
         frechet: whether to compute the Fréchet distance between steered and unsteered clips, which needs many clips.
         seconds, guidance_scale, temperature, top_k: length and sampling of every clip.
         branch: the guidance half to steer.
-        shown: number of (prompt, seed) pairs to keep as sound, starting with the first prompt.
+        shown: number of (prompt, seed) pairs whose clips are saved as audio, starting with the first prompt.
         seed: number of the repetition, 0 to `REPETITIONS` - 1. No two repetitions share a clip or a control direction.
         batch_size, n_jobs: as in `sweep.play`. `n_jobs` changes only the running time.
         substitutes: deviations from a published protocol, one sentence each, which the report repeats.
         sampling: a `Sampling` that replaces guidance_scale, temperature, top_k and, if it sets a length, seconds. It
-            can only be given on creation.
+            can only be given when the settings are created.
     """
 
     poles: int = 48
@@ -264,8 +264,8 @@ class Settings:
     def clips(self, n_layers: int, sets: PromptSet | None = None, others: Sequence[PromptSet] = ()) -> dict[str, int]:
         """Return the number of clips that each stage generates.
 
-        Without `sets`, the number for directions is an upper bound. With few prompts, there are fewer different
-        shuffles than `n_shuffled`, and therefore fewer clips for controls.
+        Without `sets`, the number for directions is an upper bound. With few prompts, there are fewer distinct shuffles
+        than `n_shuffled`, and therefore fewer clips for controls.
         """
         development = self.development * self.development_seeds
         by_strategy = {name: 2 * len(set(amounts)) for name, amounts in self.strengths.items()}
@@ -309,7 +309,7 @@ class Settings:
         """Return the measure of a concept.
 
         Raises:
-            InputError: if the concept has no measure, or its measure has no true zero, so that ratios make no sense.
+            InputError: if the concept has no measure, or its measure has no true zero, which makes ratios meaningless.
         """
         known = [name for name in (*measure.MEASURES, *measure.EXTRA_MEASURES) if is_ratio(name)]
         name = self.measured or self.heard_by.get(concept) or MEASURED.get(concept)
@@ -324,7 +324,7 @@ class Settings:
         return name
 
     def measures_of(self, concept: str) -> tuple[str, ...]:
-        """Return all measures taken of a concept's clips."""
+        """Return all measures to compute for a concept's clips."""
         # In a study of several concepts, each concept's clips are also measured by the other concepts' measures.
         further = {self.measure_of(concept), *self.heard_by.values()} - {*measure.MEASURES}
         return (*measure.MEASURES, *sorted(further))
@@ -400,7 +400,8 @@ def settings_or_default(settings: Any) -> Settings:
     """Return the given settings, or the defaults for `None`.
 
     Raises:
-        InputTypeError: if the value is anything else. Otherwise, `False` or an empty dict would count as `None`.
+        InputTypeError: if the value is anything else. Without this check, `False` or an empty dict would be treated as
+            `None`.
     """
     if settings is None:
         return Settings()

@@ -69,8 +69,8 @@ def score(lens: AudioLens, tested: SweepResult, settings: Settings) -> pd.DataFr
 def table(clips: pd.DataFrame, scored: pd.DataFrame) -> pd.DataFrame:
     """Summarise the side effects, with one row per condition.
 
-    The columns are `failed` (the share of failed clips), the medians of `rms_ratio`, `onsets` and `entropy_ratio`, the
-    mean of `nats`, `drift` and `frechet`.
+    The columns are `failed` (the share of failed clips), `rms_ratio`, `onsets` and `entropy_ratio` (medians), `nats`
+    (the mean), `drift` and `frechet`.
 
     `drift` is the mean over clips of |nats - nats of the unsteered clip of the same prompt and seed|. In the baseline
     row it is the mean absolute difference between two seeds of one prompt, which measures seed-to-seed variation

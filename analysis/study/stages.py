@@ -141,9 +141,9 @@ class Stage(Generic[T]):
         return self.place is not None and self.place.is_dir()
 
     def kept(self, *given: Any, **named: Any) -> T:
-        """Read the stage's result from its folder, or else make it with these arguments.
+        """Read the stage's result from its folder, or else compute it with these arguments.
 
-        A new result is written and read back, so that both ways give bit-identical results. A damaged stage is made
+        A new result is written and read back, so both ways give bit-identical results. A damaged stage is computed
         again, with a `DamageWarning`.
         """
         write, read = cast(Any, self.write), cast(Any, self.read)
@@ -184,11 +184,14 @@ class Stage(Generic[T]):
         drop(self.name, error, self.place, lock=self.held)
 
     def took(self, seconds: float) -> None:
-        """Add this run's time to the stage's total over all runs. If no time is known, none is recorded."""
+        """Add this run's time to the stage's total over all runs.
+
+        If `seconds` is 0 (the stage was already stored) and no earlier time is stored, no time is recorded.
+        """
         if self.place is None:
             self.seconds[self.name] = seconds
             return
-        # The time is stored next to the stage, because inside it, equal results would have different files.
+        # The time is stored next to the stage. Inside the stage, it would make the files of equal results differ.
         path, before = self.place.with_name(f"{self.place.name}.{_SECONDS}"), None
         with suppress(OSError, ValueError, KeyError, TypeError):
             before = float(read_json(path)["seconds"])
@@ -220,8 +223,8 @@ def check(folder: str | os.PathLike[str], *, overwrite: bool = False) -> None:
     """Check, before a model is opened, that a study can be written to a folder.
 
     Raises:
-        InputError: if the path is a file, or if the folder contains links, cannot be written, or holds anything but a
-            study. Without `overwrite`, a study of an earlier version is refused too.
+        InputError: if the path is a file, or if the folder contains links, cannot be written, or contains anything
+            other than a study. Without `overwrite`, a study of an earlier version is rejected too.
     """
     target = as_path(folder)
     if STUDY.check(target, (target / STAGES).glob(f"*.{_SECONDS}")):
@@ -237,7 +240,7 @@ def check(folder: str | os.PathLike[str], *, overwrite: bool = False) -> None:
 
 
 def refuse_other_settings(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Refuse to overwrite a finished study with one that has different settings.
+    """Raise an error if a finished study would be overwritten by one with different settings.
 
     Raises:
         InputError: if a setting differs. The error names the first such setting.
@@ -245,7 +248,7 @@ def refuse_other_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     try:
         shown = read_json(folder / SUMMARY, former=(UNSEALED_STUDY,))["settings"]
     except (OSError, ValueError, KeyError, TypeError):
-        # The summary is missing or damaged, so the study is finished again.
+        # The summary is missing or damaged, so the study is completed again.
         return
     if not isinstance(shown, dict):
         return
@@ -262,13 +265,13 @@ def begun(
     """Open a folder for a new or resumed study. No other process can open it until the `with` block ends.
 
     Args:
-        facts: the subject of the study. A folder with different facts is refused without `overwrite`.
+        facts: the subject of the study. A folder with different facts is rejected without `overwrite`.
         common: the values that every stage depends on.
         overwrite: replace a study that is in the folder. On success, stages that this study did not use are removed.
 
     Raises:
-        InputError: in the same cases as `check`, or if the folder holds a different study.
-        BusyError: if another process is writing to it.
+        InputError: in the same cases as `check`, or if the folder contains a different study.
+        BusyError: if another process is writing to the folder.
         StoppedError: if the disk is full, or the folder is removed inside the block.
     """
     target, facts = Path(folder), {"format": STUDY.format, **json.loads(json.dumps(facts, default=str))}
@@ -304,7 +307,7 @@ def locked(target: Path) -> Any:
 def show(work: Path, target: Path) -> None:
     """Move the contents of `work` to `target`, replacing entries of the same name. The summary is moved last.
 
-    If the process is killed during the move, the study has no summary and counts as unfinished.
+    If the process is killed during the move, the study has no summary and is treated as unfinished.
     """
     with suppress(FileNotFoundError):
         (target / SUMMARY).unlink()
@@ -320,8 +323,8 @@ def _kept() -> str:
 
 
 def _clear(folder: Path) -> None:
-    """Remove the outputs of the previous study, so that a later stop leaves no page without its stages."""
-    # The summary marks a study as finished, so it is removed first. Without `study.json`, it is removed last, because
-    # nothing else identifies the study.
+    """Remove the outputs of the previous study, so that an interrupted run does not leave a page without its stages."""
+    # The summary marks a study as finished, so it is removed first. If there is no `study.json`, the summary is removed
+    # last, because nothing else identifies the study.
     for name in (SUMMARY, *SHOWN) if (folder / BEGUN).is_file() else (*SHOWN, SUMMARY):
         remove(folder / name)

@@ -180,7 +180,7 @@ def _others(
     settings: Settings,
     given: Sequence[str | PromptSet] | None,
 ) -> tuple[PromptSet, ...]:
-    """Return the other concepts that are controls for one concept: those studied with it, and further ones."""
+    """Return the other concepts that are controls for one concept: those studied with it, and any others given."""
     names = {one.concept for one in sets}
     if given is not None and not isinstance(given, str):
         given = [one for one in given if (one if isinstance(one, str) else one.concept) not in names]
@@ -189,7 +189,10 @@ def _others(
 
 
 def _effects_on(one: Study, measures: Iterable[str]) -> list[Any]:
-    """Return the effects of one study's steering on these measures, from its table or, if missing there, its clips."""
+    """Return the effects of one study's steering on these measures.
+
+    They come from its table or, if missing there, its clips.
+    """
     tested = one.clips[one.clips["split"] == "test"]
     # The table of a study that was run separately may lack the other concepts' measures.
     further = [name for name in measures if name not in set(one.cross["measure"]) and name in tested]
@@ -200,7 +203,7 @@ def _effects_on(one: Study, measures: Iterable[str]) -> list[Any]:
 
 
 def _check_index(folder: Path, overwrite: bool) -> None:
-    """Check that the index replaces no link and, without `overwrite`, no index that audiolens did not write."""
+    """Check that the index does not replace a link or, without `overwrite`, a page that audiolens did not write."""
     from analysis.report import index
 
     index.check(folder)

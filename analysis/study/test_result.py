@@ -1,9 +1,9 @@
 """Test the chosen steering on test prompts, against controls and references.
 
 Controls are random directions, balanced shuffles and other concepts' directions (`analysis.sweep.controls`), added with
-the same norm at the same place. They are run on fewer clips than the steering, whose effect on those same clips is
-ranked among the controls' effects. References use the same seeds with prompts that ask for a pole in words, both
-without steering and with steering towards the other pole.
+the same norm at the same place. Controls are run on fewer clips than the steering. The effect of steering on those
+clips is ranked among the controls' effects. References use the same seeds with prompts that ask for a pole in words,
+both without steering and with steering towards the other pole.
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ from audiolens.interventions import Branch
 from audiolens.prompts import PromptSet
 
 CROSSED = ("tempo_ioi", "tempo", "onset_rate", "brightness", "pitch", "pulse_clarity", "loudness")
-"""Measures whose change is reported in addition to the concept's own. Mode is left out because it varies too little."""
+"""Measures whose change is reported in addition to the concept's own measure.
+
+Mode is left out because it varies too little.
+"""
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,8 @@ class Outcome:
     Attributes:
         pole, strength: the pole, and the coefficient of the direction. Positive means towards the positive pole.
         effect, low, high: median of steered / baseline - 1 over paired clips, and its 95% interval over prompts.
-        failed: share of steered clips that are no longer music. Their effect counts as zero.
+        failed: share of steered clips that failed, which means that they are no longer music. Their effect is taken as
+            zero.
         median: median of the measure over the steered clips that did not fail.
         prompted: the effect of asking for the pole in words instead.
         opposed: the effect of this steering while the prompt asks for the other pole.
@@ -90,7 +94,7 @@ class Outcome:
 
     @property
     def claimable(self) -> bool:
-        """Whether a study may claim the effect: it must be `towards` the pole and larger than those of the controls.
+        """Whether a study may claim the effect, which must be `towards` the pole and exceed the controls' effects.
 
         `p_corrected` must be at most .05, and no other concept's direction may have as large an effect.
         """
@@ -160,8 +164,9 @@ def outcomes(
 ) -> tuple[Outcome, Outcome]:
     """Return the outcomes of steering towards the positive and the negative pole.
 
-    `response` is `sweep.effects` of the concept's measure over `conditions` and `control_conditions`. `same_clips` has
-    the effects of steering on the controls' clips (`on_same_clips`). By default, the effects in `response` are used.
+    `response` is `sweep.effects` of the concept's measure over `conditions` and `control_conditions`. `same_clips`
+    contains the effects of steering on the controls' clips (`on_same_clips`). By default, the effects in `response` are
+    used.
     """
     controls = response[response["kind"].isin([*KINDS]) & (response["strength"].abs() == choice.strength)]
     among = response if same_clips is None else same_clips

@@ -1,9 +1,9 @@
-"""Store a sweep's finished batches and the table of all rows in its folder, and protect these files by hashes.
+"""Store a sweep's finished batches and the table of all rows in its folder, and protect these files with hashes.
 
 A batch is a Parquet file of its rows, a file of its codes and, if requested, sound files. The Parquet file is written
-last. It identifies the batch and the plan, and holds the hashes of its own bytes and of every other file of the batch.
-A file that has changed, or that belongs to another batch or sweep, is therefore detected when it is read. `ledger`
-opens the sweep's folder.
+last. It identifies the batch and the plan, and contains the hashes of its own bytes and of every other file of the
+batch. A file that has changed, or that belongs to another batch or sweep, is therefore detected when it is read.
+`ledger` opens the sweep's folder.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Batches:
     Attributes:
         folder: the sweep's folder.
         sizes: number of rows of each batch of the plan.
-        plan: the hash of the plan; `None` in folders of the previous format, whose files hold no hashes.
+        plan: the hash of the plan; `None` in folders of the previous format, whose files contain no hashes.
         threads: number of torch threads that the sweep was started with.
         schema, held: the schema of the whole table and the lock on the folder, if the folder is open for writing.
     """
@@ -212,7 +212,7 @@ _REMEDY = "Run the same sweep again to restore it."
 
 
 def are_threads(value: object) -> bool:
-    """Return whether a value is a number of threads that a computer may have."""
+    """Return whether a value is a plausible number of threads."""
     return type(value) is int and 1 <= value <= MOST_THREADS
 
 
@@ -222,7 +222,7 @@ def finished(folder: Path) -> frozenset[int]:
 
 
 def plans_of(folder: Path) -> dict[str, int]:
-    """Return the plan hashes found in a folder's intact batches, each with its number of threads."""
+    """Map each plan hash found in a folder's intact batches to the number of torch threads recorded with it."""
     found: dict[str, int] = {}
     for batch in sorted(finished(folder)):
         with suppress(DamagedError):
@@ -233,7 +233,7 @@ def plans_of(folder: Path) -> dict[str, int]:
 
 
 def small(codes: np.ndarray) -> np.ndarray:
-    """Return the codes in the smallest integer type that holds them."""
+    """Return the codes in the smallest integer type that can represent them."""
     return np.ascontiguousarray(codes, dtype=np.int16 if codes.max(initial=0) < 2**15 else np.int32)
 
 

@@ -14,16 +14,19 @@ from audiolens.directions.directions import Directions
 from audiolens.errors import InputError
 
 RANDOM, BALANCED, OTHER = "random", "balanced", "other"
-"""The kinds of control. Folders of earlier versions also hold "shuffled", with freely permuted labels."""
+"""The kinds of control. Folders of earlier versions also contain "shuffled", with freely permuted labels."""
 KINDS: Mapping[str, str] = {RANDOM: "random", BALANCED: "shuffled", OTHER: "other"}
 """For each kind, its name in columns such as `p_shuffled` and `n_shuffled`."""
 UNBALANCED = "shuffled"
-"""The kind with freely permuted labels (earlier versions). Figures show it, but no effect is ranked by it."""
+"""The kind with freely permuted labels (earlier versions).
+
+Figures show these controls, but effects are not ranked against such controls.
+"""
 
 
 @dataclass(frozen=True)
 class Control:
-    """A control for `real`.
+    """One control, which is compared with the direction `real`.
 
     Attributes:
         kind: one of `KINDS`.

@@ -1,7 +1,7 @@
 """Compute a direction's effect at each strength (the dose-response), with controls, prompted clips and cross-effects.
 
 This module uses the effects of a sweep's conditions (`response.effects`), whose labels are kind, concept, place and
-strength. A place is where a direction is added, given by the columns in `factorial.PLACE`. The measure is assumed to
+strength. A place is where a direction is added. The columns in `factorial.PLACE` identify it. The measure is assumed to
 rise towards the concept's positive pole.
 """
 

@@ -2,8 +2,8 @@
 
 `run` steers in every combination of these factors. It calls `play`, which takes any conditions. Every condition is
 applied to the same clips, so that rows pair up by prompt and seed, and each row is compared with its unsteered
-baseline. With `out=`, finished batches are kept in a folder (`ledger.py`). After a stop at any moment, the same call
-resumes the sweep and gives the same table, bit for bit.
+baseline. With `out=`, finished batches are kept in a folder (`ledger.py`). If the sweep is interrupted, repeating the
+call resumes it and gives the same table, bit for bit.
 """
 
 from __future__ import annotations
@@ -140,8 +140,8 @@ def run(
         measures: names from `audiolens.measure.MEASURES` or `EXTRA_MEASURES`.
         also: further columns (see `play`).
         batch_size: maximum number of rows per batch.
-        out: a folder for finished batches. After a stop, the same call resumes the sweep and gives the same table.
-            `None` writes nothing to disk.
+        out: a folder for finished batches. If the sweep is interrupted, repeating the call resumes it and gives the
+            same table. `None` writes nothing to disk.
         sound: also write each clip's sound to the folder.
         n_jobs: as in `play`.
         progress: show a progress bar.
@@ -267,7 +267,7 @@ def _facts(
     also: Also | None,
     sound: SoundFormat | None,
 ) -> dict[str, Any]:
-    """Return the facts that a sweep's folder states in its plan."""
+    """Return the facts about a sweep that `plan.json` records."""
     further = {"measures": list(names), "also": sorted(also or ()), "sound": sound}
     return facts_of(
         lens,

@@ -24,7 +24,7 @@ from audiolens.prompts import PromptSet
 LABELS = ("kind", "concept", "strategy", "layer", "band", "branch", "strength", "draw", "pole", "other", "cosine")
 """The columns that describe a condition.
 
-A control that is another concept's direction names that concept in `other`. `cosine` is the cosine similarity between a
+If a control is another concept's direction, `other` names that concept. `cosine` is the cosine similarity between a
 control and the real direction.
 """
 PLACE = ("concept", "strategy", "layer", "band", "branch")

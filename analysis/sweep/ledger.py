@@ -1,6 +1,6 @@
-"""Keep a sweep's finished batches in a folder, so that the sweep can resume after a stop at any moment.
+"""Keep a sweep's finished batches in a folder, so that an interrupted sweep can be resumed.
 
-`plan.json` states what is swept (`planned`), and the batches are stored next to it (`batches`).
+`plan.json` describes the sweep (`planned`), and the batches are stored next to it (`batches`).
 `analysis.store.resumable` contains the code that all resumable folders share. A sweep resumes only with the same plan,
 weights and versions, because otherwise the new rows would not pair up with the finished ones. Damage is repaired: a
 damaged batch is generated again, the table is rebuilt from the batches, and a missing plan is written again if the
@@ -48,9 +48,9 @@ def ledger(folder: str | os.PathLike[str], facts: Mapping[str, Any], labels: pd.
             start.
 
     Raises:
-        InputError: if the folder cannot be written, or holds another sweep (the error names the difference) or anything
-            other than a sweep.
-        BusyError: if another process is writing to it.
+        InputError: if the folder cannot be written, or contains another sweep (the error names the difference) or
+            anything other than a sweep.
+        BusyError: if another process is writing to the folder.
         StoppedError: when writing, if the folder was removed, files in it have disappeared, or the disk is full.
     """
     place, facts = as_path(folder), _plain(facts)
@@ -129,7 +129,7 @@ def batches_of(folder: Path, facts: Mapping[str, Any]) -> Batches:
 
 
 def kept_of(folder: Path, n_batches: int) -> str:
-    """Return a sentence on what a stopped sweep leaves in its folder, and how to resume the sweep."""
+    """Return a sentence about what a stopped sweep leaves in its folder, and how to resume the sweep."""
     return f"{len(finished(folder))} of {n_batches} batches are kept in {folder}; run the same sweep again to resume."
 
 

@@ -1,6 +1,6 @@
 """Describe everything that the rows of a sweep depend on, for the file `plan.json` in the sweep's folder.
 
-`ledger` writes `plan.json`, and resumes a sweep only if its plan is the same.
+`ledger` writes `plan.json`, and resumes a sweep only if its plan is unchanged.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ SWEEP = Kind(
 def facts_of(
     lens: AudioLens, conditions: Sequence[Condition], settings: Mapping[str, Any], **others: Any
 ) -> dict[str, Any]:
-    """Return all that a sweep's rows depend on, as plain values: versions, weights, settings and condition hashes."""
+    """Return all versions, weights, settings and condition hashes that a sweep's rows depend on, as plain values."""
     return {
         "format": SWEEP.format,
         "versions": {

@@ -109,7 +109,7 @@ def heard_batches(
                 yield from first()
             reference = _reference(plan.batches[number], baselines) if steered else None
             waiting.append((number, ear.hear(codes, reference), further))
-            # Yield measured batches at once, so that a stop loses only what is still being measured.
+            # Yield measured batches at once, so that an interrupted run loses only what is still being measured.
             while waiting and (waiting[0][1].done() or len(waiting) > max(1, ear.n_jobs) + 1):
                 yield from first()
         while waiting:

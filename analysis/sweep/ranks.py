@@ -33,17 +33,19 @@ class Ranks:
     rivals: tuple[str, ...]
 
     def columns(self) -> dict[str, Any]:
-        """The p-values and numbers as columns `p_random`, `n_random` and so on."""
+        """The p-values and numbers of controls as columns `p_random`, `n_random` and so on."""
         return {f"p_{name}": p for name, p in self.p.items()} | {f"n_{name}": n for name, n in self.n.items()}
 
 
 def ranked(effect: float, strength: float, controls: pd.DataFrame) -> Ranks:
-    """Rank an effect, towards the pole of the strength's sign, among controls at the same place and |strength|.
+    """Rank an effect among the effects of controls at the same place and |strength|.
 
-    `effect` is a mean change (`statistics.Effect.mean`), as is the column `mean_change` of `controls`. With few clips,
-    means distinguish directions better than medians. The other columns are kind, strength and, if there are other
-    concepts, other. Random directions and shuffles are compared at the same strength. The sign of another concept's
-    direction is arbitrary, so only the larger of its two effects counts, as one control.
+    Effects are ranked towards the pole that the strength's sign selects. `effect` is a mean change
+    (`statistics.Effect.mean`), and so are the values in the column `mean_change` of `controls`. Means are used because,
+    with few clips, they distinguish directions better than medians. `controls` also has the columns `kind`, `strength`
+    and, if there are other concepts, `other`. Random directions and shuffles are compared at the same strength. The
+    sign of another concept's direction is arbitrary, so only the larger of its two effects is used, and it counts as
+    one control.
     """
     sign = 1 if strength > 0 else -1
     values: dict[str, np.ndarray] = {}

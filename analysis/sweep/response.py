@@ -63,10 +63,10 @@ def effects(
     clips that did not fail. `effect`, `low`, `high` and `mean_change` come from `statistics.effect`. `failed` is the
     share of failed clips. `left_out` is the number of pairs without a baseline value, which are excluded from `effect`
     and `failed`. `clips` is the number of clips. An effect is a ratio minus 1, or a difference if `is_ratio` is false.
-    It is NaN if no baseline could be measured. Controls have no interval, because only their value is used. Each column
-    in `further` is summarised by its median. If one of them is `nats` (nats per code under the unsteered model), the
-    column `drift` is added, which is the mean over clips of |nats - nats of the baseline|. `resampling` is a
-    `Resampling` with `n_bootstrap` and `seed`. Intervals always have a confidence of 95%.
+    It is NaN if no baseline could be measured. Controls have no interval, because only their effects are used. Each
+    column in `further` is summarised by its median. If one of them is `nats` (nats per code under the unsteered model),
+    the column `drift` is added, which is the mean over clips of |nats - nats of the baseline|. `resampling` is a
+    `Resampling` with `n_bootstrap` and `seed`. Intervals are always 95% confidence intervals.
     """
     if measured not in table:
         known = [name for name in (*measure.MEASURES, *further) if name in table]

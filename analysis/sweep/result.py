@@ -38,7 +38,7 @@ class SweepResult:
             baseline of the same prompt and seed. `file` names the sound file, if sound was written.
         measures, also: names of the measures, and of the further columns.
         settings: the settings with which the clips were generated.
-        audio: kept sound by row number.
+        audio: the sound of clips by row number, if it was kept in memory.
         folder: the sweep's folder, if it has one.
         planned: number of rows of the whole sweep. `table` has fewer rows if it was loaded before the sweep ended.
         distances: the columns that `compared` added, one row per condition.
@@ -158,8 +158,8 @@ class SweepResult:
     ) -> CrossEffects:
         """Return the effect of steering along one concept on every measure, at one place.
 
-        The place with the widest span of effects is used. `place` (strategy, layer, branch, band) restricts which
-        places are considered.
+        The place with the widest span of effects (`dose.DoseResponse.widest`) is used. `place` (strategy, layer,
+        branch, band) restricts which places are considered.
         """
         name = self._concept(concept)
         chosen = dose.place_of(self.dose_response(name, n_bootstrap=0).widest(**place).iloc[0])
@@ -264,7 +264,7 @@ class SweepResult:
 
 
 def _number(found: Any) -> float:
-    """Check the value that a caller's distance returned."""
+    """Check the value that a caller's distance function returned."""
     try:
         return real_number(found)
     except TypeError:

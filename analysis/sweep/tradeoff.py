@@ -169,8 +169,8 @@ class Front:
     the condition is Pareto-optimal, which means that no other condition of that sign has more gain without more loss,
     or less loss without less gain.
 
-    Which conditions are on the front depends on these clips. With others, neighbours with overlapping intervals may
-    swap.
+    Which conditions are on the front depends on these clips. With other clips, neighbours with overlapping intervals
+    may swap places.
     """
 
     concept: str

@@ -314,7 +314,7 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
         """Write the cache to one safetensors file, with the labels in its header, replacing any old file atomically.
 
         Raises:
-            InputError: if the file cannot be written, or if something that is not a file has this name.
+            InputError: if the file cannot be written, or if something other than a file has this name.
         """
         return kept(as_path(path), self)
 

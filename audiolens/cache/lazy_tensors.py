@@ -149,7 +149,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], labels: Mapping[str, Any]) 
     """Write one safetensors file, with the labels in its header. An existing file is replaced atomically.
 
     Raises:
-        InputError: if the file cannot be written, or if something that is not a file has this name.
+        InputError: if the file cannot be written, or if something other than a file has this name.
     """
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with written(path) as made:
@@ -186,7 +186,7 @@ def read(path: str | os.PathLike[str], format_: str, unsealed: str) -> tuple[dic
 
 @dataclass(frozen=True)
 class _Source:
-    """A file that is opened for each tensor, closed in between, and must not change after it was first opened."""
+    """A file that is reopened for each tensor, and must not change after it was first opened."""
 
     path: Path
     stamp: tuple[int, ...]

@@ -49,8 +49,8 @@ def difference_in_means(
     with seed i for prompt i of each pole. The music of the two poles then differs in more than the concept
     (instruments, decay, loudness), and these differences enter the direction. With `codes="shared"`, the model instead
     runs on the same clips of neutral prompts for both poles, so only the text differs. Prefer this setting for
-    steering. With a `codes` tensor or `audio`, the model runs on the music you give. Means are computed from running
-    sums, so memory depends only on the batch size and the codes (a few kB per clip).
+    steering. With a `codes` tensor or `audio`, the model runs on that music. Means are computed from running sums, so
+    memory depends only on the batch size and the codes (a few kB per clip).
 
     Args:
         positive, negative: the prompts of the poles; `None` means no prompt (for poles that differ in their music).
@@ -75,8 +75,9 @@ def difference_in_means(
         keep_samples: store one vector per prompt and layer (4 x d_model x layers x prompts bytes), which `shuffled`
             needs.
         prefix: include the conditioning before step 0 in the "mean", if it is part of the decoder's own sequence.
-        neutral: the prompts of the shared clips, used in cyclic order, such as `sets.development`. Do not give test
-            prompts. Neutral prompts are ignored at the positions "first" and "eos", for which nothing is generated.
+        neutral: the prompts of the shared clips, used in cyclic order, such as `sets.development`. Do not use test
+            prompts here. Neutral prompts are ignored at the positions "first" and "eos", for which nothing is
+            generated.
 
     Raises:
         InputError: (or a subclass) before the run, if a pole is empty, a prompt is in both poles, the two poles have

@@ -204,17 +204,17 @@ class Directions(AsArray):
         return self._changed(unit(drawn) * self.norms[:, None], f"random {seed} like ({self.meta.label})")
 
     def shuffled(self, seed: int, *, match_norms: bool = True, balanced: bool = True) -> "Directions":
-        """Return the difference between two groups that each hold half of either pole: a control without the concept.
+        """Return the difference in means between two groups that each contain half of each pole, as a control.
 
-        The halves are drawn at random; if a pole has an odd number of prompts, one is left out. The concept cancels, so
-        the vectors are short, and are rescaled to the norms of these directions, unless `match_norms` is false. This
-        needs samples (`keep_samples=True`).
+        The concept cancels in this difference. The halves are drawn at random, and if a pole has an odd number of
+        prompts, one is left out. The vectors are short, so they are rescaled to the norms of these directions, unless
+        `match_norms` is false. This method needs samples (`keep_samples=True`).
 
-        `balanced=False` permutes the labels over all prompts. Such shuffles keep a part of the concept, and rescaling
-        magnifies it: use them only to see how much.
+        `balanced=False` permutes the labels over all prompts. Such shuffles retain part of the concept, and rescaling
+        magnifies that part. Use them only to see how much is retained.
 
         Raises:
-            InputError: without samples or, if balanced, with fewer than two prompts in a pole.
+            InputError: if no samples were stored or, with `balanced=True`, if a pole has fewer than two prompts.
         """
         checked_flags(match_norms=match_norms, balanced=balanced)
         samples = self._samples("shuffled")
@@ -227,19 +227,21 @@ class Directions(AsArray):
     def with_norms_of(self, other: "Directions") -> "Directions":
         """Return these directions scaled to the norms of `other`, layer by layer.
 
-        Another concept's direction then is a control: it is steered with the same length at the same places.
+        Another concept's direction can then serve as a control, which is added with the same norm at the same places.
         """
         self._refuse_foreign(other)
         return self._changed(unit(self.vectors) * other.norms[:, None], f"{self.meta.label} like ({other.meta.label})")
 
     def permutation_test(self, n_shuffles: int = N_SHUFFLES, seed: int = 0) -> PermutationTest:
-        """Test whether the difference in means is longer than under shuffled labels, family-wise over layers.
+        """Test whether the difference in means is longer than it would be under shuffled labels.
 
-        It uses the samples (`keep_samples=True`), so no model runs. The difference in means is tested even if another
-        estimator made the vectors.
+        The p-values control the family-wise error rate over layers.
+
+        The test uses the samples (`keep_samples=True`), so no model runs. The difference in means is tested even if
+        another estimator made the vectors.
 
         Raises:
-            InputError: without samples.
+            InputError: if no samples were stored.
         """
         return permutation_test(self._samples("permutation_test"), n_shuffles, checked_seed(seed))
 

@@ -28,7 +28,7 @@ def mean_centred(
     """Return the mean under one pole's prompts minus the mean under neutral ones (such as `sets.development`).
 
     The method is that of Jorgensen et al. (2023). Use it for a concept without an opposite. The vector is half as long
-    as the difference between two poles that lie symmetrically around neutral. `reading` is passed to
+    as the difference between two poles that are symmetric about the neutral prompts. `reading` is passed to
     `difference_in_means`, which raises any errors. With `codes="shared"`, the pole and the neutral prompts are both
     read over the clips of the neutral prompts.
     """
@@ -41,8 +41,8 @@ def mean_centred(
 def principal_component(directions: Directions) -> Directions:
     """Return the first principal component of the uncentred differences between matched prompts.
 
-    The method is that of Zou et al. (2023, representation engineering), without their random sign flips. It needs as
-    many positive as negative prompts, matched in order.
+    The method is that of Zou et al. (2023, representation engineering), without their random sign flips. This method
+    needs as many positive as negative prompts, matched in order.
 
     Raises:
         InputError: if samples were not stored, or if the poles have different numbers of prompts.
@@ -61,7 +61,7 @@ def probe_weights(directions: Directions, penalty: float = 1.0) -> Directions:
 
     The method is that of Alain and Bengio (2016). The features are standardised before the fit. `penalty` is the weight
     of the squared-norm penalty, which is 1 / C in scikit-learn. The direction that separates best need not be the one
-    that moves the model: a probe can find information that the model never uses.
+    that changes the model's output most, because a probe can find information that the model never uses.
 
     Raises:
         InputError: if samples were not stored, or if the penalty is not positive.

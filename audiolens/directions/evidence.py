@@ -47,8 +47,8 @@ class Evidence:
             because many shuffles then reach an AUC of 1 at some layer. It is `None` in files written by earlier
             versions.
 
-    This evidence shows that the poles differ consistently. It does not show that the difference is the concept, nor
-    that the model uses it.
+    This evidence shows that the poles differ consistently. It does not show that the difference represents the concept,
+    or that the model uses it.
     """
 
     split_half_cosine: Float[Tensor, " layer"]
@@ -86,7 +86,7 @@ class Evidence:
 
         Facchiano et al. (2025) report that about 25 are enough. The counts double from each point to the next, so the
         resolution is coarse. The result is at most half the prompts per pole. It shows where more prompts stop helping,
-        not that the direction is good; for that, see `split_half_cosine`.
+        not that the direction is good. For the quality of the direction, see `split_half_cosine`.
         """
         if self.counts[-1] < FEWEST_HALF:
             return torch.full_like(self.split_half_cosine, torch.nan)

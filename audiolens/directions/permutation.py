@@ -1,4 +1,4 @@
-"""Permutation test of directions: whether a difference in means is longer than under shuffled labels."""
+"""Test by permutation whether a difference in means is longer than it would be under shuffled labels."""
 
 from dataclasses import dataclass
 
@@ -18,19 +18,20 @@ LEVEL = 0.05
 @guarded
 @dataclass(frozen=True, eq=False)
 class PermutationTest:
-    """How long a direction is, per layer, compared with the same estimate under shuffled labels.
+    """The length of a direction at each layer, compared with differences in means under shuffled labels.
 
     Attributes:
         layers: the block of each value.
         ratio: the norm of the direction divided by the median norm under shuffled labels.
-        p: permutation p-value, family-wise over layers: the share of shuffles whose largest ratio at any layer is at
-            least as large, the labels as they are counted as one of them.
-        least_p: the smallest possible `p`; it is large with few prompts.
+        p: permutation p-value, family-wise over layers: the share of labellings, including the original one, whose
+            largest norm over all layers is at least the direction's norm at this layer. All norms are relative to their
+            layer's mean norm.
+        least_p: the smallest possible `p`, which is large with few prompts.
         n_shuffles: number of shuffles.
 
-    Labels are exchanged within pairs of prompts if the poles have the same number of them, otherwise between all
-    prompts. A small p shows that the poles differ in the activations. It does not show that the difference is the
-    concept, nor that the model uses it.
+    Labels are exchanged within pairs of prompts if the poles have the same number of them, and otherwise among all
+    prompts. A small p shows that the poles differ in the activations. It does not show that the difference represents
+    the concept, or that the model uses it.
     """
 
     layers: tuple[int, ...]
@@ -55,20 +56,20 @@ def permutation_test(samples: Samples, n_shuffles: int, seed: int) -> Permutatio
     weights = shuffles.permuted(samples.labels, n_shuffles, seed)
     norms = []
     for layer in samples.values.double():
-        # The weights of a labelling sum to 0, so the mean only costs precision.
+        # The weights of a labelling sum to 0, so the mean cancels. Subtracting it first improves precision.
         norms.append((weights @ (layer - layer.mean(0))).norm(dim=-1))
     drawn = torch.stack(norms, dim=1)
     own = samples.difference().double().norm(dim=-1)
-    # Norms grow with depth, so that layers are comparable only relative to their own mean, which includes the labels as
-    # they are: the test is exact only if all labellings are treated alike.
+    # Norms grow with depth, so layers are compared relative to their mean norm. The mean includes the original
+    # labelling, because the test is exact only if all labellings are treated alike.
     scale = torch.cat([own[None], drawn]).mean(0).clamp_min(torch.finfo(torch.float64).tiny)
     highest = (drawn / scale).amax(1)
-    # Two labellings that are one another's mirror image have the same norm, but for rounding.
+    # Exchanging the two poles gives the same norm up to rounding errors.
     p = (1 + (highest[:, None] >= (own / scale)[None] * (1 - 1e-9)).sum(0)).double() / (n_shuffles + 1)
     return PermutationTest(
         layers=samples.layers,
         ratio=(own / drawn.median(0).values.clamp_min(torch.finfo(torch.float64).tiny)).float(),
-        # In float32, .05 would be above .05.
+        # Keep float64, because .05 is rounded up in float32.
         p=p,
         least_p=max(1 / (n_shuffles + 1), 1 / shuffles.orders(samples.labels)),
         n_shuffles=n_shuffles,

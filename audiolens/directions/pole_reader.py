@@ -2,8 +2,8 @@
 
 Only one batch is in memory at a time, and the lens averages over time while the model runs. Positive prompt i and
 negative prompt i share a seed. If each prompt generates its own music, however, the music differs as well as the text.
-If the model instead runs on the same codes for both prompts, only the text differs. The codes are
-given, or generated from neutral prompts (`audiolens.directions.shared_codes`).
+If the model instead runs on the same codes for both prompts, only the text differs. These codes are given, or generated
+from neutral prompts (`audiolens.directions.shared_codes`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -162,7 +162,7 @@ class PoleReader:
 
     @property
     def neutral(self) -> tuple[str | None, ...]:
-        """The neutral prompts of the clips that both poles are read over; empty unless the codes are shared."""
+        """The neutral prompts of the clips that both poles share; empty unless the codes are shared."""
         return () if self.clips is None else self.clips.neutral
 
     @property
@@ -174,7 +174,7 @@ class PoleReader:
 
     @property
     def starts(self) -> bool:
-        """Whether the start token is the only code needed: step 0 and the end of the text attend to no other code."""
+        """Whether the start token is the only code needed. Step 0 and the end of the text attend to no other code."""
         return self.position in ("first", "eos")
 
     @property
@@ -255,7 +255,7 @@ class PoleReader:
                 cache_device="cpu", **what,
             ).cache  # fmt: skip
         else:
-            # Under given codes the conditional branch does not depend on the null branch, so skipping the null branch
+            # With given codes, the conditional branch does not depend on the null branch, so skipping the null branch
             # halves the cost.
             scale = 1.0 if self.branch == "cond" else self.guidance_scale
             _, cache = self.lens.run_with_cache(

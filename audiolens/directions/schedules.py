@@ -1,6 +1,6 @@
 """Schedules: functions of time in seconds that scale a steering strength over a clip.
 
-Use them as in `steer(..., schedule=linear(0.0, 2.0))`. Any function of seconds works; this module has the common ones.
+Use them as in `steer(..., schedule=linear(0.0, 2.0))`. Any function of seconds works. This module contains common ones.
 Time is measured from the start of the clip and is the same for every row and layer.
 """
 

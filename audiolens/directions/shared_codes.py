@@ -34,7 +34,10 @@ class SharedClips:
 
     @classmethod
     def of(cls, neutral: Sequence[str | None], sizes: tuple[int, int]) -> "SharedClips":
-        """Choose one clip per pair of prompts or, for unequal poles, the number that needs the fewest readings."""
+        """Choose one clip per pair of prompts.
+
+        For unequal poles, choose the number of clips that needs the fewest readings.
+        """
         fewest = min(FEWEST_CLIPS, max(sizes))
         count = min(
             range(max(sizes), fewest - 1, -1), key=lambda count: sum(size * _each(size, count) for size in sizes)

@@ -1,8 +1,8 @@
 """Split prompts into two groups regardless of their poles, for control directions and permutation tests.
 
 A *balanced* split puts half of each pole into each group, so the concept cancels in the difference between the groups.
-After a free permutation of the labels, the difference still contains part of the concept, and matching the norm
-magnifies that part.
+After a free permutation of the labels, the difference still contains part of the concept, and rescaling it to the
+direction's norm magnifies that part.
 """
 
 import torch
@@ -13,21 +13,23 @@ from audiolens.checks import checked_count, checked_seed
 from audiolens.errors import InputError
 
 FEWEST = 2
-"""The fewest prompts per pole that can be halved."""
+"""The smallest number of prompts per pole that can be split into halves."""
 _TRIES = 50
-"""How many seeds are tried for each different split. Small sets can be split in only a few ways."""
+"""The number of seeds that are tried per distinct split. Small sets can be split in only a few ways."""
 
 Groups = tuple[Int[Tensor, " member"], Int[Tensor, " other_member"]]
 """The indices of the prompts in the two groups."""
 
 
 def balanced(labels: Bool[Tensor, " prompt"], seed: int) -> Groups:
-    """Split each pole at random, half into each group. Of an odd number of prompts, a random one is left out.
+    """Split each pole at random into two halves, one per group.
+
+    If a pole has an odd number of prompts, a random one is left out.
 
     The poles are split independently, even if their prompts are matched. The two prompts of a pair may be read over the
     same clip, so that everything but the concept cancels within the pair. If half of the pairs were swapped instead,
-    only the differences between pairs in how strongly they express the concept would be left, and matching the norm
-    would magnify them.
+    only the differences between pairs in how strongly they express the concept would be left, and rescaling would
+    magnify them.
 
     Raises:
         InputError: if a pole has fewer than two prompts.
@@ -45,15 +47,16 @@ def balanced(labels: Bool[Tensor, " prompt"], seed: int) -> Groups:
 
 
 def free(labels: Bool[Tensor, " prompt"], seed: int) -> Groups:
-    """Permute the labels over all prompts, regardless of how many of each pole a group then has."""
+    """Permute the labels over all prompts, regardless of how many prompts of each pole a group then contains."""
     shuffled = labels[torch.randperm(len(labels), generator=_generator(seed), device="cpu")]
     return _where(shuffled), _where(~shuffled)
 
 
 def different(labels: Bool[Tensor, " prompt"], n: int, first_seed: int = 0) -> list[int]:
-    """Return `n` seeds, from `first_seed` on, whose balanced splits all differ in more than the order of the groups.
+    """Return `n` seeds, starting at `first_seed`, whose balanced splits differ in more than the order of the groups.
 
-    Small sets have few splits, and a repeated control adds no evidence. For them, fewer than `n` seeds are returned.
+    A small set of prompts has few distinct splits. Fewer than `n` seeds are then returned, because a repeated control
+    adds no evidence.
     """
     n, seed = checked_count("n", n, least=0), checked_seed(first_seed)
     found: dict[frozenset[frozenset[int]], int] = {}
@@ -68,8 +71,9 @@ def different(labels: Bool[Tensor, " prompt"], n: int, first_seed: int = 0) -> l
 def permuted(labels: Bool[Tensor, " prompt"], n: int, seed: int) -> Float[Tensor, "shuffle prompt"]:
     """Return the weights of each prompt in the difference in means under `n` random labellings, for a permutation test.
 
-    Poles with the same number of prompts are permuted within pairs, others over all prompts. These labellings are not
-    balanced: a permutation test is exact only if the labels as they are could be drawn, too.
+    If the poles have the same number of prompts, labels are permuted within pairs, and otherwise over all prompts.
+    These labellings are not balanced, because a permutation test is exact only if the original labelling is among those
+    that can be drawn.
     """
     generator = _generator(seed)
     positive, negative = _where(labels), _where(~labels)
@@ -84,7 +88,7 @@ def permuted(labels: Bool[Tensor, " prompt"], n: int, seed: int) -> Float[Tensor
 
 
 def orders(labels: Bool[Tensor, " prompt"]) -> float:
-    """Return how many of the labellings that `permuted` draws from give differences of different length."""
+    """Return how many distinct lengths the difference in means can have under the labellings of `permuted`."""
     positive, negative = int(labels.sum()), int((~labels).sum())
     if positive == negative:
         return 2.0 ** (positive - 1)

@@ -55,9 +55,10 @@ def steer(
 
     Args:
         directions: the directions of one or several concepts. They are applied at the site at which they were read.
-        strategy: "one-to-one" adds `layer`'s vector at `layer`; "one-to-all" adds it at every block, so its effect
-            accumulates and it needs only a fraction of the strength; "one-to-band" adds it at the blocks of `band` (or
-            `layers`); "all-to-all" adds each block's own vector at that block (or only at `layers`).
+        strategy: "one-to-one" adds the vector of `layer` at `layer`. "one-to-all" adds this vector at every block, so
+            its effect accumulates and a fraction of the strength is enough. "one-to-band" adds this vector at the
+            blocks of `band` (or `layers`). "all-to-all" adds each block's own vector at that block (or only at
+            `layers`).
         layer: the layer whose vector the one-to strategies use; optional if the directions have only one layer. With
             several concepts, give one layer for all of them or one for each.
         layers: the target blocks of "one-to-band" and "all-to-all". Under "one-to-one", it is another name for `layer`.
@@ -74,13 +75,13 @@ def steer(
         schedule: factors that multiply the strength over time: a function of the time in seconds, or one number per
             frame.
         preserve_norm: rescale every changed position to its original norm.
-        operator: "add" adds the vector. "clamp" sets the projection on the direction to `strength` x `unit`, so a
+        operator: "add" adds the vector. "clamp" sets the projection onto the direction to `strength` x `unit`, so a
             strength of 0 removes the direction rather than changing nothing. "ablate" removes a fraction `strength` of
             the projection, regardless of the unit.
         prefix: also steer the conditioning before step 0, if it is part of the decoder's own sequence.
         combine: how several concepts combine. "sum" uses each vector unchanged. "orthogonalised" removes from each
-            vector its component along the previous ones (Gram-Schmidt; the first is unchanged, so the order matters),
-            so that steering along a later concept does not steer along an earlier one. Without orthogonalisation,
+            vector its component along the previous ones (Gram-Schmidt), so that steering along a later concept does not
+            steer along an earlier one. The first vector is unchanged, so the order matters. Without orthogonalisation,
             clamps or ablations of several concepts interfere with one another.
 
     Returns:

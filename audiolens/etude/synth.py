@@ -252,7 +252,7 @@ def _note(instrument: str, midi: float, seconds: float, rolloff: float, decay_un
 
 
 def _wavetable(instrument: str, frequency_hz: float, rolloff: float) -> Float[np.ndarray, " phase"]:
-    """One period with the instrument's harmonics below 0.47 of the sample rate, scaled to unit power."""
+    """One period of a tone with the instrument's harmonics below 0.47 of the sample rate, scaled to unit power."""
     h = np.arange(1, min(int(0.47 * SAMPLE_RATE / frequency_hz), 60) + 1)
     amplitude = 1.0 / h**rolloff
     if instrument == "organ":

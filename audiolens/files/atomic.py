@@ -27,7 +27,7 @@ def put(path: Path, content: bytes) -> Path:
     """Write a file into an existing folder atomically. Even a power failure leaves either the old file or the new one.
 
     Raises:
-        InputError: if something that is not a file has this name.
+        InputError: if something other than a file has this name.
         StoppedError: if the folder no longer exists.
         OSError: if the file cannot be written.
     """
@@ -53,7 +53,7 @@ def written(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path to write to, which is renamed to `path` if the block succeeds; create missing folders.
 
     Raises:
-        InputError: if something that is not a file has this name, or if the file cannot be written.
+        InputError: if something other than a file has this name, or if the file cannot be written.
     """
     target = as_path(path)
     refuse_special(target)

@@ -1,7 +1,7 @@
 """Score how well clips match a text, and embed them, with transformers' ClapModel.
 
 CLAP is described in Wu et al. (2023), "Large-scale Contrastive Language-Audio Pretraining". This module needs torch, so
-`audiolens.measure` imports it only on first use; the weights are downloaded once. A clip's score and embedding do not
+`audiolens.measure` imports it only on first use. The weights are downloaded once. A clip's score and embedding do not
 depend on the other clips. transformers' feature extractor makes random choices (it crops clips longer than ten seconds
 and, with fusion, marks one clip of each batch as longer), so clips are passed in a form to which these choices do not
 apply.

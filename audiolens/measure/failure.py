@@ -42,8 +42,8 @@ def failed(steered: Generated, baseline: Generated) -> Bool[np.ndarray, " row"]:
 
     A row fails if its root mean square is outside [1/3, 3] times the baseline's, if it has fewer than four onsets, or
     if the entropy of its codes is less than half the baseline's. In an analysis, treat a failed row as showing no
-    effect, because a clip steered into silence is not a slow clip. Four beats take five seconds at 50 BPM, so shorter
-    clips of slow music may fail.
+    effect, because a clip that steering has silenced does not show that the music became slower. Four beats take five
+    seconds at 50 BPM, so shorter clips of slow music may fail.
 
     Raises:
         InputError: if the baseline differs in its model, length, prompts, seeds or sampling, or was itself steered.

@@ -47,7 +47,7 @@ class Drift:
         outside: the fraction of each clip's codes that the unsteered model could not have sampled because they are
             outside its top-k; it is 0 without top-k.
         spread: the mean absolute difference in level between two of the model's own samples. It uses pairs with the
-            same prompt if some prompt has several seeds, and otherwise all pairs of rows; it is NaN for a single row. A
+            same prompt if some prompt has several seeds, and otherwise all pairs of rows. It is NaN for a single row. A
             drift below this value is within seed-to-seed variation.
         prompts, seeds: the prompts and seeds of the rows.
         guidance_scale, temperature, top_k: the sampling settings. Scores use the guided logits at that temperature over

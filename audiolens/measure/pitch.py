@@ -19,7 +19,7 @@ MODE_HZ = (100.0, 600.0)
 """The range used for the mode, narrower for the same reason. With partials up to 1000 Hz, clips steered to minor looked
 neutral, although a key network and their spectra show minor thirds (docs/ears.md)."""
 AUDIBLE_SHARE, MODE_SHARE = 0.01, 0.03
-"""Peaks below this fraction of the strongest partial are ignored, as a codec leaves faint tones between notes."""
+"""Peaks below this fraction of the strongest partial are ignored, because a codec leaves faint tones between notes."""
 KEY_HZ = (50.0, 400.0)
 """The range in which bass and chords determine the tonic, below most of the melody and the harmonics."""
 LEAST_TONALITY_DB = 14.0
@@ -29,8 +29,10 @@ LEAST_SHARE = 0.025
 """A pitch class counts as played if it has more than this share of the energy. The clicks of short notes leave 2% in a
 neighbouring class, and in 95% of étude's synthesised clips the third of the key has at least 3.6%."""
 LEAST_KEY_MARGIN = 0.05
-"""The smallest lead in correlation of the best tonic over the second best. With this value, a ninth of étude's
-synthesised clips have no key."""
+"""The smallest margin by which the best tonic's correlation must exceed the second best's.
+
+With this value, a ninth of étude's synthesised clips have no key.
+"""
 MAJOR = np.array([6.35, 2.23, 3.48, 2.33, 4.38, 4.09, 2.52, 5.19, 2.39, 3.66, 2.29, 2.88])
 MINOR = np.array([6.33, 2.68, 3.52, 5.38, 2.60, 3.53, 2.54, 4.75, 3.98, 2.69, 3.34, 3.17])
 """Key profiles, which rate how well each semitone above the tonic fits the key (Krumhansl and Kessler 1982)."""
@@ -61,7 +63,7 @@ def pitch_class(audio: Audio, sample_rate: float | None = None) -> float | Float
 
 @guarded
 def mode(audio: Audio, sample_rate: float | None = None) -> float | Float[np.ndarray, " row"]:
-    """Return how major rather than minor the key is, from -2 to 2; positive is major.
+    """Return the mode of the key as a score from -2 (minor) to 2 (major).
 
     The value is the chroma's best correlation with a major profile minus its best correlation with a minor profile. The
     correlations use Krumhansl and Kessler's profiles on all twelve tonics and the partials from 100 to 600 Hz. A few

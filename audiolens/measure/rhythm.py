@@ -26,7 +26,10 @@ FEWEST_ONSETS = 4
 OCTAVES = (1 / 3, 1 / 2, 2.0, 3.0)
 OCTAVE_TOLERANCE = 0.04
 LEAST_CLARITY = 0.3
-"""The least pulse clarity of a beat; clicks at random times have about 0.2, and étude's synthesised music 0.5 to 1."""
+"""The lowest pulse clarity at which a clip has a beat.
+
+Clicks at random times have about 0.2, and étude's synthesised music has 0.5 to 1.
+"""
 
 TempoMethod = Literal["beat", "ioi", "beat_this"]
 
@@ -45,7 +48,7 @@ def tempo(
             `librosa.feature.tempo` with a uniform prior, with the period interpolated between frames. `"ioi"` is 60
             over the median interval between accents (onsets in most frequency bands), and may be outside [40, 240].
             `"beat_this"` is 60 over the median interval between the beats of Beat This (ISMIR 2024), the tracker used
-            by Facchiano et al. (2025); it needs `pip install 'audiolens[beats]'`.
+            by Facchiano et al. (2025). It needs `pip install 'audiolens[beats]'`.
 
     Returns:
         BPM per row; NaN for silence, for fewer than four onsets (or beats) and, for "beat", if the envelope is not

@@ -40,7 +40,7 @@ MEASURES: Mapping[str, Callable[[Clip], float]] = MappingProxyType(
 )
 """Maps each column of `table` to the function that measures one clip."""
 EXTRA_MEASURES: Mapping[str, Callable[[Clip], float]] = MappingProxyType({"tempo_beat_this": beat_this_tempo})
-"""The same for measures that need an extra package and are computed only on request."""
+"""The same mapping for measures that need an extra package and are computed only on request."""
 UNITS: Mapping[str, str] = MappingProxyType(
     {
         "tempo": "BPM",
@@ -103,8 +103,8 @@ def table_of_files(
         seconds: the part (from, to) of every file to measure, in seconds; by default the whole file.
 
     Returns:
-        A table with one row per measured file, in order, with `file` and `seconds` before the measures; and a dict from
-        each file that could not be measured to the reason.
+        A table with one row per measured file, in order, whose first columns are `file` and `seconds`, and a dict that
+        maps each file that could not be measured to the reason.
     """
     import pandas as pd
 

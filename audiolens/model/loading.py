@@ -156,7 +156,7 @@ def refuse_tokenizer(tokenizer: Any, model: Any, name: str | None = None) -> Non
 
 @contextmanager
 def _plain_defaults(on_cpu: bool) -> Iterator[None]:
-    """Use torch's own default dtype and device, because position tables, which are in no file, depend on both."""
+    """Use torch's own default dtype and device. Position tables are computed instead of loaded, and depend on both."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:

@@ -237,7 +237,7 @@ def _refuse_numbers(path: Path, values: Mapping[str, Any], headers: Mapping[str,
 
 
 def _entries(values: Any) -> Iterator[tuple[str, Any]]:
-    """All keys and their values, at any depth. Recursion is safe, because reading the file limited its nesting."""
+    """All keys and their values, at any depth. Recursion is safe, because the file's nesting was limited on reading."""
     if isinstance(values, dict):
         yield from values.items()
     for value in values.values() if isinstance(values, dict) else values if isinstance(values, list) else ():

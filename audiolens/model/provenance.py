@@ -153,7 +153,7 @@ def write(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], facts: Ma
     """Write one safetensors file atomically, with `facts` in its header.
 
     Raises:
-        InputError: if the file cannot be written, or if something that is not a file has this name.
+        InputError: if the file cannot be written, or if something other than a file has this name.
     """
     kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with written(path) as whole:

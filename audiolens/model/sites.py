@@ -67,7 +67,10 @@ def _refuse_no_name(name: Any) -> None:
 
 
 def named(name: Any) -> Site:
-    """Return the site to which a name refers, whether or not a model has it. A short form has no `layer` (`None`)."""
+    """Return the site to which a name refers, whether or not a model has it.
+
+    If the name is a short form, the `layer` of the site is `None`.
+    """
     site = Site.of(name) if isinstance(name, str) else Site(name)
     return Site(hooked(site.hook), site.layer)
 

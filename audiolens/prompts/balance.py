@@ -1,4 +1,4 @@
-"""Balance: how the prompts of the two poles differ in length and in single words, apart from their meaning."""
+"""Measure how the prompts of the two poles differ in length and in single words, apart from their meaning."""
 
 import re
 from collections import Counter
@@ -19,8 +19,8 @@ class Balance:
 
     Attributes:
         words: the mean number of words per prompt, for the positive and the negative pole.
-        length_auc: the probability that a positive prompt has more words than a negative one (ties count half); 0.5 is
-            balanced.
+        length_auc: the probability that a positive prompt has more words than a negative one (ties count half); 0.5
+            means that length is balanced.
         one_sided: for each pole, the words that never occur in the other pole, most common first, each with the
             fraction of that pole's prompts that contain it. The concept's own words belong here; any other word is a
             confound.

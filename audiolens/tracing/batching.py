@@ -175,8 +175,8 @@ class RowBatcher(Batcher):
     """nnsight's batcher for a model in which guidance doubles the rows.
 
     The first axis of a tensor counts rows if its size is `total` rows times 1 or 2 branches. An invoke receives its own
-    rows of every branch in the same layout, and its edits change only these rows. `copies` holds the values read in
-    this run that are copies rather than the model's own tensors. `asked` holds the site that each invoke requested
+    rows of every branch in the same layout, and its edits change only these rows. `copies` contains the values read in
+    this run that are copies rather than the model's own tensors. `asked` contains the site that each invoke requested
     last.
     """
 

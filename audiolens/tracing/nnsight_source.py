@@ -1,8 +1,8 @@
 """Connect sites to nnsight's envoys, and restrict nnsight's instrumentation to what one run needs.
 
-nnsight exposes a single operation of a forward method (`envoy.source`) through an instrumented copy of the method. It
-never removes the copy, which costs every later trace some microseconds per operation. A run therefore opens only the
-operations it needs, and `close` restores the module's own forward method.
+nnsight exposes a single operation of a forward method (`envoy.source`) through an instrumented copy of the method.
+nnsight never removes the copy, which then costs every later trace some microseconds per operation. A run therefore
+opens only the operations it needs, and `close` restores the module's own forward method.
 
 nnsight also intercepts the inputs and outputs of every module, whether or not they are read. This costs three calls per
 step for each of about two hundred modules. `only` restricts the interception to the modules that a run reads.
@@ -39,7 +39,7 @@ class Model(NNsight):
         self._opened = dict(module.named_modules())
 
     def check_unchanged(self) -> None:
-        """Check that the model's modules are those it had when the lens was opened, because nnsight sees only those.
+        """Check that the model's modules are those it had when the lens was opened, because nnsight knows only those.
 
         Raises:
             InputError: if modules were added, removed or replaced; the message names them.
@@ -96,7 +96,7 @@ def only(model: nn.Module, modules: Iterable[nn.Module]) -> Iterator[None]:
 
 
 def _controlled(model: nn.Module) -> list[tuple[int, dict[str, Any], Controller]]:
-    """For each module whose class's own forward method nnsight wraps, return its id, its attributes and the wrapper."""
+    """Return the id, attributes and wrapper of every module for which nnsight wraps the forward method of its class."""
     found = []
     for part in model.modules():
         own, forward = part.__dict__, part.__dict__.get("forward")
@@ -109,7 +109,7 @@ def _controlled(model: nn.Module) -> list[tuple[int, dict[str, Any], Controller]
 def open_ahead(model: Model, family: Family, site: Site) -> None:
     """Open the operations that later sites of the same module need.
 
-    They cannot be opened once the module's forward pass has begun.
+    These operations cannot be opened once the module's forward pass has begun.
     """
     hooks = list(family.block_taps)
     if site.layer is None:

@@ -156,7 +156,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
 def test_help_teaches(run: Run) -> None:
     code, out, _ = run("sweep", "--help")
     assert code == 0
-    assert "the same command resumes the sweep and gives the same table" in " ".join(out.split())
+    assert "repeating the command resumes it and gives the same table" in " ".join(out.split())
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
-"""Which of the synthesiser's instruments plays a clip: a classifier of cepstra, fitted on labelled clips.
+"""Classify which of the synthesiser's instruments plays a clip, with a classifier of cepstra fitted on labelled clips.
 
-The labelled clips pass through the model's codec first, so that the classifier knows the codec's sound. It can name
-only those instruments, whatever the clip sounds like; that a clip's name changed does not show that it sounds worse.
+The labelled clips first pass through the model's codec, so that the classifier is trained on sound with the same codec
+artefacts. The classifier always predicts one of these instruments, whatever the clip sounds like, so a changed
+prediction does not show that a clip sounds worse.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ if TYPE_CHECKING:
 
 ROWS = 48
 SEED = 99
-"""The seed of the labelled clips, none of which étude was trained on."""
+"""The seed of the labelled clips. Étude was not trained on any of them."""
 
 
 @dataclass(frozen=True)
 class Instruments:
-    """A fitted classifier of instruments."""
+    """A fitted instrument classifier."""
 
     classifier: Any
 
@@ -44,7 +45,7 @@ class Instruments:
 
     @classmethod
     def of(cls, lens: AudioLens, n: int = 240, seconds: float = 5.0) -> Instruments:
-        """Fit a classifier on `n` clips of the synthesiser after the codec of `lens`."""
+        """Fit a classifier on `n` clips from the synthesiser that have passed through the codec of `lens`."""
         clips, audio = synthesised(lens, n, seconds)
         return cls.fitted(cepstra(audio, lens.config.sample_rate), [clip.attributes.instrument for clip in clips])
 
@@ -70,10 +71,11 @@ def cepstra(audio: Float[np.ndarray, "row channel sample"], sample_rate: int) ->
 
 
 def mix_moved(before: Sequence[str], after: Sequence[str]) -> float:
-    """Return the total variation distance between two distributions of instruments: 0 for equal shares, at most 1.
+    """Return the total variation distance (0 to 1) between two distributions of instruments.
 
-    It is the share of clips that would have to change their instrument. Two samples of one distribution differ too, so
-    compare it with the distance between clips of other seeds.
+    This is the smallest share of clips whose instrument would have to change to make the distributions equal. Two
+    samples from the same distribution also differ, so compare this distance with the one between clips generated with
+    different seeds.
     """
     names = sorted({*before, *after})
     shares = [np.array([list(clips).count(name) / len(clips) for name in names]) for clips in (before, after)]
@@ -83,7 +85,7 @@ def mix_moved(before: Sequence[str], after: Sequence[str]) -> float:
 def synthesised(
     lens: AudioLens, n: int, seconds: float
 ) -> tuple[list[synth.LabelledClip], Float[np.ndarray, "row channel sample"]]:
-    """Return `n` labelled clips of the synthesiser, and their sound after the codec of `lens`."""
+    """Return `n` labelled clips from the synthesiser, and their sound after passing through the codec of `lens`."""
     clips = list(synth.labelled_clips(n, seed=SEED, seconds=seconds))
     raw = np.stack([clip.audio for clip in clips])[:, None]
     parts = np.split(raw, range(ROWS, len(raw), ROWS))
