@@ -137,7 +137,7 @@ def shop(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, stand_ins: dict[str, P
     ):
         monkeypatch.setattr(home, name, at_most(getattr(home, name), **most))
     placed = placement.place
-    small = {"seconds": 1.0, "n_random": 1, "n_bootstrap": 20, "compute": ()}
+    small = {"seconds": 1.0, "n_random": 1, "n_bootstrap": 20, "compute": (), "screen_seconds": 0}
 
     def place(lens: Any, concept: str, directions: Any = None, **options: Any) -> Any:
         return placed(

@@ -242,10 +242,11 @@ ARGUMENTS: dict[str, Arguments] = {
     f"{ANALYSIS}.pca.trajectories": lambda w: {
         "activations": w.rows[:, :, None], "labels": ["a", "b"] * 6, "frame_rate": 25.0,
     },
+    f"{ANALYSIS}.placement.Placement.steer": lambda _: {"amount": 0.5},
     f"{ANALYSIS}.placement.Placement.with_more": lambda w: {"row_steps": 3, "certainty": 0.5},
     f"{ANALYSIS}.placement.place": lambda w: {
         "lens": w.lens, "concept": w.sets, "directions": w.directions, "compute": (), "codes": w.codes[:2],
-        "prompts": ["piano", "song"], "n_random": 1, "n_bootstrap": 0, "progress": False,
+        "prompts": ["piano", "song"], "n_random": 1, "n_bootstrap": 0, "screen_seconds": 0.3, "progress": False,
     },
     f"{ANALYSIS}.probing.Dataset.from_arrays": lambda w: {
         "lens": w.lens, "sounds": list(w.audio), "sample_rate": RATE, "labels": ["a", "b"],
