@@ -89,7 +89,7 @@ def main(
     settings = (
         f"`{model}`, with {prompts} neutral test prompts x {seeds} seed{'' if seeds == 1 else 's'} and clips of "
         f"{seconds:g} s. The clips were steered along directions read over {codes} codes for {chosen}, or prompted for "
-        f"{', '.join(words)}. The labelled clips are {synthesised} clips from the synthesiser"
+        f"{' or '.join(words)}. The labelled clips are {synthesised} clips from the synthesiser"
     )
     packages = json.loads((out / "ears.json").read_text("utf-8"))["packages"]
     text = page(table, settings, packages)
