@@ -202,11 +202,12 @@ def page(table: pd.DataFrame, told: str, cosines: Sequence[Alike]) -> str:
         '"own" and "shared", the clips are steered along the direction read over own or shared codes. Both '
         "directions have the norm of the one read over own codes, and are added at the place and strength of the "
         "README's evidence. The effect is the median of (steered / baseline - 1), where each steered clip is compared "
-        "with the baseline clip of the same prompt and seed. For loudness, it is the median difference in dB. Intervals "
-        "are 95% intervals over prompts. A failed clip counts as an effect of zero. The effect on the concept's own "
-        'measure is in bold. "Instruments moved" is the total variation distance between the distributions of '
-        'classified instruments. "Drift" is the mean absolute difference in log-likelihood from the baseline clip, in '
-        "nats per code under the unsteered model, where each clip is scored under its own prompt.",
+        "with the baseline clip of the same prompt and seed. For loudness, it is the median difference in dB. "
+        "Intervals are 95% intervals over prompts. A failed clip counts as an effect of zero. The effect on the "
+        "concept's own measure is in bold. "
+        '"Instruments moved" is the total variation distance between the distributions of classified instruments. '
+        '"Drift" is the mean absolute difference in log-likelihood from the baseline clip, in nats per code under the '
+        "unsteered model, where each clip is scored under its own prompt.",
         "",
         f"| concept | towards | by | {' | '.join(heads)} | instruments moved | drift | failed |",
         "|---|---|---|" + "---|" * (len(heads) + 3),
