@@ -74,7 +74,7 @@ def calibrated(labels: pd.DataFrame, heard: pd.DataFrame) -> list[Row]:
     right = (heard["tempo"] / labels["tempo_bpm"] - 1).abs() < 0.04
     doubt = heard["tempo_ambiguity"]
     known = doubt.notna()
-    rows.append(_row(heard, "tempo_ambiguity", "an octave wrong", f"AUC {_auc(~right[known], doubt[known])}"))
+    rows.append(_row(heard, "tempo_ambiguity", "`tempo` is wrong", f"AUC {_auc(~right[known], doubt[known])}"))
     notes = labels["tempo_bpm"] * labels["density"] / 60
     rows += [
         _row(heard, "onset_rate", "melody notes per second", f"ρ {_rho(heard['onset_rate'], notes)}"),
@@ -101,7 +101,7 @@ def markdown(before: list[Row], after: list[Row], model: str, n: int) -> str:
     lines = [
         f"The measures were computed on {n} clips from the synthesiser, 5.12 s each, before and after the codec of "
         f'`{model}` (`python benchmarks/calibration.py --update`). "Measured" is the share of clips for which the '
-        "measure has a value. ρ is Spearman's rank correlation between measure and label over these clips.",
+        "measure has a value. ρ is Spearman's rank correlation between the measure and the label over these clips.",
         "",
         "| measure | label | measured | agreement | measured, after the codec | agreement, after the codec |",
         "|---|---|---|---|---|---|",

@@ -182,27 +182,29 @@ def page(tables: dict[str, pd.DataFrame], found: list[studies.Study], clips: int
         for row in _beside(tables["cross"])
     ]
     lines = [
-        "**How well étude follows captions.** The table compares clips for 24 held-out captions per pole, "
-        f"{clips} clips each. AUC is that of the high pole over the low one, with a 95% interval over captions. The "
-        "ceiling is the AUC of the same measure on the synthesiser's clips after the codec.",
+        "**How well étude follows captions.** The clips were generated from 24 held-out captions per pole, with "
+        f"{clips} clips per caption. The AUC shows how well the measure separates clips of the high pole from clips of "
+        "the low pole, with a 95% interval over captions. The ceiling is the AUC of the same measure on the "
+        "synthesiser's clips after the codec.",
         "",
         "| concept | measure | low, median | high, median | AUC | ceiling | difference |",
         "|---|---|---|---|---|---|---|",
         *named,
         "",
-        "**What neutral captions sound like.** The table lists quantiles, the share of clips above the synthesiser's "
-        "median, and the range from 10% to 90%, divided by that of the synthesiser's clips.",
+        "**How clips from neutral captions sound.** The table lists quantiles and the share of clips above the median "
+        "of the synthesiser's clips. The relative range is the difference between the 90% and 10% quantiles, divided "
+        "by the same difference for the synthesiser's clips.",
         "",
         "| measure | 10% | median | 90% | above the synthesiser's median | relative range |",
         "|---|---|---|---|---|---|",
         *neutral,
         "",
-        "**What steering does** on neutral test prompts, with place and strength chosen on development prompts. The "
-        "effect is the median of (steered / baseline - 1), where each steered clip is compared with the baseline clip "
-        "of the same prompt and seed. Intervals are 95% intervals over prompts. A failed clip counts as an effect of "
-        "zero. p is the rank of the effect among those of norm-matched random directions, or of balanced shuffles (the "
-        "number of directions is in brackets). The corrected p is the rank among all controls, with Holm's correction "
-        "over all rows.",
+        "**What steering does.** The clips were generated from neutral test prompts, and the place and strength were "
+        "chosen on development prompts. The effect is the median of (steered / baseline - 1), where each steered clip "
+        "is compared with the baseline clip of the same prompt and seed. Intervals are 95% intervals over prompts. A "
+        "failed clip counts as an effect of zero. p is computed from the rank of the effect among the effects of "
+        "norm-matched random directions, or of balanced shuffles (the number of directions is in brackets). The "
+        "corrected p is computed from the rank among all controls, with Holm's correction over all rows.",
         "",
         "| concept | towards | strength | effect | failed | median | p, random | p, shuffled | p, corrected "
         "| other concepts with as large an effect | prompted | steered against the prompt | Spearman |",
@@ -215,7 +217,7 @@ def page(tables: dict[str, pd.DataFrame], found: list[studies.Study], clips: int
         "direction and along the direction without its component along the other concept's direction "
         "(`orthogonal_to`).",
         "",
-        "| steered along | strength | measure | whole direction | orthogonal to the other |",
+        "| steered along | strength | measure | whole direction | orthogonal to the other concept |",
         "|---|---|---|---|---|",
         *cross,
         "",

@@ -52,6 +52,11 @@ HEARD: Mapping[str, Mapping[str, tuple[str, str]]] = {
 A level far from the unsteered clip's counts as failure, but for loudness it is the intended effect: "spoilt" uses
 onsets and entropy alone.
 """
+RULES = {
+    "probe": "highest probe score",
+    "patching": "largest patching effect",
+    "attribution": "largest attributed effect",
+}
 AIM_SHARE, AIM_COST = 0.9, 0.1
 READ = 48
 HALVINGS = 20
@@ -270,7 +275,7 @@ def named_by_rules(placed: placement.Placement) -> dict[str, str]:
     """The places that simpler rules name, for both strategies: the middle block, and the maximum of each evidence."""
     blocks = {"middle block": placed.directions.meta.n_layers // 2}
     for one in placed.evidence.evidence:
-        blocks[f"largest {one.name}"] = one.layers[int(np.nanargmax(one.values))]
+        blocks[RULES.get(one.name, f"largest {one.name}")] = one.layers[int(np.nanargmax(one.values))]
     return {f"{rule}, {strategy}": f"{strategy} {layer}" for rule, layer in blocks.items() for strategy in STRENGTHS}
 
 
@@ -303,12 +308,13 @@ def page(table: pd.DataFrame, facts: Mapping[str, Any]) -> str:
         cells = [f"{wide.loc[rule, name]:.0%} ({places.loc[rule, name]})" for name in wide.columns]
         lines.append(f"| {rule} | {' | '.join(cells)} | {wide.loc[rule, counted].mean():.0%} |")
     if len(counted) < len(wide.columns):
-        lines += ["", f"\\* over {', '.join(counted)}."]
+        lines += ["", f"\\* The mean is over {', '.join(counted)}."]
     lines += [
         "",
-        "| concept | placement's share, 95% interval over prompts | span at its place | widest span | "
-        "span of the words | place of the widest span | places widest at the largest strength | agreement of halves | "
-        "rank correlation of alignment, one-to-one | the same, one-to-all | cost |",
+        "| concept | placement's score, 95% interval over prompts | span at the chosen place | widest span | "
+        "span with words | place of the widest span | places with the widest span at the largest strength | "
+        "agreement of halves | rank correlation of alignment, one-to-one | rank correlation of alignment, one-to-all | "
+        "cost |",
         "|---|" + "---|" * 10,
     ]
     for label, fact in facts.items():

@@ -78,7 +78,8 @@ def main(
     table = tabled(scores(lens, played, out / "scores.parquet"), played)
     table.to_csv(out / "selectivity.csv", index=False)
     split = "development" if development else "test"
-    text = page(table, f"{test} {split} prompts x {seeds} seeds, {poles} prompts per pole", cosines)
+    told = f"{test} {split} prompts x {seeds} seeds. The directions were read from {poles} prompts per pole"
+    text = page(table, told, cosines)
     (out / "selectivity.md").write_text(text, "utf-8")
     if update:
         PAGE.write_text(renewed(PAGE.read_text("utf-8"), "selectivity", text), "utf-8")
@@ -196,15 +197,17 @@ def page(table: pd.DataFrame, told: str, cosines: Sequence[Alike]) -> str:
     """The table in Markdown."""
     heads = ("tempo_ioi", "brightness", "ltas_centroid", "pitch", "pulse_clarity", "loudness")
     lines = [
-        f'Measured on {told}. In the rows "words", the prompt names the pole, and nothing is steered. In the rows '
+        f'The effects were measured on {told}. In the row "other seeds", only the seeds differ from the baseline. In '
+        'the rows "words", the prompt names the pole, and nothing is steered. In the rows '
         '"own" and "shared", the clips are steered along the direction read over own or shared codes. Both '
         "directions have the norm of the one read over own codes, and are added at the place and strength of the "
         "README's evidence. The effect is the median of (steered / baseline - 1), where each steered clip is compared "
-        "with the baseline clip of the same prompt and seed. For loudness, it is the difference in dB. Intervals are "
-        "95% intervals over prompts. A failed clip counts as an effect of zero. The effect on the concept's own "
-        'measure is in bold. "Instruments moved" is the total variation distance between the distributions of '
-        'classified instruments. "Drift" is the mean |difference| in nats per code under the unsteered model, where '
-        "each clip is scored under its own prompt.",
+        "with the baseline clip of the same prompt and seed. For loudness, it is the median difference in dB. "
+        "Intervals are 95% intervals over prompts. A failed clip counts as an effect of zero. The effect on the "
+        "concept's own measure is in bold. "
+        '"Instruments moved" is the total variation distance between the distributions of classified instruments. '
+        '"Drift" is the mean absolute difference in log-likelihood from the baseline clip, in nats per code under the '
+        "unsteered model, where each clip is scored under its own prompt.",
         "",
         f"| concept | towards | by | {' | '.join(heads)} | instruments moved | drift | failed |",
         "|---|---|---|" + "---|" * (len(heads) + 3),
@@ -216,9 +219,10 @@ def page(table: pd.DataFrame, told: str, cosines: Sequence[Alike]) -> str:
             f"| {row['drift']:.2f} | {row['failed']:.0%} |"
         )
     for one in cosines:
-        norms = ", ".join(f"{name} {norm:.1f}" for name, norm in one.norms.items())
+        norms = " and ".join(f"{norm:.1f} ({name})" for name, norm in one.norms.items())
+        two = "the two" if len(one.norms) == 2 else "the first two"
         lines += ["", f"Before rescaling, the norms of the {one.concept} directions at layer "
-                  f"{PLACES[one.concept]['layer']} are: {norms}. The cosine similarity between the first two is "
+                  f"{PLACES[one.concept]['layer']} are {norms}. The cosine similarity between {two} is "
                   f"{one.cosine:.2f}."]  # fmt: skip
     return "\n".join(lines) + "\n"
 

@@ -92,10 +92,11 @@ def table(found: dict[str, Directions], shuffles: int) -> pd.DataFrame:
 def page(rows: pd.DataFrame, width: int, poles: int, shuffles: int) -> str:
     """The table as Markdown, with an explanation."""
     lines = [
-        f"Cosine similarity to the real direction, without sign, on étude, over all blocks: {shuffles} shuffles of "
-        f"{poles} + {poles} prompts read over shared codes, as in a study, and the directions of the other concepts in "
-        f"this table. 5% of random directions of this width exceed {chance_cosine(width):.2f}. Stretched: how much "
-        "longer the direction is than a shuffle.",
+        "The table shows the absolute cosine similarity to the real direction, over all blocks of étude, for "
+        f"{shuffles} shuffles of {poles} + {poles} prompts (read over shared codes, as in a study) and for the "
+        "directions of the other concepts in this table. For comparison, 5% of random directions of this width exceed "
+        f"{chance_cosine(width):.2f}. "
+        '"Stretched" is the factor by which a shuffle must be lengthened to have the norm of the direction.',
         "",
         "| concept | shuffles | median | 95% below | largest | stretched | other concepts, median | largest |",
         "|---|---|---|---|---|---|---|---|",

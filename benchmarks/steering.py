@@ -118,7 +118,7 @@ def main(
         "guidance": guidance,
         "prompts per pole": min(poles, len(sets["tempo"].positive)),
         "prompts per pole in the readings": min(poles, compared, len(sets["tempo"].positive)),
-        "layers": layers,
+        **{f"{concept} layer": layer for concept, layer in layers.items()},
     }
     text = page(tables, sets, layers, settings)
     (out / "steering.md").write_text(text, "utf-8")
@@ -163,8 +163,8 @@ def conditions(
     unit = DOSES["one-to-all"] * max(amounts)
     ways: dict[str, tuple[str, str, Any]] = {
         "sum": (first, second, "sum"),
-        f"{second} freed of {first}": (first, second, "orthogonalised"),
-        f"{first} freed of {second}": (second, first, "orthogonalised"),
+        f"{second} orthogonal to {first}": (first, second, "orthogonalised"),
+        f"{first} orthogonal to {second}": (second, first, "orthogonalised"),
     }
     for way, (one, other, combine) in ways.items():
         where_from = [layers[one], layers[other]]
@@ -248,19 +248,20 @@ def page(
     lines = [
         f"Settings: {told}. The effect is the median of (steered / baseline - 1), where each steered clip is compared "
         "with the baseline clip of the same prompt and seed. Intervals are 95% intervals over prompts. A failed clip "
-        "counts as an effect of zero. Choices were made on development prompts, whose results are not evidence for "
-        "claims.",
+        "counts as an effect of zero. The clips are from development prompts, on which places and strengths are "
+        "chosen, so these results are not evidence for a claim.",
         "",
     ]
     first, second = sets
     heads = {
         "strategies": "**Strategies and branches.** The conditional half alone was steered at the strengths used for "
         "both halves, and at these strengths divided by the guidance scale.",
-        "operators": "**Clamp and ablate**, for comparison with the additions above. The strength of a clamp is the "
-        "projection that it sets, in multiples of the direction's length. Its three values are the mean projection of "
-        "the negative pole, the midpoint, and the mean projection of the positive pole.",
-        "pairs": f"**Two concepts** steered together, one-to-all. `strength` is that of {first}, and `other_strength` "
-        f"is that of {second}.",
+        "operators": "**Clamp and ablate.** These rows can be compared with the additions above. The strength of a "
+        "clamp is the projection that it sets, in multiples of the direction's length. Its three values are the mean "
+        "projection of the negative pole, the midpoint, and the mean projection of the positive pole.",
+        "pairs": "**Two concepts.** Both directions were added at every block (one-to-all). `strength` is the strength "
+        f"of {first}, and `other_strength` is the strength of {second}. `combine` states whether the component of one "
+        "direction along the other was removed.",
     }
     keys = ["concept", "strategy", "branch", "operator", "strength", "other_strength", "combine"]
     for name, head in heads.items():
@@ -275,13 +276,16 @@ def page(
     read = tables["readings"]
     mine = read[read["layer"] == read["concept"].map(layers)].drop(columns=["residual_norm"])
     lines += [
-        "**First-order effect** on the guided logits of a small addition to the conditional half, relative to that of "
-        "the same addition to both halves. The factor equals `guidance` if the two halves respond in the same way.",
+        "**First-order effect.** A small addition to the conditional half is compared with the same addition to both "
+        "halves, by their effects on the guided logits. `factor` is the projection of the first effect onto the "
+        "second, relative to the size of the second. It equals `guidance` if the two halves respond in the same way. "
+        "`cosine` is the cosine similarity between the two effects, and `bend` is the relative deviation from "
+        "linearity when the strength is doubled.",
         "",
         *_markdown(tables["first_order"]),
         "",
-        "**Readings** of each direction at the steered block, by position and branch. `cosine` is the cosine "
-        "similarity with the direction in the concept's first row.",
+        "**Readings.** Each direction was read at the steered block, at several positions and in each branch. `cosine` "
+        "is the cosine similarity with the direction in the concept's first row.",
         "",
         *_markdown(mine[["concept", *[name for name in mine.columns if name != "concept"]]]),
     ]

@@ -34,7 +34,7 @@ TESTS = ("identity", "raw_hooks", "clock", "melody")
 ENVIRONMENTS = ("lowest", "pinned", "newest", "wrong")
 ROWS = FOLDER / "rows.json"
 RENAMED = "renamed"
-WRONG = f"newest, the cache renamed to `{RENAMED}` in a copy"
+WRONG = f"newest, with the cache argument renamed to `{RENAMED}` in a copy of transformers"
 
 
 def main(

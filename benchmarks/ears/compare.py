@@ -85,10 +85,11 @@ def main(
     )
     table = joined(ours, heard(out, python))
     table.to_parquet(out / "clips.parquet")
-    chosen = "; ".join(f"{name} ({where})" for name, where in places.items())
+    chosen = ", ".join(f"{name} ({where})" for name, where in places.items())
     settings = (
-        f"`{model}`, {prompts} neutral test prompts x {seeds} seed(s) of {seconds:g} s, steered along directions read "
-        f"over {codes} codes: {chosen}; prompted for {', '.join(words)}; {synthesised} clips of the synthesiser"
+        f"`{model}`, with {prompts} neutral test prompts x {seeds} seed{'' if seeds == 1 else 's'} and clips of "
+        f"{seconds:g} s. The clips were steered along directions read over {codes} codes for {chosen}, or prompted for "
+        f"{' or '.join(words)}. The labelled clips are {synthesised} clips from the synthesiser"
     )
     packages = json.loads((out / "ears.json").read_text("utf-8"))["packages"]
     text = page(table, settings, packages)
@@ -130,38 +131,43 @@ def page(table: pd.DataFrame, settings: str, packages: dict[str, str]) -> str:
     generated = table[table["set"] == "generated"]
     versions = ", ".join(f"{name} {version}" for name, version in packages.items())
     lines = [
-        f"Measured on {settings}; {versions}.",
+        f"Measured on {settings}. Package versions: {versions}.",
         "",
-        "**Agreement.** Spearman's ρ between our measure and the other model, over the clips that have both (their "
-        "number in brackets). For the generated clips, a 95% interval over prompts.",
+        "**Agreement.** The table shows Spearman's ρ between our measure and that of the other model, over the clips "
+        "for which both have a value (the number of clips is in parentheses). For the generated clips, it also shows "
+        "a 95% interval over prompts.",
         "",
         "| quantity | our measure | other model | synthesised | after the codec | generated |",
         "|---|---|---|---|---|---|",
         *(_agreement_row(table, one) for one in QUANTITIES),
         "",
-        "**Agreement with the labels** of the synthesiser: Spearman's ρ, or the AUC of major over minor.",
+        "**Agreement with the labels.** The table shows Spearman's ρ between each measure and the synthesiser's label. "
+        "For mode, it shows the AUC for major versus minor.",
         "",
-        "| quantity | label | ours | ours, after the codec | other | other, after the codec |",
+        "| quantity | label | our measure | our measure, after the codec | other model "
+        "| other model, after the codec |",
         "|---|---|---|---|---|---|",
         *(_truth_row(table, one) for one in QUANTITIES if one.label),
         "",
-        "**Metrical levels.** Share of clips whose two tempos are the same (within 8%), an octave apart, at another "
-        "level of the same metre (such as 2:3), or unrelated. The last columns show who is right (within 4% of the "
-        "label) where the two differ.",
+        "**Metrical levels.** The table shows the share of clips for which the two tempo estimates agree (within 8%), "
+        "differ by an octave (1:2), differ by another simple ratio (such as 1:3 or 2:3), or are unrelated. The last "
+        "columns show which of the two is right (within 4% of the label) where they differ.",
         "",
-        "| tempos | clips | same | octave | other level | unrelated | clips that differ | ours right | other right | "
-        "neither |",
+        "| tempo estimates | clips | same | octave | other simple ratio | unrelated | clips that differ "
+        "| our measure right | other model right | neither right |",
         "|---|---|---|---|---|---|---|---|---|---|",
         *(row for one in QUANTITIES if one.tempo for row in _level_rows(table, one)),
         "",
-        "**Effects.** The median of steered / baseline - 1 at the same seed (for mode, the difference), failed clips "
-        "counted as no effect, with a 95% interval over prompts.",
+        "**Effects.** The effect is the median of (steered / baseline - 1), where each steered or prompted clip is "
+        "compared with the baseline clip of the same prompt and seed. For mode, it is the median difference. A failed "
+        "clip counts as an effect of zero. Intervals are 95% intervals over prompts.",
         "",
-        "| condition | quantity | ours | other model | by |",
+        "| condition | quantity | our measure | other model | name of the other model |",
         "|---|---|---|---|---|",
         *_effect_rows(generated),
         "",
-        "**Mode.** Share of clips that are major by each measure, with the number of clips that have a value.",
+        "**Mode.** The table shows the share of clips that each measure classifies as major. The number of clips with "
+        "a value is in parentheses.",
         "",
         "| clips | audiolens `mode` | madmom, key | Basic Pitch, notes |",
         "|---|---|---|---|",

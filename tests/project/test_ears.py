@@ -288,7 +288,7 @@ class TestComparison:
         both = pd.concat([known, heard], axis=1).assign(prompt=[f"clip {i}" for i in range(20)], failed=False)
         table = pd.concat([generated, both.assign(set="synthesised"), both.assign(set="codec")], ignore_index=True)
         text = compare.page(table, "étude", {"librosa": "1.0"})
-        assert text.startswith("Measured on étude; librosa 1.0.")
+        assert text.startswith("Measured on étude. Package versions: librosa 1.0.")
         for one in QUANTITIES:
             assert f"| {one.name} | `{one.ours}` | {one.by}: `{one.ear}` | 1.00 (20) | 1.00 (20) |" in text
         assert re.search(r"\| steered fast \| beat \| \+50% \[.*\] \| \+20% \[.*\] \| madmom, beats \|", text)

@@ -77,7 +77,11 @@ def test_freed_pairs_leave_the_first_as_it_is_and_no_part_of_it_in_the_second(to
         raw = float(sampled(0)[3] @ sampled(1)[5])
         assert inner == pytest.approx(raw if one.labels["combine"] == "sum" else 0.0, abs=1e-3)
         assert (float(tempo.strength), float(timbre.strength)) == (one.labels["strength"], one.labels["other_strength"])
-        kept = {"sum": (True, True), "timbre freed of tempo": (True, False), "tempo freed of timbre": (False, True)}
+        kept = {
+            "sum": (True, True),
+            "timbre orthogonal to tempo": (True, False),
+            "tempo orthogonal to timbre": (False, True),
+        }
         whole = tuple(
             bool(torch.allclose(torch.as_tensor(step.vector), vector, atol=1e-5))
             for step, vector in ((tempo, sampled(0)[3]), (timbre, sampled(1)[5]))
@@ -122,7 +126,7 @@ def test_the_page_has_every_table(benchmark: ModuleType, todo: list[Any]) -> Non
     )  # fmt: skip
     sets = {"tempo": load("tempo"), "timbre": load("timbre")}
     text = benchmark.page(tables, sets, {"tempo": 3, "timbre": 5}, {"model": "planted"})
-    for told in ("all-to-all", "clamp", "ablate", "timbre freed of tempo", "2.9", "Settings: model = planted"):
+    for told in ("all-to-all", "clamp", "ablate", "timbre orthogonal to tempo", "2.9", "Settings: model = planted"):
         assert told in text
     # Only the block that is steered is shown of the readings.
     assert "| last |" not in text
