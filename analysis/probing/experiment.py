@@ -149,9 +149,9 @@ def probe(
     scored = Parallel(n_jobs=n_jobs)(delayed(plan.scored)(values, fitted, n_bootstrap, seed) for values in todo)
     everything = list[Scored](scored)  # pyright: ignore[reportArgumentType]
     return ProbeResult(
-        scored=tuple(everything[: len(found.places)]),
-        places=found.places,
-        baselines=dict(zip(without, everything[len(found.places) :], strict=True)),
+        scored=tuple(everything[: len(found.sites)]),
+        sites=found.sites,
+        baselines=dict(zip(without, everything[len(found.sites) :], strict=True)),
         labels=rows.labels,
         groups=plan.groups,
         folds=plan.folds,
@@ -216,10 +216,10 @@ def _rows(
 
 def _held(found: Features, site: str, layers: Any, heads: Any) -> Features:
     """Select the requested layers and heads of a cache."""
-    keep = np.full(len(found.places), True)
+    keep = np.full(len(found.sites), True)
     for name, asked, held in (
-        ("layers", None if layers is None else listed_layers(layers), [place.layer for place in found.places]),
-        ("heads", None if heads is None else head_numbers(heads), [place.head for place in found.places]),
+        ("layers", None if layers is None else listed_layers(layers), [probed.layer for probed in found.sites]),
+        ("heads", None if heads is None else head_numbers(heads), [probed.head for probed in found.sites]),
     ):
         if asked is None:
             continue
@@ -228,8 +228,8 @@ def _held(found: Features, site: str, layers: Any, heads: Any) -> Features:
             there = ", ".join(map(str, known)) or "none"
             raise InputError(f"{name}={asked}: the cache contains {there} of {site}; choose among these.")
         keep &= [number in asked for number in held]
-    places = tuple(place for place, kept in zip(found.places, keep, strict=True) if kept)
-    return Features(found.values[keep], found.lengths[keep], places, found.site)
+    sites = tuple(probed for probed, kept in zip(found.sites, keep, strict=True) if kept)
+    return Features(found.values[keep], found.lengths[keep], sites, found.site)
 
 
 def _checked_numbers(

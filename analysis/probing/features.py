@@ -47,13 +47,13 @@ class ProbedSite:
 class Features:
     """One vector per `ProbedSite` and row. `lengths` are the mean norms of the activations over rows and steps."""
 
-    values: Float[np.ndarray, "place row feature"]
-    lengths: Float[np.ndarray, " place"]
-    places: tuple[ProbedSite, ...]
+    values: Float[np.ndarray, "site row feature"]
+    lengths: Float[np.ndarray, " site"]
+    sites: tuple[ProbedSite, ...]
     site: str = "resid_post"
 
     def __repr__(self) -> str:
-        return f"Features({len(self.places)} layers or heads of {self.site}, {self.values.shape[1]} rows)"
+        return f"Features({len(self.sites)} layers or heads of {self.site}, {self.values.shape[1]} rows)"
 
 
 def of_model(
@@ -101,7 +101,7 @@ def of_model(
     return Features(
         values=np.concatenate([part.values for part in parts], axis=1),
         lengths=np.average([part.lengths for part in parts], axis=0, weights=rows),
-        places=parts[0].places,
+        sites=parts[0].sites,
         site=parts[0].site,
     )
 
@@ -117,7 +117,7 @@ def of_cache(cache: ActivationCache, site: str, each_head: bool | None = None) -
     names = [name for name in cache if name == asked.name or (asked.layer is None and Site.of(name).hook == asked.hook)]
     if not names:
         raise SiteError(f"site {shown(site)} was not recorded. Recorded: {shortened(cache.keys())}.")
-    values, lengths, places = [], [], []
+    values, lengths, sites = [], [], []
     for name in names:
         axes, tensor = cache.axes[name], cache[name].detach().float().cpu()
         norms = cache.norms.get(name)
@@ -132,13 +132,13 @@ def of_cache(cache: ActivationCache, site: str, each_head: bool | None = None) -
         own = cache.heads or range(tensor.shape[1])
         split = "head" in axes and (cache.heads is not None if each_head is None else each_head)
         flat = tensor if "head" not in axes else tensor.flatten(1)
-        for place, head in enumerate(own) if split else [(0, None)]:
-            mine = tensor[:, place] if split else flat
+        for index, head in enumerate(own) if split else [(0, None)]:
+            mine = tensor[:, index] if split else flat
             values.append(mine.cpu().numpy())
             own_norms = mine.norm(dim=-1) if norms is None or norms.shape != mine.shape[:1] else norms
             lengths.append(float(own_norms.float().mean()))
-            places.append(ProbedSite(short, layer, head))
-    return Features(np.stack(values), np.array(lengths), tuple(places), short)
+            sites.append(ProbedSite(short, layer, head))
+    return Features(np.stack(values), np.array(lengths), tuple(sites), short)
 
 
 def of_array(array: Any, layers: int | Sequence[int] | None = None) -> Features:

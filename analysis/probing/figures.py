@@ -70,7 +70,7 @@ def _blocks(result: ProbeResult) -> Figure:
             zorder=4, label=f"{_site(result)}, {result.probe.kind} probe",
         )  # fmt: skip
         axes.set_xticks(x, names, rotation=0 if max(map(len, names)) < 4 else 40, ha="center")
-        axes.set_xlabel("block" if all(place.layer is not None for place in result.places) else "site")
+        axes.set_xlabel("block" if all(probed.layer is not None for probed in result.sites) else "site")
         axes.set_ylabel(_axis(result))
         if result.classes:
             axes.set_ylim(min(0.0 if len(result.classes) > 2 else 0.3, float(low.min()) - 0.02), 1.03)
@@ -133,7 +133,7 @@ def _blocks_on_screen(result: ProbeResult) -> go.Figure:
         name=f"{_site(result)}, {result.probe.kind} probe",
     )
     figure.add_hline(y=result.chance, line_dash="dot", line_color=BLACK, annotation_text="chance")
-    block = all(place.layer is not None for place in result.places)
+    block = all(probed.layer is not None for probed in result.sites)
     return figure.update_layout(
         xaxis={"title": "block" if block else "site", "type": "category"}, yaxis_title=_axis(result)
     )
@@ -152,32 +152,32 @@ def _heads_on_screen(result: ProbeResult) -> go.Figure:
 
 
 def _is_map(result: ProbeResult) -> bool:
-    return all(place.layer is not None and place.head is not None for place in result.places)
+    return all(probed.layer is not None and probed.head is not None for probed in result.sites)
 
 
 def _grid(result: ProbeResult) -> tuple[list[int], list[int], np.ndarray, np.ndarray]:
-    layers = sorted({place.layer for place in result.places if place.layer is not None})
-    heads = sorted({place.head for place in result.places if place.head is not None})
+    layers = sorted({probed.layer for probed in result.sites if probed.layer is not None})
+    heads = sorted({probed.head for probed in result.sites if probed.head is not None})
     scores = np.full((len(layers), len(heads)), np.nan)
     marks = np.zeros(scores.shape, dtype=bool)
     lowest = 1 / (result.shuffled.shape[1] + 1)
-    for place, score, p in zip(result.places, result.scores, result.p, strict=True):
-        assert place.layer is not None
-        assert place.head is not None
-        cell = layers.index(place.layer), heads.index(place.head)
+    for probed, score, p in zip(result.sites, result.scores, result.p, strict=True):
+        assert probed.layer is not None
+        assert probed.head is not None
+        cell = layers.index(probed.layer), heads.index(probed.head)
         scores[cell], marks[cell] = score, p <= lowest + 1e-9
     return layers, heads, scores, marks
 
 
 def _names(result: ProbeResult) -> list[str]:
     return [
-        place.site if place.layer is None else f"{place.layer}" + ("" if place.head is None else f".{place.head}")
-        for place in result.places
+        probed.site if probed.layer is None else f"{probed.layer}" + ("" if probed.head is None else f".{probed.head}")
+        for probed in result.sites
     ]
 
 
 def _site(result: ProbeResult) -> str:
-    return result.places[0].site
+    return result.sites[0].site
 
 
 def _axis(result: ProbeResult) -> str:

@@ -35,7 +35,7 @@ class ProbeResult:
 
     Attributes:
         scored: one entry per `ProbedSite`, with score, interval, AUC and shuffled labels.
-        places: where the vectors were read (site, layer, head), in the model's order.
+        sites: where the vectors were read (site, layer, head), in the model's order.
         baselines: the scores of probes on the sound ("mel") and on the codec's vectors ("codec"), without the model.
         labels, groups, folds: one value per row.
         grouped: whether it is known, from `groups=` or from their prompts, which rows belong together. If not, every
@@ -58,7 +58,7 @@ class ProbeResult:
     """
 
     scored: tuple[Scored, ...]
-    places: tuple[ProbedSite, ...]
+    sites: tuple[ProbedSite, ...]
     baselines: Mapping[str, Scored]
     labels: np.ndarray
     groups: Int[np.ndarray, " row"]
@@ -67,23 +67,23 @@ class ProbeResult:
     probe: Probe
     name: str
     unit: str
-    vectors: Float[np.ndarray, "place output feature"] | None
-    lengths: Float[np.ndarray, " place"]
+    vectors: Float[np.ndarray, "site output feature"] | None
+    lengths: Float[np.ndarray, " site"]
     meta: Provenance | None
     grouped: bool = True
 
     @property
-    def scores(self) -> Float[np.ndarray, " place"]:
+    def scores(self) -> Float[np.ndarray, " site"]:
         """Out-of-fold scores, named by `metric`. 1 is perfect, and an uninformative probe scores `chance`."""
         return np.array([one.score for one in self.scored])
 
     @property
-    def shuffled(self) -> Float[np.ndarray, "place shuffle"]:
+    def shuffled(self) -> Float[np.ndarray, "site shuffle"]:
         """The scores of shuffled labels. Shuffle i is the same at every `ProbedSite`."""
         return np.stack([one.shuffled for one in self.scored])
 
     @property
-    def selectivity(self) -> Float[np.ndarray, " place"]:
+    def selectivity(self) -> Float[np.ndarray, " site"]:
         """The score minus the mean score of shuffled labels (after Hewitt and Liang, 2019).
 
         Their control task gives each word type a random label, which a probe can memorise because types recur in the
@@ -104,12 +104,12 @@ class ProbeResult:
 
     @property
     def best(self) -> int:
-        """The index in `places` of the highest score."""
+        """The index in `sites` of the highest score."""
         return int(np.argmax(self.scores))
 
     @property
-    def p(self) -> Float[np.ndarray, " place"]:
-        """The family-wise p-value of each score, from its rank among the shuffles' best scores over all `places`."""
+    def p(self) -> Float[np.ndarray, " site"]:
+        """The family-wise p-value of each score, from its rank among the shuffles' best scores over all `sites`."""
         highest = self.shuffled.max(axis=0)
         return np.array([rank_test(score, highest).p for score in self.scores])
 
@@ -117,11 +117,11 @@ class ProbeResult:
         """Return one row per `ProbedSite`, then one per baseline, with score, interval, AUC, selectivity and p.
 
         `shuffled` is the mean over shuffles; `shuffled_low` and `shuffled_high` are the lowest and highest value. `p`
-        is family-wise over `places`; the `p` of a baseline is for that baseline alone.
+        is family-wise over `sites`; the `p` of a baseline is for that baseline alone.
         """
         rows = [
-            _row("model", str(place), place.layer, place.head, one, p)
-            for place, one, p in zip(self.places, self.scored, self.p, strict=True)
+            _row("model", str(probed), probed.layer, probed.head, one, p)
+            for probed, one, p in zip(self.sites, self.scored, self.p, strict=True)
         ]
         rows += [
             _row("baseline", name, None, None, one, rank_test(one.score, one.shuffled).p)
@@ -148,14 +148,14 @@ class ProbeResult:
         target = self._target()
         strata = target if self.classes else None
         for name, other in self.baselines.items():
-            for place, one in zip(self.places, self.scored, strict=True):
+            for probed, one in zip(self.sites, self.scored, strict=True):
 
                 def gain(index: np.ndarray, mine: Scored = one, theirs: Scored = other) -> float:
                     return _score(self, mine, index) - _score(self, theirs, index)
 
                 interval = bootstrap(gain, self.groups, strata, n_bootstrap=n_bootstrap, seed=seed)
                 rows.append(
-                    {"baseline": name, "place": str(place), "layer": place.layer, "head": place.head,
+                    {"baseline": name, "place": str(probed), "layer": probed.layer, "head": probed.head,
                      "gain": one.score - other.score, "low": interval.low, "high": interval.high}
                 )  # fmt: skip
         return pd.DataFrame(rows)
@@ -177,8 +177,8 @@ class ProbeResult:
             )
         if self.meta is None:
             raise InputError("the model of these activations is unknown: probe with lens=, or probe a Dataset.")
-        layers = [place.layer for place in self.places if place.layer is not None and place.head is None]
-        if len(layers) < len(self.places) or self.meta.site.startswith(("attn.", "cross_attn.")):
+        layers = [probed.layer for probed in self.sites if probed.layer is not None and probed.head is None]
+        if len(layers) < len(self.sites) or self.meta.site.startswith(("attn.", "cross_attn.")):
             raise InputError(
                 f"{self.meta.site} was probed by head or outside the blocks: directions need one vector per block."
             )
@@ -221,7 +221,7 @@ class ProbeResult:
         ends = f"[{interval.low:.2f}, {interval.high:.2f}]" + (f", AUC {one.auc:.2f}" if self.classes else "")
         return (
             f"ProbeResult({self.name}: {self.metric} {one.score:.2f} {ends} at "
-            f"{self.places[best]}, best of {len(self.places)} ({chance}p = {self.p[best]:.3f}); shuffled labels "
+            f"{self.sites[best]}, best of {len(self.sites)} ({chance}p = {self.p[best]:.3f}); shuffled labels "
             f"{one.shuffled.mean():.2f}{baselines}{'' if self.grouped else f'; {UNGROUPED}'})"
         )
 

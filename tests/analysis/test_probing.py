@@ -96,7 +96,7 @@ def test_heads_are_told_apart(given: tuple[list[str], ActivationCache]) -> None:
     found = probing.probe(
         None, cache, _tempo(prompts), site="cross_attn.z", layers=1, heads=[1, 2], groups=_pairs(), **QUICK
     )
-    assert [place.head for place in found.places] == [1, 2]
+    assert [probed.head for probed in found.sites] == [1, 2]
     assert found.scores[0] > 0.97
     assert found.scores[1] == pytest.approx(0.5, abs=0.1)
     assert found.plot().axes[0].get_xlabel() == "head"
@@ -117,7 +117,7 @@ def test_layers_of_a_cache_are_whole_numbers_of_any_library(
 ) -> None:
     prompts, cache = given
     found = probing.probe(None, cache, _tempo(prompts), groups=_pairs(), **asked, **QUICK)
-    assert [place.layer for place in found.places] == expected
+    assert [probed.layer for probed in found.sites] == expected
 
 
 def test_heads_of_a_cache_may_be_read_once(given: tuple[list[str], ActivationCache]) -> None:
@@ -125,7 +125,7 @@ def test_heads_of_a_cache_may_be_read_once(given: tuple[list[str], ActivationCac
     found = probing.probe(
         None, cache, _tempo(prompts), site="attn.z", heads=(head for head in (2, 0)), groups=_pairs(), **QUICK
     )
-    assert {(place.layer, place.head) for place in found.places} == {(i, j) for i in range(4) for j in (0, 2)}
+    assert {(probed.layer, probed.head) for probed in found.sites} == {(i, j) for i in range(4) for j in (0, 2)}
 
 
 @pytest.mark.parametrize(
@@ -149,10 +149,10 @@ def test_what_a_cache_does_not_hold_is_refused(
         probing.probe(None, cache, _tempo(prompts), groups=_pairs(), **{"site": "attn.z", **asked}, **QUICK)
 
 
-def test_layers_of_an_array_name_its_places() -> None:
+def test_layers_of_an_array_name_its_sites() -> None:
     values, labels = np.random.default_rng(0).normal(size=(1, 20, 4)), ["a", "b"] * 10
     found = probing.probe(None, values, labels, layers=7, **QUICK)
-    assert [place.layer for place in found.places] == [7]
+    assert [probed.layer for probed in found.sites] == [7]
     with pytest.raises(InputError, match=r"layers \(2,\)"):
         probing.probe(None, values.repeat(3, 0), labels, layers=2, **QUICK)
     with pytest.raises(InputError, match="an array has none"):
@@ -583,7 +583,7 @@ def test_what_cannot_be_probed_is_refused(place: int) -> None:
         call()
 
 
-def test_places_that_cannot_be_probed_are_refused_before_the_model_runs(lens: al.AudioLens, sounds: Dataset) -> None:
+def test_sites_that_cannot_be_probed_are_refused_before_the_model_runs(lens: al.AudioLens, sounds: Dataset) -> None:
     with pytest.raises(SiteError, match="unknown site 'resid_pots'"):
         probing.probe(lens, sounds, site="resid_pots", baselines=())
     with pytest.raises(SiteError, match="layer 9 does not exist"):
