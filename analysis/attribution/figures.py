@@ -79,11 +79,11 @@ def screen(result: AttributionResult) -> go.Figure:
 def cells(result: AttributionResult, site: str) -> tuple[np.ndarray, list[Any], str]:
     """Return the values "layer column" to plot for a site, the column positions, and the axis label."""
     scores = result.sites[site]
-    if scores.heads and scores.place == "step":
+    if scores.heads and scores.cell_unit == "step":
         values = result.of(site, ("layer", "head"))
         return values, list(range(values.shape[1])), "head"
     values = result.of(site, ("layer", "place"))
-    if scores.place == "step":
+    if scores.cell_unit == "step":
         return values, [round(step / result.frame_rate, 4) for step in range(values.shape[1])], "time [s]"
     words = {row: list(tokens) for row, tokens in enumerate(result.tokens)}
     same = len({tuple(tokens) for tokens in words.values()}) == 1

@@ -35,14 +35,14 @@ class Scores:
         values: attributions of every pair. The head axis has length 1 if the site has no heads, and the codebook axis
             has length 1 if codebooks were summed.
         layers: labels of the layer axis; (-1,) for a site that is not in a block.
-        place: the unit of the place axis: "step" (including the last steps, which only finish the delayed codebooks) or
-            "token" of the text.
+        cell_unit: what one cell of the place axis covers: a "step" (including the last steps, which only finish the
+            delayed codebooks) or a "token" of the text.
         heads: whether the site has heads.
     """
 
     values: Float[np.ndarray, "layer pair codebook place head"]
     layers: tuple[int, ...]
-    place: Literal["step", "token"]
+    cell_unit: Literal["step", "token"]
     heads: bool
 
 
