@@ -16,16 +16,16 @@ _SAME = ("kind", "strategy", "layer", "strength", "pole")
 _EFFECT = ("effect", "low", "high")
 
 
-def with_effects(lost: pd.DataFrame, response: pd.DataFrame) -> pd.DataFrame:
+def with_effects(side_effects: pd.DataFrame, response: pd.DataFrame) -> pd.DataFrame:
     """Add the columns `effect`, `low` and `high` of each condition to the table of side effects.
 
-    `lost` comes from `analysis.study.side_effects.table`. The drift between two seeds of one prompt without steering
-    has a separate row, of kind "another seed". In the baseline row, drift is 0, because this row compares the baseline
-    with itself.
+    `side_effects` comes from `analysis.study.side_effects.table`. The drift between two seeds of one prompt without
+    steering has a separate row, of kind "another seed". In the baseline row, drift is 0, because this row compares the
+    baseline with itself.
     """
-    found = {_key(row): row for row in response.to_dict("records") if row["kind"] in set(lost["kind"])}
+    found = {_key(row): row for row in response.to_dict("records") if row["kind"] in set(side_effects["kind"])}
     rows: list[dict[Any, Any]] = []
-    for row in lost.to_dict("records"):
+    for row in side_effects.to_dict("records"):
         effect = {**row, **{name: found[_key(row)][name] for name in _EFFECT}}
         if row["kind"] == BASELINE:
             apart = {**dict.fromkeys(effect, np.nan), "kind": ANOTHER, "strategy": None, "pole": None}

@@ -99,7 +99,7 @@ def tables(study: Study) -> dict[str, pd.DataFrame]:
         "pca": study.components.summary(),
         "pca_points": study.components.to_frame(),
         "layer_attribution": study.layer_evidence().to_frame(),
-        **({} if study.lost is None else {"lost": losses.with_effects(study.lost, study.response)}),
+        **({} if study.side_effects is None else {"lost": losses.with_effects(study.side_effects, study.response)}),
         **_where_tables(study),
     }
 

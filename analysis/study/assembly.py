@@ -86,7 +86,7 @@ def assembled(
         seconds=dict(seconds),
         where=parts.where,
         placement=parts.placement,
-        lost=side_effects.table(tested.table, parts.scored),
+        side_effects=side_effects.table(tested.table, parts.scored),
     )
 
 

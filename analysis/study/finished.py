@@ -31,9 +31,9 @@ _SHAPE = {
     "concept": str, "poles": [str, str], "model": str, "seconds": {str: float},
     "settings": {
         "poles?": int, "reading_seconds?": float, "strengths?": {str: [float]}, "strengths_at_place?": {str: [float]},
-        "doses?": [float], "measured?": (str, None), "heard_by?": {str: str}, "seconds?": float, "branch?": str,
-        "guidance_scale?": float, "temperature?": (float, None), "top_k?": (int, None), "substitutes?": [str],
-        "verify?": bool, "frechet?": bool, "shown?": int, "seed?": int,
+        "doses?": [float], "measured?": (str, None), "measured_by?": {str: str}, "heard_by?": {str: str},
+        "seconds?": float, "branch?": str, "guidance_scale?": float, "temperature?": (float, None),
+        "top_k?": (int, None), "substitutes?": [str], "verify?": bool, "frechet?": bool, "shown?": int, "seed?": int,
         "control_seeds?": int, "n_random?": int, "n_shuffled?": int,
     },
 }  # fmt: skip
@@ -197,5 +197,5 @@ def _settings(values: dict[str, Any]) -> Settings:
     """Return the settings in a summary, without fields that this version does not know."""
     known = {entry.name for entry in fields(Settings)}
     # Earlier versions read each prompt over its own clip, and their summaries have no field `codes`.
-    values = {"codes": "own", **values}
+    values = {"codes": "own", **stages.present_names(values)}
     return Settings(**{name: where.tuples(value) for name, value in values.items() if name in known})

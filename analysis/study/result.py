@@ -57,7 +57,7 @@ class Study:
         sounds: a few paired clips, as a map from (condition, prompt, seed) to samples.
         seconds: the time that each stage took.
         where, placement: the patching grids, and the place chosen from the evidence (`None` if not computed).
-        lost: the side effects of steering, from `analysis.study.side_effects.table`.
+        side_effects: the side effects of steering, from `analysis.study.side_effects.table`.
 
     A study does not show that the direction *is* the concept, only that it separates these prompts and changes this
     measure. It does not show that the concept is computed in the chosen block, because steering works wherever later
@@ -87,7 +87,7 @@ class Study:
     seconds: Mapping[str, float]
     where: Where | None = None
     placement: Placement | None = None
-    lost: pd.DataFrame | None = None
+    side_effects: pd.DataFrame | None = None
 
     def to_frame(self) -> pd.DataFrame:
         """Return the dose-response table, with one row per condition on test prompts."""

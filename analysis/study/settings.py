@@ -101,7 +101,7 @@ class Settings:
         most_blocks: maximum number of blocks to scan. If the model has more blocks, evenly spaced ones are scanned.
         pairs: number of matched prompt pairs to patch activations between. 0 skips patching.
         measured: the measure of the concept (default: its entry in `analysis.sweep.response.MEASURED`).
-        heard_by: a mapping from concepts to the measures that replace their defaults in `MEASURED`.
+        measured_by: a mapping from concepts to the measures that replace their defaults in `MEASURED`.
         frechet: whether to compute the Fréchet distance between steered and unsteered clips, which needs many clips.
         seconds, guidance_scale, temperature, top_k: length and sampling of every clip.
         branch: the guidance half to steer.
@@ -132,7 +132,7 @@ class Settings:
     most_blocks: int = 12
     pairs: int = 16
     measured: str | None = None
-    heard_by: Mapping[str, str] = field(default_factory=dict)
+    measured_by: Mapping[str, str] = field(default_factory=dict)
     frechet: bool = False
     seconds: float = 5.0
     guidance_scale: float = 3.0
@@ -188,7 +188,7 @@ class Settings:
             "doses": (0.4, 0.8, 1.0, 1.6),
             "branch": "both",
             "most_blocks": lens.config.n_layers,
-            "heard_by": {"tempo": "tempo_beat_this"} if lacking is None else {},
+            "measured_by": {"tempo": "tempo_beat_this"} if lacking is None else {},
             "substitutes": tuple(other),
         }
         return cls.full(**{**protocol, **changes})
@@ -312,7 +312,7 @@ class Settings:
             InputError: if the concept has no measure, or its measure has no true zero, which makes ratios meaningless.
         """
         known = [name for name in (*measure.MEASURES, *measure.EXTRA_MEASURES) if is_ratio(name)]
-        name = self.measured or self.heard_by.get(concept) or MEASURED.get(concept)
+        name = self.measured or self.measured_by.get(concept) or MEASURED.get(concept)
         if name is None:
             raise InputError(
                 f"{shown(concept)} has no measure, so a study could not report an effect. Concepts with a measure are "
@@ -326,7 +326,7 @@ class Settings:
     def measures_of(self, concept: str) -> tuple[str, ...]:
         """Return all measures to compute for a concept's clips."""
         # In a study of several concepts, each concept's clips are also measured by the other concepts' measures.
-        further = {self.measure_of(concept), *self.heard_by.values()} - {*measure.MEASURES}
+        further = {self.measure_of(concept), *self.measured_by.values()} - {*measure.MEASURES}
         return (*measure.MEASURES, *sorted(further))
 
     def check(self, lens: AudioLens, sets: PromptSet) -> None:

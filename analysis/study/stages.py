@@ -65,6 +65,8 @@ _REPLACE = "replace it with --force."
 _STILL_KEPT = "the stages are kept; run the same study with --force to resume from them."
 _PACE = {"n_jobs"}
 """Settings that change how long a study takes, but not its results."""
+_FORMER_NAMES = {"heard_by": "measured_by"}
+"""The present names of settings that folders of earlier versions store under another name."""
 
 T = TypeVar("T")
 
@@ -252,10 +254,16 @@ def refuse_other_settings(folder: Path, settings: Mapping[str, Any]) -> None:
         return
     if not isinstance(shown, dict):
         return
+    shown = present_names(shown)
     mine = json.loads(json.dumps(settings, default=str))
     told = [(name, f"{name}={{there}}, but this one has {{here}}") for name in sorted({*mine} & {*shown} - _PACE)]
     if (other := first_difference(shown, mine, told)) is not None:
         raise InputError(f"{folder} holds a finished study with {other}: choose another folder, or {_REPLACE}")
+
+
+def present_names(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings in a summary under the names that they have in this version."""
+    return {_FORMER_NAMES.get(name, name): value for name, value in settings.items()}
 
 
 @contextmanager

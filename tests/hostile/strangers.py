@@ -60,7 +60,7 @@ def study(concept: str = f"tempo</title><script>{RUNS}</script>", **changes: Any
         clips=renamed(found.clips),
         sounds={(name, prompts[prompt], seed): clip for (name, prompt, seed), clip in found.sounds.items()},
         model=ATTACKS[1],
-        lost=None if found.lost is None else renamed(found.lost),
+        side_effects=None if found.side_effects is None else renamed(found.side_effects),
         where=replace(where, windows=asked(where.windows), components=asked(where.components)),
         **changes,
     )

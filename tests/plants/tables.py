@@ -228,5 +228,5 @@ def study() -> Study:
         sample_rate=RATE,
         seconds={"directions": 4.0, "scan": 60.0, "dose-response": 80.0},
         where=where(),
-        lost=side_effects.table(clips_heard, scored),
+        side_effects=side_effects.table(clips_heard, scored),
     )

@@ -3,6 +3,7 @@
 # ruff: noqa: F811 - fixtures of another file are named as arguments
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +56,29 @@ def test_what_is_read_again_is_what_was_found(made: tuple[study.Study, Path], ou
     assert repr(again) == repr(found)
     assert again.settings == found.settings
     assert again.outcomes == found.outcomes or str(again.outcomes) == str(found.outcomes)
-    for name in ("response", "scan", "cross", "lost", "clips"):
+    for name in ("response", "scan", "cross", "side_effects", "clips"):
         pd.testing.assert_frame_equal(getattr(again, name), getattr(found, name), check_exact=True)
     assert again.sounds.keys() == found.sounds.keys()
+
+
+def test_a_folder_whose_summary_says_heard_by_opens_and_resumes(
+    lens: Any, made: tuple[study.Study, Path], out: Path
+) -> None:
+    facts, used = read_json(out / SUMMARY), read_json(out / stages.MADE)["stages"].values()
+    assert facts["settings"].pop("measured_by") == {}
+    # No clip depends on the measure of another concept, so the folder is as a study with this setting left it.
+    facts["settings"]["heard_by"] = {"timbre": "rolloff"}
+    (out / SUMMARY).write_bytes(sealed_json(facts))
+    (out / stages.MADE).write_bytes(made_of(out, out, used))
+    chosen = replace(TINY, measured_by={"timbre": "rolloff"})
+    assert study.load_folder(out).settings == chosen
+    with pytest.raises(InputError, match="finished study with measured_by={'timbre': 'rolloff'}, but this one has {}"):
+        study.run(lens, "tempo", out, settings=TINY, progress=False)
+    # As no clip can be generated, every stage is read back.
+    again = study.run(lens, "tempo", out, settings=chosen, progress=False)
+    assert repr(again) == repr(made[0])
+    settings = read_json(out / SUMMARY)["settings"]
+    assert (settings["measured_by"], "heard_by" in settings) == ({"timbre": "rolloff"}, False)
 
 
 def test_the_page_is_drawn_anew_with_the_same_numbers(run: Run, made: tuple[study.Study, Path], out: Path) -> None:

@@ -23,8 +23,8 @@ def study() -> Study:
 
 
 def test_every_loss_stands_beside_the_effect_of_its_own_condition(study: Study) -> None:
-    assert study.lost is not None
-    table, response = losses.with_effects(study.lost, study.response), study.response
+    assert study.side_effects is not None
+    table, response = losses.with_effects(study.side_effects, study.response), study.response
     steered = table[table["kind"].isin(["steered", "alternative"])]
     assert len(steered) == 8
     for row in steered.itertuples():
@@ -38,9 +38,9 @@ def test_every_loss_stands_beside_the_effect_of_its_own_condition(study: Study) 
 
 
 def test_what_another_seed_does_is_not_told_of_the_unsteered_clips_themselves(study: Study) -> None:
-    assert study.lost is not None
-    table = losses.with_effects(study.lost, study.response).set_index("kind")
-    spread = float(study.lost.set_index("kind").loc["baseline", "drift"])
+    assert study.side_effects is not None
+    table = losses.with_effects(study.side_effects, study.response).set_index("kind")
+    spread = float(study.side_effects.set_index("kind").loc["baseline", "drift"])
     own, another = table.loc["baseline"], table.loc["another seed"]
     assert spread > 0
     assert (own["drift"], own["effect"], own["rms_ratio"]) == (0, 0, 1)

@@ -345,7 +345,7 @@ FURTHER: dict[str, tuple[str, ...]] = {
     "audiolens.orthogonalised": ("*directions",),
     "analysis.layer_attribution.gather": ("tempo",),
     "analysis.placement.Placement.with_more": ("certainty",),
-    "analysis.study.Settings.full": ("seconds", "poles", "heard_by", "strengths"),
+    "analysis.study.Settings.full": ("seconds", "poles", "measured_by", "strengths"),
     "analysis.study.Settings.paper": ("seconds", "strengths"),
     "analysis.sweep.SweepResult.cross_effects": ("strategy", "layer"),
     "analysis.sweep.SweepResult.layer_map": ("strategy", "branch"),
