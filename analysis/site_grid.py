@@ -48,7 +48,7 @@ class GridSite:
         The head axis has length 1 if the site has no heads.
         """
         features = [1 + at for at, axis in enumerate(self.axes) if axis not in ("row", *_TIME, "head")]
-        cells = values.sum(dim=features)
+        cells = values.sum(dim=features) if features else values
         if not self.heads:
             return cells[..., None]
         return cells if self.axes.index("head") > 1 else cells.transpose(-1, -2)

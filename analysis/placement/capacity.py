@@ -18,7 +18,6 @@ from tqdm.auto import tqdm
 
 from analysis.placement.other_evidence import generated_steps
 from analysis.placement.shifts import Candidate
-from analysis.statistics import CHOSEN_FAILED
 from audiolens import measure
 from audiolens.model.timeline import longest_seconds
 from audiolens.tracing.sampling import Sampling
@@ -31,6 +30,8 @@ SEEDS = 2
 FIRST_SEED = 20_000
 """Added to the caller's seed, so that the screen does not repeat the clips on which the place was chosen."""
 TRIES = 4
+MOST_FAILED = 0.05
+"""The largest share of failed clips that is tolerated."""
 MOST_DRIFT = 3.0
 """The largest drift that is tolerated, as a multiple of the difference between two seeds of one prompt."""
 
@@ -67,7 +68,7 @@ def screen(
 ) -> Capacity:
     """Return the largest strength tolerated at a place: `strength`, or a smaller one found by halving it.
 
-    A strength is tolerated if, for either sign, at most `CHOSEN_FAILED` of the clips fail and the drift is at most
+    A strength is tolerated if, for either sign, at most `MOST_FAILED` of the clips fail and the drift is at most
     `MOST_DRIFT`. The strength is halved until it is tolerated. The last of the `TRIES` then goes to a strength between
     the tolerated one and the one before.
     """
@@ -88,7 +89,7 @@ def screen(
         base = generated(0.0)
         nats = _nats(lens, base, drawing)
         between_seeds = np.mean([np.ptp(nats[row :: len(prompts)]) for row in range(len(prompts))])
-        if measure.failed(base, base).mean() > CHOSEN_FAILED or between_seeds == 0:
+        if measure.failed(base, base).mean() > MOST_FAILED or between_seeds == 0:
             return Capacity(float("nan"), _table([]), cost)
         rows: list[tuple[float, float, float, bool]] = []
 
@@ -97,7 +98,7 @@ def screen(
                 clips = generated(signed)
                 failed = float(measure.failed(clips, base).mean())
                 drift = float(np.abs(_nats(lens, clips, drawing) - nats).mean() / between_seeds)
-                rows.append((signed, failed, drift, failed <= CHOSEN_FAILED and drift <= MOST_DRIFT))
+                rows.append((signed, failed, drift, failed <= MOST_FAILED and drift <= MOST_DRIFT))
             return rows[-1][-1] and rows[-2][-1]
 
         best = next((at for at in range(TRIES) if tolerated(strength / 2**at)), None)
