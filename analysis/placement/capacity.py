@@ -7,9 +7,9 @@ the words suggest.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -25,11 +25,13 @@ from audiolens.tracing.sampling import Sampling
 if TYPE_CHECKING:
     from audiolens import AudioLens, Generation
 
-SEEDS = 2
-"""Number of clips per prompt and sign."""
+ROUNDS, SEEDS = 2, 2
+"""A strength is tested in two rounds, with two clips per prompt and sign in each. The second round follows only if few
+clips of the first failed."""
 FIRST_SEED = 20_000
 """Added to the caller's seed, so that the screen does not repeat the clips on which the place was chosen."""
-TRIES = 4
+SHARES = (1.0, 0.5, 0.25)
+"""The strengths that are tried, relative to the first."""
 MOST_FAILED = 0.05
 """The largest share of failed clips that is tolerated."""
 MOST_DRIFT = 3.0
@@ -45,7 +47,7 @@ class Capacity:
             the criteria do not apply, because unsteered clips fail as well.
         tried: one row per strength and sign, in the order in which they were tried. The columns are `strength`
             (signed), `failed` (the share of failed clips, see `measure.failed`), `drift` (see `MOST_DRIFT`) and
-            `tolerated`.
+            `clips`, their number.
         row_steps: number of decoder steps, summed over rows.
     """
 
@@ -66,47 +68,67 @@ def screen(
     progress: bool,
     sampling: Sampling,
 ) -> Capacity:
-    """Return the largest strength tolerated at a place: `strength`, or a smaller one found by halving it.
+    """Return the largest strength tolerated at a place, among `strength` times `SHARES`.
 
-    A strength is tolerated if, for either sign, at most `MOST_FAILED` of the clips fail and the drift is at most
-    `MOST_DRIFT`. The strength is halved until it is tolerated. The last of the `TRIES` then goes to a strength between
-    the tolerated one and the one before.
+    A strength is tolerated if, for each sign, at most `MOST_FAILED` of the clips of both rounds fail and the drift is
+    at most `MOST_DRIFT`. It is rejected as soon as too many clips of either sign have failed.
     """
     prefix = lens.config.prefix(max(map(len, lens.text_tokens(list(prompts)))))
     drawing = replace(sampling, seconds=min(seconds, longest_seconds(lens.config, prefix)))
     asked = list(prompts) * SEEDS
-    seeds = [seed + FIRST_SEED + row for row in range(len(asked))]
+    most = int(MOST_FAILED * len(asked) * ROUNDS)
     cost = 2 * generated_steps(lens, len(asked), drawing.seconds)
-    bar = tqdm(total=1 + 2 * TRIES, desc="screening", unit="batch", disable=not progress)
+    bar = tqdm(total=ROUNDS * (1 + 2 * len(SHARES)), desc="screening", unit="batch", disable=not progress)
 
-    def generated(signed: float) -> Generation:
-        edits = where.steps(signed) if signed else []
-        clips = lens.generate(asked, interventions=edits, seeds=seeds, sampling=drawing, batch_size=batch_size)
+    def generated(signed: float, number: int) -> _Batch:
+        first = seed + FIRST_SEED + number * len(asked)
+        clips = lens.generate(
+            asked, interventions=where.steps(signed) if signed else [], seeds=list(range(first, first + len(asked))),
+            sampling=drawing, batch_size=batch_size,
+        )  # fmt: skip
         bar.update()
-        return clips
+        return _Batch(clips, _nats(lens, clips, drawing))
 
     with bar:
-        base = generated(0.0)
-        nats = _nats(lens, base, drawing)
-        between_seeds = np.mean([np.ptp(nats[row :: len(prompts)]) for row in range(len(prompts))])
-        if measure.failed(base, base).mean() > MOST_FAILED or between_seeds == 0:
-            return Capacity(float("nan"), _table([]), cost)
-        rows: list[tuple[float, float, float, bool]] = []
+        bases = [generated(0.0, 0)]
+        between_seeds = _between_seeds(bases[0].nats, len(prompts))
+        if measure.failed(bases[0].clips, bases[0].clips).mean() > MOST_FAILED or between_seeds == 0:
+            return Capacity(float("nan"), _table({}), cost)
+        bases += [generated(0.0, number) for number in range(1, ROUNDS)]
+        between_seeds = np.mean([_between_seeds(base.nats, len(prompts)) for base in bases])
+        rows: dict[float, list[tuple[float, float]]] = {}
 
         def tolerated(amount: float) -> bool:
-            for signed in (amount, -amount):
-                clips = generated(signed)
-                failed = float(measure.failed(clips, base).mean())
-                drift = float(np.abs(_nats(lens, clips, drawing) - nats).mean() / between_seeds)
-                rows.append((signed, failed, drift, failed <= MOST_FAILED and drift <= MOST_DRIFT))
-            return rows[-1][-1] and rows[-2][-1]
+            for number, base in enumerate(bases):
+                for signed in (amount, -amount):
+                    clips, nats = generated(signed, number)
+                    failed = measure.failed(clips, base.clips)
+                    drift = np.abs(nats - base.nats) / between_seeds
+                    rows.setdefault(signed, []).extend(zip(failed.astype(float), drift, strict=True))
+                    if not _few(rows[signed], most):
+                        return False
+            return True
 
-        best = next((at for at in range(TRIES) if tolerated(strength / 2**at)), None)
-        found = 0.0 if best is None else strength / 2**best
-        if best is not None and 0 < best < TRIES - 1 and tolerated(between := found * 2**0.5):
-            found = between
-    # Every clip is generated once and scored once, both with guidance.
-    return Capacity(found, _table(rows), cost * (1 + len(rows)))
+        found = next((strength * share for share in SHARES if tolerated(strength * share)), 0.0)
+    return Capacity(found, _table(rows), cost * (ROUNDS + sum(map(len, rows.values())) // len(asked)))
+
+
+class _Batch(NamedTuple):
+    """Clips, and the mean nats per code of each clip under the unsteered model."""
+
+    clips: Generation
+    nats: Float[np.ndarray, " row"]
+
+
+def _between_seeds(nats: Float[np.ndarray, " row"], n_prompts: int) -> float:
+    """Return the mean difference between the clips of one prompt."""
+    return float(np.mean([np.ptp(nats[row::n_prompts]) for row in range(n_prompts)]))
+
+
+def _few(rows: list[tuple[float, float]], most: int) -> bool:
+    """Return whether few enough of the clips have failed, and whether the drift is small enough."""
+    failed, drift = zip(*rows, strict=True)
+    return sum(failed) <= most and float(np.mean(drift)) <= MOST_DRIFT
 
 
 def _nats(lens: AudioLens, clips: Generation, drawing: Sampling) -> Float[np.ndarray, " row"]:
@@ -117,5 +139,7 @@ def _nats(lens: AudioLens, clips: Generation, drawing: Sampling) -> Float[np.nda
     return nats.mean(dim=(1, 2)).double().numpy()
 
 
-def _table(rows: list[tuple[float, float, float, bool]]) -> pd.DataFrame:
-    return pd.DataFrame(rows, columns=["strength", "failed", "drift", "tolerated"])
+def _table(rows: Mapping[float, list[tuple[float, float]]]) -> pd.DataFrame:
+    """Return one row per signed strength. A strength that was given up early has fewer clips."""
+    means = [(signed, *np.mean(clips, axis=0), len(clips)) for signed, clips in rows.items()]
+    return pd.DataFrame(means, columns=["strength", "failed", "drift", "clips"])

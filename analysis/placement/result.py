@@ -55,7 +55,7 @@ class Placement:
         random: alignments of random directions of the same lengths at the chosen place.
         screened: the strengths that were screened at the chosen place, one row per strength and sign: `strength`
             (signed), `failed` (share of failed clips), `drift` (change in likelihood, as a multiple of the difference
-            between two seeds) and `tolerated`. It is `None` without a screen.
+            between two seeds) and `clips` (their number). It is `None` without a screen.
         capacity: the largest screened strength that was tolerated (0: none was). It is NaN without a screen, or if
             unsteered clips already fail.
         n_prompts: number of different neutral prompts.

@@ -43,27 +43,33 @@ def test_a_strength_that_does_no_harm_is_kept(etude: Any, where: Candidate) -> N
     found = screened(etude, where, 0.01)
     assert found.strength == 0.01
     assert list(found.tried.strength) == [0.01, -0.01]
-    assert found.tried.tolerated.all()
+    assert list(found.tried.clips) == [8, 8]
+    assert list(found.tried.failed) == [0, 0]
 
 
 def test_a_strength_that_breaks_clips_is_halved_until_it_does_not(etude: Any, where: Candidate) -> None:
-    found = screened(etude, where, 64.0)
-    amounts = found.tried.strength.to_numpy()[::2]
-    assert list(found.tried.strength[1::2]) == list(-amounts)
-    assert not found.tried.tolerated[:2].all()
-    pairs = dict(zip(amounts, found.tried.tolerated.to_numpy().reshape(-1, 2).all(1), strict=True))
-    assert found.strength == max((amount for amount, fine in pairs.items() if fine), default=0.0)
+    found = screened(etude, where, 32.0)
+    tried = found.tried.set_index("strength")
+    amounts = [32.0 * share for share in capacity.SHARES]
+    harmless = (tried.failed <= capacity.MOST_FAILED) & (tried.drift <= capacity.MOST_DRIFT)
+    fine = [amount for amount in amounts if all(harmless.get(signed, False) for signed in (amount, -amount))]
+    assert found.strength == max(fine, default=0.0)
+    assert found.strength < 32.0
+    # A strength is given up at the first sign that breaks clips, and no smaller one is tried after one that does not.
+    assert not harmless.iloc[0]
+    assert np.abs(tried.index).min() == (found.strength or amounts[-1])
 
     prompts, seeds = list(PROMPTS) * capacity.SEEDS, [capacity.FIRST_SEED + row for row in range(4)]
-    base = etude.generate(prompts, 4.0, seeds=seeds)
-    steered = etude.generate(
-        prompts, 4.0, seeds=seeds, interventions=al.steer(where.directions, "one-to-one", layer=3, strength=-64.0)
+    base, steered = (
+        etude.generate(prompts, 4.0, seeds=seeds, interventions=steps) for steps in ([], where.steps(32.0))
     )
     nats = [measure.code_nats(etude, prompts, clips.codes).mean(dim=(1, 2)).numpy() for clips in (base, steered)]
-    row = found.tried[found.tried.strength == -64.0].iloc[0]
-    assert row.failed == measure.failed(steered, base).mean()
-    between = np.mean([abs(nats[0][at] - nats[0][at + 2]) for at in range(2)])
-    assert row.drift == pytest.approx(np.abs(nats[1] - nats[0]).mean() / between, rel=1e-4)
+    assert tried.failed[32.0] == measure.failed(steered, base).mean()
+    further = etude.generate(prompts, 4.0, seeds=[seed + 4 for seed in seeds])
+    more = measure.code_nats(etude, prompts, further.codes).mean(dim=(1, 2)).numpy()
+    between = np.mean([abs(one[at] - one[at + 2]) for one in (nats[0], more) for at in range(2)])
+    assert tried.clips[32.0] == 4
+    assert tried.drift[32.0] == pytest.approx(np.abs(nats[1] - nats[0]).mean() / between, rel=1e-4)
 
 
 def test_a_model_whose_clips_all_fail_is_not_screened(lens: Any, vector: Any) -> None:
@@ -98,7 +104,7 @@ def test_a_cap_is_stated(placed: placement.Placement) -> None:
 
 
 @pytest.mark.parametrize(
-    ("alignment", "random", "tolerated", "why"),
+    ("alignment", "random", "most", "why"),
     [
         (0.2, (0.1,), 1.0, "its alignment of 0.20 is below 0.3"),
         (0.5, (0.1, -0.6), 1.0, r"its alignment of 0.50 is within chance \(random directions: 0.60\)"),
@@ -106,11 +112,11 @@ def test_a_cap_is_stated(placed: placement.Placement) -> None:
     ],
 )
 def test_a_placement_is_rejected_with_a_reason(
-    placed: placement.Placement, alignment: float, random: tuple[float, ...], tolerated: float, why: str
+    placed: placement.Placement, alignment: float, random: tuple[float, ...], most: float, why: str
 ) -> None:
-    screened = pd.DataFrame({"strength": [0.5, -0.5, 0.25, -0.25], "failed": 1.0, "drift": 9.0, "tolerated": False})
+    screened = pd.DataFrame({"strength": [0.5, -0.5, 0.25, -0.25], "failed": 1.0, "drift": 9.0, "clips": 16})
     weak = dataclasses.replace(
-        placed, candidates=placed.candidates.assign(alignment=alignment), random=random, capacity=tolerated,
+        placed, candidates=placed.candidates.assign(alignment=alignment), random=random, capacity=most,
         screened=screened,
     )  # fmt: skip
     for use in (lambda: weak.strength, weak.steer):
