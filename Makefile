@@ -32,7 +32,7 @@ help:
 	@echo 'make fuzz      read damaged and malicious files with every loader for SECONDS (default 600)'
 	@echo 'make notebooks run the notebooks from top to bottom and save their outputs'
 	@echo 'make evidence  measure the tables in the README and the model card (no time limit)'
-	@echo 'make ears      install models that others trained in $(EARS), apart from audiolens; with WAVS=folder, measure its WAV files'
+	@echo 'make ears      install third-party models in $(EARS), apart from audiolens; with WAVS=folder, measure its WAV files'
 	@echo 'make agreement  compare the measures with those models (UPDATE=1 writes docs/ears.md)'
 	@echo 'make versions  run the exact tests on the lowest, pinned and newest versions of the dependencies'
 	@echo 'make drive     call every public name with wrong arguments, CALLS times, drawn by SEED (default 10000, 0): no foreign error'

@@ -1,4 +1,4 @@
-"""Settings of intervals and p-values, and bootstrap intervals that resample clusters (prompts) of rows."""
+"""Settings for intervals and p-values, and bootstrap intervals that resample clusters (prompts) of rows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from audiolens.errors import InputError
 @guarded
 @dataclass(frozen=True)
 class Resampling:
-    """The settings of intervals and p-values in one object.
+    """The settings for intervals and p-values in one object.
 
     An example is `effect(..., resampling=Resampling(n_bootstrap=200))`.
 

@@ -243,7 +243,7 @@ def _briefly(values: Any) -> str:
 
 
 def shown(value: Any) -> str:
-    """Return the text that stands for a value in error messages.
+    """Return the text that represents a value in error messages.
 
     This is its repr, or its type if the repr is long, has several lines or raises an error.
     """

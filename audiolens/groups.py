@@ -116,7 +116,8 @@ def groups_of(function: Any) -> dict[str, Group]:
 
 
 def loosened(function: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-    """Return the keyword arguments of a call, with each group that spreads replaced by its loose arguments.
+    """Return the keyword arguments of a call, with each group declared with `spread=True` replaced by its loose
+    arguments.
 
     Raises:
         InputTypeError, InputError: for the same reasons as the call itself.
@@ -143,7 +144,7 @@ def _one(name: str, field: str, value: Any) -> Any:
     if isinstance(value, str):
         return value
     if len(value) != 1:
-        raise InputError(f"{name} holds {len(value)} {field}: expected one.")
+        raise InputError(f"{name} contains {len(value)} {field}: expected one.")
     return value[0]
 
 

@@ -166,8 +166,8 @@ class AudioLens(OpenedModel, TracedLens, OtherNames, Portable):
             exact: pad rows (and masked text) to fixed sizes, so that codes are bit-identical in any batch and order.
             sites, layers, heads, branch, span, reduce: what to record in `out.cache`. `span` is a time interval (from,
                 to) in seconds. `reduce` is "mean", "last" or "max" over the steps (without the tail), computed without
-                storing the steps. Attention patterns are zero-padded to all keys of the clip, as in a forward pass over
-                the codes of the clip.
+                storing the steps. Attention patterns are zero-padded to the full number of keys, so their shape is that
+                of a forward pass over the whole clip.
             cache_device, cache_dtype: the device and dtype of the recordings (default: those of the activations).
             batch_size: the number of rows per batch (default: all rows). MusicGen Melody has no mask for its text, so
                 each of its batches contains only prompts with the same number of tokens, and the shortest prompts come
@@ -184,7 +184,7 @@ class AudioLens(OpenedModel, TracedLens, OtherNames, Portable):
             max_new_tokens: the length of the clips in steps, as in transformers, instead of `seconds`. The number of
                 frames is this number minus the tail (3 steps in the published models). For example, 53 steps give 50
                 frames, which last one second.
-            melody: not supported yet; only text conditions the clips.
+            melody: not supported yet; clips are conditioned on text only.
             reading, sampling: a `Reading` replaces the recording arguments (its `seconds` corresponds to `span`). A
                 `Sampling` replaces guidance_scale, temperature, top_k and, if it contains one, the length in seconds.
 
@@ -251,7 +251,7 @@ class AudioLens(OpenedModel, TracedLens, OtherNames, Portable):
             prefix: also record the conditioning before step 0 (MusicGen Melody), in the shape "row prefix+step ...".
                 The step axis then begins at a negative step, `cache.first_step`. Shorter prefixes are left-padded with
                 zeros, and `cache.prefixes` contains the lengths.
-            melody: not supported yet; only text conditions the model.
+            melody: not supported yet; the model is conditioned on text only.
             heads: at sites with a head axis (including patterns and results), record and recompute only these heads.
             stop_at_layer: run only the blocks before this one (0 to n_layers; a negative number counts from the end).
                 `layers=None` then records every block that runs, and interventions at later sites are ignored.
@@ -310,7 +310,8 @@ class AudioLens(OpenedModel, TracedLens, OtherNames, Portable):
         """Yield the cache of `run_with_cache` for each batch of rows in order; `cache.prompts` are the rows' prompts.
 
         Only one batch is in memory at a time. With `reduce`, the individual steps are not stored. Logits are not
-        computed, and blocks above the last recorded one do not run. The model can be used between two batches.
+        computed, and blocks above the last recorded one do not run. The model can be used for other runs between
+        batches.
         """
         loose = sites, layers, branch, one_span(seconds, span), reduce, device, dtype, heads, prefix
         return Forward.checked(

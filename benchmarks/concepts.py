@@ -36,6 +36,10 @@ OWN: Mapping[str, str] = {
 """The measure of each concept. Those of the other concepts, which are instruments, is the share of clips that a
 classifier takes for the instrument."""
 MEASURES = tuple(dict.fromkeys(OWN.values()))
+BASELINES = 32
+"""Number of unsteered clips that a screen generates."""
+SWEPT = 3_104
+"""Number of clips in the brute-force sweep of one concept (`benchmarks/placement.py`)."""
 SHOWN = ("tempo_ioi", "brightness", "pitch", "loudness")
 
 
@@ -124,6 +128,9 @@ def page(table: pd.DataFrame, found: Mapping[str, Placement], clips: str) -> str
     steered = table[table.way == "steering"]
     lines += ["", f"Over all concepts that were not rejected, {steered.failed.mean():.1%} of the steered clips failed; "
                   f"at most {steered.failed.max():.0%} did for any pole."]  # fmt: skip
+    used = [int(placed.screened.clips.sum()) + BASELINES for placed in found.values() if placed.screened is not None]
+    lines += ["", f"The screens generated {min(used)} to {max(used)} clips of 5 s per concept, "
+                  f"{min(used) / SWEPT:.1%} to {max(used) / SWEPT:.1%} of the brute-force sweep below."]  # fmt: skip
     rejected = [placed.rejected for placed in found.values() if placed.rejected]
     return "\n".join(lines + [f"\n{one}" for one in rejected]) + "\n"
 

@@ -102,7 +102,7 @@ def _look(place: Path, whole: pd.DataFrame) -> int:
     try:
         seen = sweep.load_folder(place).table
     except InputError as error:
-        if "holds no sweep" not in str(error) and "no batch is finished" not in str(error):
+        if "contains no sweep" not in str(error) and "no batch is finished" not in str(error):
             raise
         time.sleep(0.05)
         return 0

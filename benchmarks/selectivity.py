@@ -1,4 +1,4 @@
-"""What steering changes apart from the concept, for directions read over own and over shared codes.
+"""What steering changes apart from the concept, for directions computed on own and on shared codes.
 
 `python benchmarks/selectivity.py --update` reads each concept's direction in both ways, gives them the same norm, adds
 them at the same place and strength to étude's neutral test prompts, and measures every clip: the concept's own effect,
@@ -87,7 +87,7 @@ def main(
 
 
 def reading(lens: AudioLens, out: Path, concept: str, name: str, poles: int) -> Directions:
-    """The direction of a concept, read over own or shared codes; "orthogonal" removes the other concepts'."""
+    """The direction of a concept, computed on own or shared codes; "orthogonal" removes the other concepts'."""
     way, *further = (part.strip() for part in name.split(","))
     found = read_one(lens, out, concept, way, poles)
     if "orthogonal" in further:
@@ -199,8 +199,8 @@ def page(table: pd.DataFrame, told: str, cosines: Sequence[Alike]) -> str:
     lines = [
         f'The effects were measured on {told}. In the row "other seeds", only the seeds differ from the baseline. In '
         'the rows "words", the prompt names the pole, and nothing is steered. In the rows '
-        '"own" and "shared", the clips are steered along the direction read over own or shared codes. Both '
-        "directions have the norm of the one read over own codes, and are added at the place and strength of the "
+        '"own" and "shared", the clips are steered along the direction computed on own or shared codes. Both '
+        "directions have the norm of the one computed on own codes, and are added at the place and strength of the "
         "README's evidence. The effect is the median of (steered / baseline - 1), where each steered clip is compared "
         "with the baseline clip of the same prompt and seed. For loudness, it is the median difference in dB. "
         "Intervals are 95% intervals over prompts. A failed clip counts as an effect of zero. The effect on the "

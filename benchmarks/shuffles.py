@@ -58,7 +58,7 @@ def balanced(directions: Directions, seed: int) -> Directions:
 
 
 def swapped(directions: Directions, seed: int) -> Directions:
-    """Half of the pairs swapped, which is also balanced; a pair is read over the same clip."""
+    """Half of the pairs swapped, which is also balanced; a pair is read on the same clip."""
     samples = directions.samples
     assert samples is not None
     pairs = samples.values[:, samples.labels] - samples.values[:, ~samples.labels]
@@ -72,7 +72,9 @@ KINDS = {"free": free, "balanced": balanced, "pairs swapped": swapped}
 
 
 def table(found: dict[str, Directions], shuffles: int) -> pd.DataFrame:
-    """One row per concept: |cosine| of its shuffles, and how much they are stretched to the norm of the direction."""
+    """One row per concept: |cosine| of its shuffles, and the factor by which they are scaled to the norm of the
+    direction.
+    """
     rows = []
     for concept, directions in found.items():
         row: dict[str, float | str] = {"concept": concept}
@@ -93,10 +95,10 @@ def page(rows: pd.DataFrame, width: int, poles: int, shuffles: int) -> str:
     """The table as Markdown, with an explanation."""
     lines = [
         "The table shows the absolute cosine similarity to the real direction, over all blocks of étude, for "
-        f"{shuffles} shuffles of {poles} + {poles} prompts (read over shared codes, as in a study) and for the "
+        f"{shuffles} shuffles of {poles} + {poles} prompts (computed on shared codes, as in a study) and for the "
         "directions of the other concepts in this table. For comparison, 5% of random directions of this width exceed "
         f"{chance_cosine(width):.2f}. "
-        '"Stretched" is the factor by which a shuffle must be lengthened to have the norm of the direction.',
+        '"Stretched" is the factor by which a shuffle must be scaled up to match the norm of the direction.',
         "",
         "| concept | shuffles | median | 95% below | largest | stretched | other concepts, median | largest |",
         "|---|---|---|---|---|---|---|---|",

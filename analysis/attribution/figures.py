@@ -1,4 +1,4 @@
-"""Figures of attribution for paper (matplotlib) and screen (plotly): cells by site, and components by codebook."""
+"""Attribution figures for print (matplotlib) and screen (plotly): cells by site, and components by codebook."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from analysis.attribution.logits import DirectResult
 
 SHOWN = 36
-"""The largest number of components shown in a figure for paper."""
+"""The maximum number of components shown in a print figure."""
 
 
 def paper(result: AttributionResult) -> Figure:

@@ -1,4 +1,4 @@
-"""Code that the commands share, for common options, opening the model, and printing text or JSON."""
+"""Code shared by the commands: common options, opening the model, and printing text or JSON."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Model = Annotated[
     str, typer.Option("--model", "-m", help="`etude` (bundled), a folder, or a hub name like facebook/musicgen-small.")
 ]
 Force = Annotated[bool, typer.Option("--force", "--overwrite", help="Replace an existing result.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of text for people.")]
+Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON instead of text.")]
 
 
 def open_lens(model: str) -> AudioLens:
@@ -86,7 +86,7 @@ def say(text: str = "", *, err: bool = False) -> None:
 
 
 def say_json(file: Path) -> None:
-    """Print a JSON file for programs, with non-ASCII characters escaped."""
+    """Print the contents of a JSON file, with non-ASCII characters escaped."""
     typer.echo(json.dumps(json.loads(file.read_text("utf-8")), indent=2))
 
 
@@ -99,7 +99,7 @@ def print_table(rows: Sequence[Mapping[Any, Any]]) -> None:
         table.add_column(printable(name))
     for row in rows:
         table.add_row(*(printable(str(value)) for value in row.values()))
-    # A pipe has no width, so lines printed to other programs are not broken. Markup is off because units such as
+    # A pipe has no width, so lines are not wrapped when the output is piped. Markup is off because units such as
     # "[dBFS]" and file names can contain brackets.
     wide = None if sys.stdout.isatty() else max(200, sum(len(n) + 12 for n in rows[0]))
     console = Console(width=wide, markup=False)

@@ -44,9 +44,9 @@ def directions_read(
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write.")] = Path("directions.safetensors"),
     model: Model = "etude",
     position: Annotated[str, typer.Option(help="mean, first, last, or eos (MusicGen Melody).")] = "mean",
-    branch: Annotated[str, typer.Option(help="Guidance half to read (cond, null or both).")] = "cond",
+    branch: Annotated[str, typer.Option(help="Guidance branch to read: cond, null or both.")] = "cond",
     codes: Annotated[
-        str, typer.Option(help="Read the poles over shared clips of neutral prompts, or over their own: shared or own.")
+        str, typer.Option(help="Clips for reading the poles: shared (of neutral prompts) or own (of each prompt).")
     ] = "shared",
     seconds: Annotated[float, typer.Option(help="Length of the clips generated for reading.")] = 2.0,
     vocabulary: Annotated[

@@ -25,7 +25,7 @@ def generate(
         str | None, typer.Option(help="Blocks for one-to-band, such as 4-8; selects that strategy.")
     ] = None,
     branch: Annotated[
-        str | None, typer.Option(help="Guidance half to steer: cond, null or both [default: both].")
+        str | None, typer.Option(help="Guidance branch to steer: cond, null or both [default: both].")
     ] = None,
     orthogonal: Annotated[
         bool, typer.Option("--orthogonal", help="Orthogonalise each direction to those before it.")

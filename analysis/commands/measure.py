@@ -14,7 +14,7 @@ from audiolens.errors import InputError
 def measure(
     files: Annotated[list[Path], typer.Argument(help="Sound files (WAV, FLAC, OGG, MP3, AIFF), mono or stereo.")],
     measures: Annotated[
-        str | None, typer.Option(help="Only these, such as tempo,brightness; tempo_beat_this needs audiolens[beats].")
+        str | None, typer.Option(help="Measures, such as tempo,brightness; tempo_beat_this needs audiolens[beats].")
     ] = None,
     seconds: Annotated[
         str | None, typer.Option(metavar="FROM:TO", help="Measure only this span; required beyond ten minutes.")

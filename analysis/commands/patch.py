@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 _SHOWN = ("layer", "seconds", "head", "component", "token", "effect", "low", "high", "normalised", "p_adjusted")
 _HEARD_PAIRS, _HEARD_SECONDS = 8, 5.0
-"""Number of pairs and clip length in seconds of the sound grid, which can show large effects within minutes."""
+"""Number of pairs and clip length in seconds of the grid measured on sound, which can show large effects within
+minutes.
+"""
 
 
 def patch(
@@ -38,7 +40,7 @@ def patch(
         str | None, typer.Option(help="Site to patch, such as resid_post [default: depends on --by].")
     ] = None,
     pairs: Annotated[int, typer.Option(help="Number of pairs, each of a clean and a corrupted prompt.")] = 64,
-    mode: Annotated[str, typer.Option(help="denoising (sufficient) or noising (necessary).")] = "denoising",
+    mode: Annotated[str, typer.Option(help="denoising (for sufficiency) or noising (for necessity).")] = "denoising",
     seconds: Annotated[float, typer.Option(help="Scored part of the clean continuation, from its start.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Seed of the clips, intervals and p-values.")] = 0,
     sound: Annotated[
@@ -119,7 +121,9 @@ def patch(
 
 
 def _ear(concept: str, by: str, measured: str | None, pairs: int, seed: int) -> Sound | None:
-    """Return the sound grid's settings, with the requested measure or the concept's own; `None` if there is neither."""
+    """Return the settings of the grid on sound, with the requested measure or the concept's own; `None` if there is
+    neither.
+    """
     from analysis.patching import Sound
     from analysis.sweep.response import MEASURED
 

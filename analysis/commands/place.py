@@ -31,10 +31,12 @@ def place(
         int, typer.Option(help="Number of neutral development prompts; a file without any uses the bundled ones.")
     ] = 8,
     codes: Annotated[
-        str, typer.Option(help="Read the poles over shared clips of neutral prompts, or over their own: shared or own.")
+        str, typer.Option(help="Clips for reading the poles: shared (of neutral prompts) or own (of each prompt).")
     ] = "shared",
     seconds: Annotated[float, typer.Option(help="Length of each clip that is read.")] = 2.0,
-    screen: Annotated[float, typer.Option(help="Length of the steered clips that cap the strength; 0: none.")] = 5.0,
+    screen: Annotated[
+        float, typer.Option(help="Length of the steered clips that cap the strength; 0 generates none.")
+    ] = 5.0,
     by: Annotated[
         str, typer.Option(help="Evidence that decides (alignment, norm, probe, patching or attribution).")
     ] = "alignment",
@@ -46,9 +48,10 @@ def place(
 ) -> None:
     """Find where to apply a concept's direction, and how strongly.
 
-    A place is a block and a strategy. At every candidate place, the direction is added while the model reads its own
-    clips. Its effect on the next codes is compared with that of the concept's words, and the best match is chosen. A
-    few short steered clips at the chosen place then cap the strength. If the match is poor, the place is rejected.
+    A place is a block and a strategy. At every candidate place, the direction is added while the model reads clips that
+    it generated. The resulting shift of the next-code predictions is compared with the shift caused by the concept's
+    words, and the place with the most similar shift is chosen. A few short steered clips at the chosen place then cap
+    the strength. If the two shifts are not similar enough, the place is rejected.
 
     Examples:
 

@@ -36,10 +36,14 @@ def study(
     model: Model = "etude",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write [default: study-CONCEPT].")] = None,
     full: Annotated[bool, typer.Option("--full", help="Run more controls on more prompts; takes hours.")] = False,
-    quick: Annotated[bool, typer.Option("--quick", help="Takes about five minutes; the default.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Run a small study (about five minutes); the default.")
+    ] = False,
     paper: Annotated[
         bool,
-        typer.Option("--paper", help="The paper's protocol: read at the text's end, one-to-all, both branches, ±1.25."),
+        typer.Option(
+            "--paper", help="Use the paper's protocol: reading at the text's end, one-to-all, both branches, ±1.25."
+        ),
     ] = False,
     verify: Annotated[
         bool, typer.Option("--verify", help="Also scan every block, to see what the evidence missed.")
@@ -48,7 +52,7 @@ def study(
         str | None, typer.Option(help="Several concepts, such as tempo,timbre, and their cross-effects.")
     ] = None,
     positive: Annotated[Path | None, typer.Option(help="A text file of your own prompts, one per line.")] = None,
-    negative: Annotated[Path | None, typer.Option(help="The same for the other pole.")] = None,
+    negative: Annotated[Path | None, typer.Option(help="A text file of prompts for the other pole.")] = None,
     words: Annotated[
         str | None, typer.Option(help="Words that ask for the poles, such as fast,slow [default: the poles' names].")
     ] = None,
@@ -57,7 +61,7 @@ def study(
     ] = None,
     codes: Annotated[
         str | None,
-        typer.Option(help="Read the poles over shared clips of neutral prompts, or over their own: shared or own."),
+        typer.Option(help="Clips for reading the poles: shared (of neutral prompts) or own (of each prompt)."),
     ] = None,
     others: Annotated[
         str | None,

@@ -44,7 +44,7 @@ def sweep(
         ),
     ],
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="Folder for the table; after a stop, the same command resumes.")
+        Path, typer.Option("--out", "-o", help="Folder for the table; if interrupted, the same command resumes.")
     ],
     strengths: Annotated[
         str, typer.Option(help="FROM:TO:COUNT, or a list such as -1,-0.5,0.5,1; 0 is the unsteered baseline.")
@@ -55,15 +55,17 @@ def sweep(
     layers: Annotated[str, typer.Option(help="Blocks such as 2,4,6-9, or all.")] = "all",
     band: Annotated[str | None, typer.Option(help="Blocks for one-to-band, such as 4-8.")] = None,
     branch: Annotated[
-        str, typer.Option(help="Guidance halves to steer: both, cond or null; separate several with commas.")
+        str, typer.Option(help="Guidance branches to steer: both, cond or null; separate several with commas.")
     ] = "both",
     split: Annotated[
         str,
-        typer.Option(help="Neutral prompts: development to choose on, test to report on; by default the bundled ones."),
+        typer.Option(help="Neutral prompts: development (to choose settings) or test (to report results)."),
     ] = "development",
     prompts: Annotated[int, typer.Option(help="Number of neutral prompts.")] = 8,
     seeds: Annotated[int, typer.Option(help="Number of seeds per prompt.")] = 2,
-    controls: Annotated[int, typer.Option(help="Random directions per place; 19 can reach p = .05.")] = 5,
+    controls: Annotated[
+        int, typer.Option(help="Random directions per place, as controls; with 19, p can reach .05.")
+    ] = 5,
     shuffled: Annotated[
         int, typer.Option(help="Number of balanced shuffles as controls; not for .safetensors files.")
     ] = 0,
@@ -86,7 +88,7 @@ def sweep(
     sound: Annotated[str | None, typer.Option(help="Save every clip, as wav or flac.")] = None,
     poles: Annotated[int, typer.Option(help="Prompts per pole that directions are read from.")] = 48,
     codes: Annotated[
-        str, typer.Option(help="Read the poles over shared clips of neutral prompts, or over their own: shared or own.")
+        str, typer.Option(help="Clips for reading the poles: shared (of neutral prompts) or own (of each prompt).")
     ] = "shared",
     measured: Annotated[
         str | None,

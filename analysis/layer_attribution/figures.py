@@ -1,4 +1,4 @@
-"""Draw the layer-attribution plot for paper (matplotlib) and screen (plotly)."""
+"""Draw the layer-attribution plot for print (matplotlib) and screen (plotly)."""
 
 from __future__ import annotations
 

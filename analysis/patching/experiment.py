@@ -99,8 +99,8 @@ def patch(
             "cross_attn.v")`). With `by="component"`, each site has its own column. The default depends on `by`:
             `resid_post` for "seconds"; `cross_attn.z` for "head" (`attn.z` without cross-attention); `attn_out`,
             `cross_attn_out`, `mlp_out` and `resid_post` for "component"; and keys and values of the cross-attention for
-            "token". A grid on sound leaves the residual stream out and uses `cross_attn_out` for "seconds", because in
-            a run that reads its own codes, the stream encodes those codes at every block.
+            "token". A grid with a `Sound` metric leaves the residual stream out and uses `cross_attn_out` for
+            "seconds", because in a run that reads its own codes, the stream encodes those codes at every block.
         by: the kind of columns: "seconds" (time windows), "head", "component", or "token" (text tokens, counted from
             +0, the first token in which the prompts differ).
         mode: "denoising" copies clean values into the corrupted run and tests whether they are sufficient. "noising"
@@ -114,7 +114,8 @@ def patch(
             from the corrupted prompts. The scored window must then start later than 0.
         clusters: the cluster of each pair; intervals resample clusters. By default, pairs with the same two prompts
             form one cluster, whatever their seeds.
-        sound: settings of a second, coarser grid on sound, which covers the whole clip (`None`: no such grid).
+        sound: settings of a second, coarser grid with a `Sound` metric, which covers the whole clip. With `None`, this
+            grid is not computed.
         memory_gib: memory for recordings and batches, in GiB. Larger grids run in parts.
         n_bootstrap, n_permutations, seed: settings of the intervals and p-values.
         reading: a `Reading` instead of `site`, `layers`, `heads` and `seconds`, to state what is patched.
@@ -215,7 +216,7 @@ def _show(plan: GridPlan | SoundPlan) -> None:
 
 @dataclass(frozen=True, eq=False)
 class _Job:
-    """A grid on codes whose arguments have been checked."""
+    """A patching grid with a metric on codes, whose arguments have been checked."""
 
     runs: Runs
     grid: Grid

@@ -1,4 +1,4 @@
-"""Draw patching grids for paper (matplotlib) and screen (plotly), with raw effects in cells and the gap in the title.
+"""Draw patching grids for print (matplotlib) and screen (plotly), with raw effects in cells and the gap in the title.
 
 Dots mark cells that differ from 0 (p at most 5%, adjusted for the whole grid), so that readers need not rely on colour.
 """
@@ -35,7 +35,7 @@ _WIDEST = 24
 
 
 def paper(result: PatchingResult, codebook: int | str = "total") -> Figure:
-    """Draw the grid of one codebook (or of their total) as a heat map, with the grid on sound to its right."""
+    """Draw the grid of one codebook (or of their total) as a heat map, with the grid measured on sound to its right."""
     grids = [(result, codebook)] + ([(result.sound, "total")] if result.sound is not None else [])
     widths = [1.0 + 0.52 * max(len(grid.columns), 3) for grid, _ in grids]
     height = 2.0 + 0.3 * max(len(grid.layers) for grid, _ in grids)
@@ -68,7 +68,8 @@ def caption(result: PatchingResult) -> str:
     elif result.sound is None:
         lines.append("Not measured on sound, because no patched clips were generated (sound=).")
     else:
-        lines.append(f"On the right, the grid on sound: {_measured(result.sound)} {_carried(result.sound)}")
+        measured, carried = _measured(result.sound), _carried(result.sound)
+        lines.append(f"The grid on the right was measured on generated sound. {measured} {carried}")
     return "\n".join(filter(None, lines))
 
 

@@ -46,7 +46,7 @@ _DEFAULTS: dict[str, tuple[str, ...]] = {
 }
 
 _SOUND_DEFAULTS = {**_DEFAULTS, "seconds": ("cross_attn_out",), "component": ("attn_out", "cross_attn_out", "mlp_out")}
-"""Default sites of a grid on sound, in which both runs read the codes that they generate.
+"""Default sites of a grid with a `Sound` metric, in which both runs read the codes that they generate.
 
 The residual stream encodes those codes, so patching it at any block, even the first, changes the clip regardless of the
 text. The stream is therefore left out.

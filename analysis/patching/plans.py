@@ -12,7 +12,7 @@ from audiolens.door import guarded
 @guarded
 @dataclass(frozen=True)
 class GridPlan:
-    """The estimated cost of a grid on codes.
+    """The estimated cost of a grid with a metric on codes.
 
     Attributes:
         cells, pairs: size of the grid. Every pair has one row for every cell.
@@ -45,7 +45,7 @@ class GridPlan:
 @guarded
 @dataclass(frozen=True)
 class SoundPlan:
-    """The estimated cost of a grid on sound.
+    """The estimated cost of a grid with a `Sound` metric.
 
     Attributes:
         cells, pairs: size of the grid. Every pair has one patched clip for every cell.

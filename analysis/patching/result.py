@@ -59,7 +59,8 @@ class PatchingResult:
     Attributes:
         patched: the metric of every patched run, "pair codebook layer column"; NaN if a pair does not have the cell.
         clean, corrupted: the metric of the unpatched runs, "pair codebook".
-        codebooks: names along the metric's codebook axis. A grid on sound has one entry, named after the measure.
+        codebooks: names along the metric's codebook axis. A grid with a `Sound` metric has one entry, named after the
+            measure.
         layers: rows of the grid; `None` for a site outside the blocks.
         columns: time windows, heads, components or tokens, depending on `by`. `spans` are the windows in seconds.
         sites: the patched sites.
@@ -69,7 +70,7 @@ class PatchingResult:
         scored: the scored window of the clean continuation, in seconds.
         clusters: the cluster of each pair. Intervals resample clusters.
         prompts: the (clean, corrupted) prompts of each pair.
-        sound: the coarser grid on sound that accompanies a grid on codes.
+        sound: the coarser grid with a `Sound` metric that accompanies a grid with a metric on codes.
 
     The result does not show that a site *encodes* the concept. A patch transfers every difference between the two runs,
     and a site that recovers the gap may only pass that difference on. If both runs read the same codes, the text
@@ -204,7 +205,7 @@ class PatchingResult:
 
     @drawable
     def plot(self, codebook: int | str = TOTAL) -> Any:
-        """Draw the grid as a heat map, with the grid on sound to its right (matplotlib figure)."""
+        """Draw the grid as a heat map, with the grid measured on sound to its right (matplotlib figure)."""
         from analysis.patching import figures
 
         return figures.paper(self, codebook)
@@ -212,7 +213,7 @@ class PatchingResult:
     def figure(self, codebook: int | str = TOTAL) -> Any:
         """Draw the interactive version of `plot`, with a slider over codebooks (plotly figure).
 
-        `.sound.figure()` draws the grid on sound.
+        `.sound.figure()` draws the grid measured on sound.
         """
         from analysis.patching import figures
 
@@ -225,7 +226,9 @@ class PatchingResult:
 
     @property
     def too_few(self) -> str:
-        """A note if a grid on codes has too few pairs to support a claim about a few nats, else an empty string."""
+        """A note if a grid with a metric on codes has too few pairs to support a claim about a few nats, else an empty
+        string.
+        """
         return "" if self.by_ear or len(self.clean) >= N_PAIRS else f"fewer than {N_PAIRS} pairs"
 
     @property

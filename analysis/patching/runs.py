@@ -249,7 +249,7 @@ class Runs:
 
 
 def checked_prompts(lens: AudioLens, clean: Any, corrupted: Any) -> tuple[tuple, tuple, tuple]:
-    """Return the prompts of both sides and their numbers of tokens.
+    """Return the prompts of both sides and their token counts.
 
     Raises:
         PromptError: if one side has more prompts than the other.

@@ -87,7 +87,7 @@ class Sound:
 
 @dataclass(frozen=True, eq=False)
 class Listening:
-    """A grid on sound whose arguments have been checked."""
+    """A patching grid with a `Sound` metric, whose arguments have been checked."""
 
     lens: AudioLens
     sound: Sound

@@ -133,8 +133,8 @@ class Trajectories:
         layers, poles: the labels of the layer and pole axes.
 
     The paths do not show what the model does with the difference between the poles. Much of a path reflects time
-    itself, which all rows share. The poles are separated by the distance between their paths, not by the shape of a
-    path.
+    itself, which all rows share. What shows that the poles separate is the distance between their paths, not the shape
+    of either path.
     """
 
     means: Float[np.ndarray, "layer pole step component"]

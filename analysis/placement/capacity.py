@@ -1,8 +1,8 @@
 """Find a strength that the chosen place tolerates, by generating a few short steered clips.
 
-Alignment and gain describe small steps on given codes. They do not show at which strength generated music breaks down,
-so `screen` generates the same clips without steering and with steering of either sign, beginning with the strength that
-the words suggest.
+Alignment and gain are computed at a small strength and on fixed codes. They do not show at which strength generated
+music breaks down. `screen` therefore generates the same clips without steering and with steering of either sign,
+starting at the strength whose shift matches that of naming the pole.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ MOST_DRIFT = 3.0
 
 @dataclass(frozen=True, eq=False)
 class Capacity:
-    """What a place tolerates.
+    """The strength that a place tolerates.
 
     Attributes:
-        strength: the largest strength that was tried and tolerated in both directions. It is 0 if none was, and NaN if
-            the criteria do not apply, because unsteered clips fail as well.
+        strength: the largest strength that was tried and tolerated with both signs. It is 0 if none was, and NaN if the
+            criteria do not apply, because unsteered clips fail as well.
         tried: one row per strength and sign, in the order in which they were tried. The columns are `strength`
             (signed), `failed` (the share of failed clips, see `measure.failed`), `drift` (see `MOST_DRIFT`) and
             `clips`, their number.

@@ -1,10 +1,10 @@
 """Add a concept's direction at every candidate place while the model reads given codes, and choose the best place.
 
 A place is a layer and a strategy: for example, one layer's vector added at its own block or at all blocks. `place`
-compares how the direction at each place changes the predictions of the next codes with how the concept's *words* in the
-prompt change them. It chooses the place where the two changes are most alike, so no steered clips are needed. The
-result also reports other evidence (probes, patching, attribution, norms, or your own), which can decide the choice
-instead.
+compares two shifts of the next-code predictions: the shift caused by adding the direction at each place, and the shift
+caused by naming the concept in the prompt (the *words*). It chooses the place where the two shifts are most similar, so
+no steered clips are needed. The result also reports other evidence (probes, patching, attribution, norms, or your own),
+which can decide the choice instead.
 """
 
 from __future__ import annotations

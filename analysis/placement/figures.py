@@ -1,4 +1,4 @@
-"""Draw a placement for paper (matplotlib) and screen (plotly), with the other evidence below the alignment."""
+"""Draw a placement for print (matplotlib) and screen (plotly), with the other evidence below the alignment."""
 
 from __future__ import annotations
 

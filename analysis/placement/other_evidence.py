@@ -30,7 +30,8 @@ EVIDENCE_SECONDS = 1.0
 class Computed:
     """The evidence that was computed, the reasons for any missing evidence, and the cost.
 
-    `found` maps each kind of evidence to a frame with the columns layer, value, low and high. The cost is in row-steps.
+    `found` maps each kind of evidence to a frame with the columns layer, value, low and high. The cost is the number of
+    decoder steps, summed over rows.
     """
 
     found: dict[str, pd.DataFrame] = field(default_factory=dict)
@@ -47,7 +48,7 @@ def checked_kinds(wanted: Sequence[str]) -> None:
 
 
 def generated_steps(lens: AudioLens, rows: int, seconds: float) -> int:
-    """Return the number of row-steps needed to generate clips with guidance, counting both guidance branches."""
+    """Return the number of decoder steps, summed over rows, needed to generate clips with both guidance branches."""
     return 2 * rows * (round(seconds * lens.config.frame_rate) + max(lens.config.delays))
 
 

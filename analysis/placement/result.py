@@ -39,11 +39,13 @@ class Placement:
         strategy, layer: the chosen place. `layer` is the layer whose vector is added. It is `None` for "all-to-all".
         directions: the directions at the site where they were read. For "all-to-all", only the directions of the
             changed blocks are included.
-        candidates: one row per place, given by `strategy` and `layer`. `alignment` is the cosine between the effects of
-            the direction and of the words on the next codes (Fisher metric), and `low` and `high` are its 95% interval
-            over prompts. `gain` is the fraction of the words' shift that a strength of 1 causes. `strength` is the
-            strength that shifts the predictions for neutral music as far towards a pole as the pole's word does,
-            without guidance. Only the chosen place is screened, so the strengths of the others are not capped.
+        candidates: one row per place, given by `strategy` and `layer`. `alignment` is the cosine similarity, in the
+            Fisher metric, between the shift in next-code logits caused by the direction and the shift caused by naming
+            the pole in the prompt. `low` and `high` are the bounds of its 95% interval over prompts. `gain` is the size
+            of the shift at a strength of 1, as a fraction of the shift from prompts that name the negative pole to
+            prompts that name the positive pole. `strength` is the strength that shifts the predictions for neutral
+            music as far towards a pole as naming the pole does, without guidance. Only the chosen place is screened, so
+            the strengths of the others are not capped.
         evidence: other evidence about each layer, which always includes the direction's norm.
         left_out: requested evidence that could not be computed, and why.
         by: the name of the evidence that decided the choice.
@@ -56,16 +58,16 @@ class Placement:
         screened: the strengths that were screened at the chosen place, one row per strength and sign: `strength`
             (signed), `failed` (share of failed clips), `drift` (change in likelihood, as a multiple of the difference
             between two seeds) and `clips` (their number). It is `None` without a screen.
-        capacity: the largest screened strength that was tolerated (0: none was). It is NaN without a screen, or if
+        capacity: the largest screened strength that was tolerated, or 0 if none was. It is NaN without a screen, or if
             unsteered clips already fail.
         n_prompts: number of different neutral prompts.
         row_steps: number of decoder steps, summed over the rows of all clips that were generated or read.
 
-    A placement does not show that steering there works. A direction may change the next codes as the words do, yet its
-    effect may not accumulate over a clip. The screen tests only whether clips fail or become unlikely, and with few
-    clips. Only the candidate places are considered. The shifts of the words and of the direction are compared on
-    unsteered music. The intervals and the certainty reflect only the variation between neutral prompts, with one clip
-    each. They do not include the uncertainty of the direction itself.
+    A placement does not show that steering there works. A direction may shift the next-code predictions just as naming
+    the pole does, yet its effect may not accumulate over a clip. The screen uses few clips, and tests only whether they
+    fail or become unlikely. Only the candidate places are considered. The shifts caused by the words and by the
+    direction are compared on unsteered music. The intervals and the certainty reflect only the variation between
+    neutral prompts, with one clip each. They do not include the uncertainty of the direction itself.
     """
 
     concept: str
@@ -125,7 +127,7 @@ class Placement:
 
     @property
     def words_strength(self) -> float:
-        """The strength that shifts the predictions as far as the pole's word does, without guidance.
+        """The strength that shifts the predictions as far as naming the pole does, without guidance.
 
         It is NaN if the direction and the words shift the predictions in opposite directions.
         """
@@ -170,7 +172,7 @@ class Placement:
         vector = "Every block's own direction" if self.layer is None else f"Block {self.layer}'s direction"
         added = "added there" if self.strategy == "one-to-one" else "added at every block"
         text = (
-            f"{vector} from {low} to {high}, {added}, has an effect on the next codes that matches that of the words "
+            f"{vector} from {low} to {high}, {added}, shifts the next-code predictions as naming the pole does, "
             f"with a cosine of {row.alignment:.2f}{'' if np.isnan(row.low) else f' [{row.low:.2f}, {row.high:.2f}]'}"
         )
         if not np.isnan(self.at_strength):

@@ -1,8 +1,8 @@
-"""Compare, in the Fisher metric, how words and a direction at each place shift the logits of the next codes.
+"""Compare, in the Fisher metric, how words and a direction at each place shift the next-code logits.
 
 In this metric, a small shift causes a Kullback-Leibler divergence of half its squared length. The inner product of two
-shifts measures how much of one shift the other contains. A cosine near 1 means that the direction has the effect of the
-words, and little other effect.
+shifts measures how much of one shift the other contains. A cosine near 1 means that the direction has the same effect
+as the words, and little other effect.
 """
 
 from __future__ import annotations
@@ -97,7 +97,9 @@ class Shifts:
 
     @property
     def gain(self) -> Float[np.ndarray, " candidate"]:
-        """The fraction of the words' shift (from the negative to the positive pole) that a strength of 1 causes."""
+        """The size of the shift at a strength of 1, as a fraction of the shift from the negative to the positive pole's
+        words.
+        """
         return self.inner.sum(1) / self.words.sum()
 
 

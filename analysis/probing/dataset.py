@@ -57,7 +57,7 @@ class Dataset:
     """The rows of a data set, with their labels.
 
     Attributes:
-        labels: one label per row: text or truth values (classes), or numbers (a quantity).
+        labels: one label per row: strings or Booleans (classes), or numbers (a quantity).
         prompts: one prompt per row; `None` means no prompt.
         codes: the music that the model reads in each row. With `None`, the model reads only the start token, so the
             text is the only source of information.
@@ -291,7 +291,7 @@ class Dataset:
 def task_of(labels: np.ndarray) -> Task:
     """Return the task that labels imply.
 
-    Text, truth values and few distinct whole numbers are treated as classes, and other numbers as a quantity.
+    Strings, Booleans and integers with few distinct values are treated as classes, and other numbers as a quantity.
     """
     if labels.dtype.kind in "USOb":
         return "classification"

@@ -88,7 +88,8 @@ def probe(
         labels: one label per row, if `data` has no labels.
         kind: "ridge" (classes or a quantity), "logistic" (classes only), or "mlp" (either). "ridge" is solved in closed
             form. Its penalty is chosen on the training side, so that features of different widths are comparable.
-        task: "classification" or "regression". By default, text and few distinct whole numbers are classes.
+        task: "classification" or "regression". By default, strings, Booleans and integers with few distinct values are
+            treated as classes.
         site, layers: the site and layers to probe. The heads of a site are probed together.
         heads: probe each of these heads separately.
         position: "mean" (over all steps), "first" (the start token, which sees the text alone), "last", "max", or

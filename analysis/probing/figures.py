@@ -1,4 +1,4 @@
-"""Draw probe scores for paper and screen, by block with shuffled labels and baselines, or as a map of heads."""
+"""Draw probe scores for print and screen, by block with shuffled labels and baselines, or as a map of heads."""
 
 from __future__ import annotations
 

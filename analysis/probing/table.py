@@ -14,7 +14,7 @@ from audiolens.errors import InputError, InputTypeError, shortened
 from audiolens.files.bounded import csv_rows, read_text
 
 _NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")
-_KINDS = {"b": "truth values", "U": "text", "S": "text"}
+_KINDS = {"b": "Booleans", "U": "text", "S": "text"}
 
 
 def read_columns(path: Path, *, filled: Sequence[str], blank: Sequence[str | None] = ()) -> dict[str, list[str]]:

@@ -178,7 +178,7 @@ def within_poles(
     """Return Spearman's correlation within the positive and within the negative rows, averaged; NaN if nothing varies.
 
     Raises:
-        InputTypeError, InputError: unless there is one number or truth value per row.
+        InputTypeError, InputError: unless there is one number or Boolean per row.
     """
     projections, rates = numbers_of("projections", projections), numbers_of("rates", rates)
     labels = as_array("labels", labels)

@@ -1,4 +1,4 @@
-"""Draw `Readings` in three panels over the blocks, for paper (matplotlib) and screen (plotly).
+"""Draw `Readings` in three panels over the blocks, for print (matplotlib) and screen (plotly).
 
 Colour and marker show the position, and the line style shows the branch.
 """

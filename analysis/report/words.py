@@ -27,8 +27,8 @@ def place(study: Study) -> str:
     reason = placed.reason
     if np.isfinite(placed.at_strength):
         reason += (
-            f" This cosine is for a small step. At strength {placed.strength:.2g}, which without guidance changes the "
-            f"next codes about as much as the words do, it is {placed.at_strength:.2f}."
+            f" This cosine was computed at a small strength. At strength {placed.strength:.2g}, which without guidance "
+            f"shifts the predictions about as far as naming the pole does, it is {placed.at_strength:.2f}."
         )
     return f"{reason} Only the strength was chosen by steering, on development prompts at this place."
 

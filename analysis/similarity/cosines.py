@@ -189,8 +189,8 @@ def cosine_map(
 
     Args:
         null: "random" (directions of the same width) or "shuffled" (the same estimate from balanced shuffles of the
-            labels, `Directions.shuffled`). Shuffles preserve how the stream's geometry affects any direction. They need
-            directions read with `keep_samples=True`.
+            labels, `Directions.shuffled`). Shuffled directions are affected by the geometry of the residual stream in
+            the same way as the real ones. To shuffle, read the directions with `keep_samples=True`.
         n_draws: number of shuffles; p is at least 1 / (n_draws + 1).
 
     Raises:

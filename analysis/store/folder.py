@@ -51,9 +51,9 @@ def check(folder: str | os.PathLike[str], *, overwrite: bool | None = False) -> 
     if overwrite is None:
         raise InputError(f"{target} exists and is not empty: choose another folder.")
     if not is_study(target):
-        raise InputError(f"{target} exists and holds something other than a study: choose another folder.")
+        raise InputError(f"{target} exists and contains something other than a study: choose another folder.")
     if not overwrite:
-        raise InputError(f"{target} holds a finished study: choose another folder, or replace it with --force.")
+        raise InputError(f"{target} contains a finished study: choose another folder, or replace it with --force.")
 
 
 def check_file(file: str | os.PathLike[str], *, overwrite: bool = False) -> None:

@@ -161,7 +161,7 @@ class Kind:
 
     def foreign(self, folder: Path) -> InputError:
         return OtherResultsError(
-            f"{folder} exists and holds something other than a {self.noun}: choose another folder."
+            f"{folder} exists and contains something other than a {self.noun}: choose another folder."
         )
 
     def refuse(self, folder: Path, difference: str | None, remedy: str) -> None:
@@ -173,7 +173,7 @@ class Kind:
         """
         if difference is not None:
             raise OtherResultsError(
-                f"{folder} holds another {self.noun}: {difference}. Choose another folder, or {remedy}"
+                f"{folder} contains another {self.noun}: {difference}. Choose another folder, or {remedy}"
             )
 
     @contextmanager
@@ -300,7 +300,7 @@ def _listed(folder: Path) -> list[Path]:
 
 
 def _is_foreign(path: Path) -> bool:
-    """Return whether a file is readable JSON that has neither a hash nor a format name of audiolens."""
+    """Return whether a file is readable JSON that contains neither a hash nor the name of an audiolens format."""
     try:
         found = bounded.read_json(path)
     except InputError:

@@ -1,4 +1,4 @@
-"""Run the whole experiment for one concept, from reading directions and choosing a place to steering and measuring.
+"""Run the whole experiment for one concept: read directions, choose a place, steer and measure.
 
 `run` returns a `Study`, and `Settings` sets the study's sizes and sampling. `prompts_of` returns the prompts of a
 concept. `load_folder` reads a finished study, and `redraw` draws its page again. Finished stages are kept in the

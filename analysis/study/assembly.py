@@ -31,8 +31,8 @@ _NUMBERS, _TEXTS = ("layer", "draw", "cosine"), ("strategy", "pole", "other")
 class StudyParts:
     """The results of a study's stages.
 
-    `tried` contains, by stage name, the sweeps from which place and strength are chosen. `controlled` is the sweep of
-    the controls. It is `None` in folders of earlier versions, where `tested` includes the controls.
+    `tried` maps stage names to the sweeps from which the place and strength are chosen. `controlled` is the sweep of
+    the controls. It is `None` in folders written by earlier versions, where `tested` includes the controls.
     """
 
     directions: Directions

@@ -112,7 +112,7 @@ def _redrawn(place: Path) -> Study:
     begun = _object(place / stages.BEGUN)
     if begun.get("format") != STUDY.format:
         raise InputError(
-            f"{place} holds a study of format {begun.get('format')}: load_folder reads it, but pages are only drawn "
+            f"{place} contains a study of format {begun.get('format')}: load_folder reads it, but pages are only drawn "
             f"from {STUDY.format}. Run the study again."
         )
     refuse_other(place / stages.BEGUN, begun, STUDY.shape)
@@ -138,9 +138,9 @@ def _summary(place: Path) -> dict[str, Any]:
     if place.is_dir():
         refuse_links(place)
     if not (place / stages.BEGUN).is_file():
-        raise InputError(f"{place} holds no study with stages: there is no {stages.BEGUN} in it.")
+        raise InputError(f"{place} contains no study with stages: there is no {stages.BEGUN} in it.")
     if not (place / SUMMARY).is_file():
-        raise InputError(f"{place} holds an unfinished study: run the command that started it again to resume.")
+        raise InputError(f"{place} contains an unfinished study: run the command that started it again to resume.")
     return _object(place / SUMMARY)
 
 
@@ -174,7 +174,7 @@ def _is_sealed(place: Path) -> bool:
 def _swept(place: Path) -> SweepResult:
     found = sweep.load_folder(place)
     if not found.whole:
-        raise DamagedError(f"{place} holds {len(found.table)} of {found.planned} rows")
+        raise DamagedError(f"{place} contains {len(found.table)} of {found.planned} rows")
     return found
 
 

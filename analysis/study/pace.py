@@ -1,4 +1,4 @@
-"""State how much of a tempo change is a change of the beat.
+"""State how much of a tempo change is a change in beat tempo.
 
 This is needed because the interval between onsets also depends on the number of notes per beat.
 """

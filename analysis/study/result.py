@@ -97,8 +97,8 @@ class Study:
     def controls(self) -> pd.DataFrame:
         """One row per control, with `kind`, `draw`, `other`, `cosine` with the direction, and the effect at both signs.
 
-        `positive` and `negative` are the effects at plus and minus the chosen strength. Folders of earlier versions
-        contain no cosines.
+        `positive` and `negative` are the effects at plus and minus the chosen strength. Folders written by earlier
+        versions contain no cosines.
         """
         mine = self.response[self.response["kind"].isin([*KINDS])]
         columns = {name: mine.get(name, np.nan) for name in ("kind", "draw", "other", "cosine")}

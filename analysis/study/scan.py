@@ -67,7 +67,7 @@ def conditions(
         directions: one vector per block.
         strengths: the positive strengths to try, per strategy. A vector that is added at every block needs smaller
             strengths than a vector that is added once.
-        branch: the guidance half to steer.
+        branch: the guidance branch to steer.
     """
     places = [{"strategy": strategy, "layer": layer} for strategy in strengths for layer in directions.layers]
     return at(directions, places, strengths, branch)

@@ -63,9 +63,10 @@ _FULL_AT_PLACE: _Grid = {
     "all-to-all": (0.125, 0.25, 0.375, 0.5),
 }
 OWN_IS_LONGER = 2.0
-"""Approximate ratio of the length of a direction read over own codes to the length of one read over shared codes.
+"""Approximate ratio between the lengths of a direction computed on each prompt's own codes and of one computed on
+shared codes.
 
-A direction read over own codes also contains the music, so it is longer and its strengths are smaller.
+A direction computed on own codes also contains properties of the music, so it is longer and its strengths are smaller.
 """
 FEWEST_PROMPTS = 2
 """Minimum number of prompts per pole. A single prompt has no spread, so separation could not be assessed."""
@@ -96,15 +97,15 @@ class Settings:
         n_random, n_shuffled: numbers of random directions and of balanced shuffles. A claim needs 19 of each, and
             enough controls in total that the corrected p-values of both poles can reach .05. If another concept is also
             a control (`study.run(others=)`), 19 of each are enough for one study.
-        control_seeds: number of seeds per test prompt for which controls are run. The effect of steering on the same
-            clips is ranked among the controls' effects.
+        control_seeds: number of seeds per test prompt for which controls are run. The effect of steering over the same
+            (prompt, seed) pairs is ranked among the controls' effects.
         most_blocks: maximum number of blocks to scan. If the model has more blocks, evenly spaced ones are scanned.
         pairs: number of matched prompt pairs to patch activations between. 0 skips patching.
         measured: the measure of the concept (default: its entry in `analysis.sweep.response.MEASURED`).
         measured_by: a mapping from concepts to the measures that replace their defaults in `MEASURED`.
         frechet: whether to compute the Fréchet distance between steered and unsteered clips, which needs many clips.
         seconds, guidance_scale, temperature, top_k: length and sampling of every clip.
-        branch: the guidance half to steer.
+        branch: the guidance branch to steer.
         shown: number of (prompt, seed) pairs whose clips are saved as audio, starting with the first prompt.
         seed: number of the repetition, 0 to `REPETITIONS` - 1. No two repetitions share a clip or a control direction.
         batch_size, n_jobs: as in `sweep.play`. `n_jobs` changes only the running time.
@@ -162,7 +163,7 @@ class Settings:
         """Return settings for the protocol of Facchiano et al. (2025, arXiv 2504.04479), with full controls.
 
         Directions are read from 100 prompts per pole at the text's last token. One block's direction is added at every
-        block (one-to-all), in both guidance halves, at strength 1.25, and results are reported for strengths up to 2.
+        block (one-to-all), in both guidance branches, at strength 1.25, and results are reported for strengths up to 2.
         Every block is tried as the source. `substitutes` lists the deviations from the paper, both in general and those
         specific to this model. Such a study takes a long time.
         """

@@ -226,7 +226,7 @@ def check(folder: str | os.PathLike[str], *, overwrite: bool = False) -> None:
 
     Raises:
         InputError: if the path is a file, or if the folder contains links, cannot be written, or contains anything
-            other than a study. Without `overwrite`, a study of an earlier version is rejected too.
+            other than a study. Without `overwrite`, a study written by an earlier version is rejected too.
     """
     target = as_path(folder)
     if STUDY.check(target, (target / STAGES).glob(f"*.{_SECONDS}")):
@@ -238,7 +238,9 @@ def check(folder: str | os.PathLike[str], *, overwrite: bool = False) -> None:
     elif not is_study(target):
         raise STUDY.foreign(target)
     elif not overwrite:
-        raise InputError(f"{target} holds a finished study of an earlier version: choose another folder, or {_REPLACE}")
+        raise InputError(
+            f"{target} contains a finished study written by an earlier version: choose another folder, or {_REPLACE}"
+        )
 
 
 def refuse_other_settings(folder: Path, settings: Mapping[str, Any]) -> None:
@@ -258,7 +260,7 @@ def refuse_other_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     mine = json.loads(json.dumps(settings, default=str))
     told = [(name, f"{name}={{there}}, but this one has {{here}}") for name in sorted({*mine} & {*shown} - _PACE)]
     if (other := first_difference(shown, mine, told)) is not None:
-        raise InputError(f"{folder} holds a finished study with {other}: choose another folder, or {_REPLACE}")
+        raise InputError(f"{folder} contains a finished study with {other}: choose another folder, or {_REPLACE}")
 
 
 def present_names(settings: Mapping[str, Any]) -> dict[str, Any]:

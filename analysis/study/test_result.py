@@ -1,9 +1,9 @@
 """Test the chosen steering on test prompts, against controls and references.
 
 Controls are random directions, balanced shuffles and other concepts' directions (`analysis.sweep.controls`), added with
-the same norm at the same place. Controls are run on fewer clips than the steering. The effect of steering on those
-clips is ranked among the controls' effects. References use the same seeds with prompts that ask for a pole in words,
-both without steering and with steering towards the other pole.
+the same norm at the same place. Controls are run on fewer (prompt, seed) pairs than the steering. The effect of
+steering over those pairs is ranked among the controls' effects. References use the same seeds with prompts that ask for
+a pole in words, both without steering and with steering towards the other pole.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class Outcome:
         median: median of the measure over the steered clips that did not fail.
         prompted: the effect of asking for the pole in words instead.
         opposed: the effect of this steering while the prompt asks for the other pole.
-        ranked: the mean change (`statistics.Effect.mean`) over the clips that are used for controls, which is ranked
-            among the mean changes of the controls.
+        ranked: the mean change (`statistics.Effect.mean`) over the (prompt, seed) pairs on which controls were run.
+            This value is ranked among the controls' mean changes.
         p_random, n_random: p-value from the rank among the random directions, and their number n. The p-value is at
             least 1 / (n + 1).
         p_shuffled, n_shuffled: the same for balanced shuffles of the poles (p is NaN if there are none).
@@ -154,7 +154,9 @@ def control_conditions(
 
 
 def on_same_clips(tested: pd.DataFrame, controls: pd.DataFrame, measured: str) -> pd.DataFrame:
-    """Return the effects of the test conditions on the controls' clips only, without intervals."""
+    """Return the effects of the test conditions over the (prompt, seed) pairs on which controls were also run, without
+    confidence intervals.
+    """
     clips = pd.MultiIndex.from_frame(controls[list(KEYS)].drop_duplicates())
     return effects(tested[pd.MultiIndex.from_frame(tested[list(KEYS)]).isin(clips)], measured, n_bootstrap=0)
 
@@ -165,8 +167,8 @@ def outcomes(
     """Return the outcomes of steering towards the positive and the negative pole.
 
     `response` is `sweep.effects` of the concept's measure over `conditions` and `control_conditions`. `same_clips`
-    contains the effects of steering on the controls' clips (`on_same_clips`). By default, the effects in `response` are
-    used.
+    contains the effects of steering over the (prompt, seed) pairs on which controls were run (`on_same_clips`). By
+    default, the effects in `response` are used.
     """
     controls = response[response["kind"].isin([*KINDS]) & (response["strength"].abs() == choice.strength)]
     among = response if same_clips is None else same_clips

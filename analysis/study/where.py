@@ -1,7 +1,7 @@
-"""Patch a few matched pairs of prompts block by block, to show where a concept acts before anything is steered.
+"""Before anything is steered, patch a few matched pairs of prompts block by block, to show where a concept acts.
 
-`find` computes the grids, and `write` and `read` store and load them. The grids do not decide where to steer, because
-`analysis.placement` chooses the place.
+`find` computes the grids, and `write` and `read` store and load them. The grids are not used to decide where to steer;
+`analysis.placement` does that.
 """
 
 from __future__ import annotations

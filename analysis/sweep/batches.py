@@ -102,7 +102,7 @@ class Batches:
         except (SafetensorError, KeyError, OSError) as error:
             raise _damaged(path, error) from None
         if found.dtype.kind != "i" or found.ndim != 3 or len(found) != self.sizes[batch]:
-            raise _damaged(path, f"it holds {found.dtype} {found.shape}, expected codes of {self.sizes[batch]} rows")
+            raise _damaged(path, f"it contains {found.dtype} {found.shape}, expected codes of {self.sizes[batch]} rows")
         return found.astype(np.int64)
 
     def sound(self, file: str) -> bytes:

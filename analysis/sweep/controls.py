@@ -1,6 +1,6 @@
 """Control directions: random ones, balanced shuffles of the same prompts, and the directions of other concepts.
 
-Every control has the norms of the direction that it controls for, and is added at the same places and strengths.
+Every control is scaled to the norms of the real direction, and is added at the same places and strengths.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from audiolens.directions.directions import Directions
 from audiolens.errors import InputError
 
 RANDOM, BALANCED, OTHER = "random", "balanced", "other"
-"""The kinds of control. Folders of earlier versions also contain "shuffled", with freely permuted labels."""
+"""The kinds of control. Folders written by earlier versions also contain "shuffled", with freely permuted labels."""
 KINDS: Mapping[str, str] = {RANDOM: "random", BALANCED: "shuffled", OTHER: "other"}
 """For each kind, its name in columns such as `p_shuffled` and `n_shuffled`."""
 UNBALANCED = "shuffled"
 """The kind with freely permuted labels (earlier versions).
 
-Figures show these controls, but effects are not ranked against such controls.
+Figures show these controls, but effects are not ranked against them.
 """
 
 
@@ -68,7 +68,7 @@ def drawn(
 
     Raises:
         InputError: if shuffles are requested but the directions have no samples, or if another concept's directions
-            have a different model, site or layers.
+            were read from a different model, site or layers.
     """
     seeds = [first_draw + number for number in range(n_random)]
     found = [Control(RANDOM, at, directions.random_like(seed), directions) for at, seed in enumerate(seeds)]

@@ -124,7 +124,7 @@ def run(
         strengths: coefficients of the directions, with either sign. 0 is the baseline and is always included.
         strategies, unit: as in `al.steer`. "one-to-band" needs `band`.
         layers: layers whose vectors the "one-to" strategies use (default: every layer that was read).
-        branches: the guidance halves to steer. Strengths are comparable only within one branch.
+        branches: the guidance branches to steer. Strengths are comparable only within one branch.
         prompts: neutral prompts (default: the development prompts of the first concept's set). Choose settings on
             these prompts, and report results on others.
         seeds: either the number of seeds per prompt (no two prompts share a seed) or a list of seeds that every prompt

@@ -153,9 +153,9 @@ def read_facts(folder: str | os.PathLike[str]) -> dict[str, Any]:
         raise DamagedError(f"{error} {again}") from None
     if begun is None:
         lost = f", only batches. {again}" if finished(place) else "."
-        raise InputError(f"{place} holds no sweep: there is no {PLAN} in it{lost}")
+        raise InputError(f"{place} contains no sweep: there is no {PLAN} in it{lost}")
     if begun["format"] not in (SWEEP.format, SWEEP.unsealed):
-        raise InputError(f"{place} holds a sweep of format {begun['format']}; this version reads {SWEEP.format}.")
+        raise InputError(f"{place} contains a sweep of format {begun['format']}; this version reads {SWEEP.format}.")
     return begun
 
 
@@ -173,8 +173,8 @@ def check(folder: Path) -> None:
     """Check, before anything is generated, that a sweep can be written to a folder.
 
     Raises:
-        InputError: if the path is a file, or if the folder contains links, holds anything other than a sweep, or cannot
-            be written.
+        InputError: if the path is a file, or if the folder contains links or anything other than a sweep, or cannot be
+            written.
     """
     made = [path for part in (BATCHES, SOUND) for path in (folder / part).glob("*") if path.suffix in _SUFFIXES]
     if SWEEP.check(folder, made):

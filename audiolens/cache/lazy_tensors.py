@@ -32,7 +32,7 @@ _NORMS = "norms/"
 class Stored(Mapping[str, Tensor]):
     """Tensors by name, each read on first use and then kept in memory.
 
-    `outlines` are tensors of the same shapes without data.
+    `outlines` are meta tensors of the same shapes, which contain no data.
 
     A copy, or a pickle for another process, contains the tensors themselves.
     """
@@ -76,7 +76,7 @@ class Stored(Mapping[str, Tensor]):
 
 
 def outlines(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Return tensors of the same shapes, without reading any data."""
+    """Return the tensors or, for stored ones, meta tensors of the same shapes. No data are read."""
     return tensors.outlines if isinstance(tensors, Stored) else tensors
 
 

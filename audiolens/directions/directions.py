@@ -366,7 +366,7 @@ class Directions(AsArray):
 
 
 def _sources(*directions: Directions) -> str:
-    """Return what these directions were read over, naming every source if they differ."""
+    """Return the source of the codes on which these directions were computed, naming every source if they differ."""
     named = {part for one in directions for part in one.meta.source.split(", ")}
     return ", ".join(sorted(named))
 

@@ -25,12 +25,13 @@ from audiolens.lens import AudioLens
 def mean_centred(
     lens: AudioLens, pole: Sequence[str | None], neutral: Sequence[str | None], **reading: Any
 ) -> Directions:
-    """Return the mean under one pole's prompts minus the mean under neutral ones (such as `sets.development`).
+    """Return the mean activation under one pole's prompts minus that under neutral prompts (such as
+    `sets.development`).
 
     The method is that of Jorgensen et al. (2023). Use it for a concept without an opposite. The vector is half as long
     as the difference between two poles that are symmetric about the neutral prompts. `reading` is passed to
     `difference_in_means`, which raises any errors. With `codes="shared"`, the pole and the neutral prompts are both
-    read over the clips of the neutral prompts.
+    read on the clips of the neutral prompts.
     """
     if isinstance(reading.get("codes"), str) and reading["codes"] == "shared":
         reading = {**reading, "neutral": neutral}

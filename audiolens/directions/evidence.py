@@ -78,7 +78,7 @@ class Evidence:
         return cls(**tensors)
 
     def stable_at(self, tolerance: float = 0.05) -> Float[Tensor, " layer"]:
-        """Return how many prompts per pole are enough at each layer.
+        """Return how many prompts per pole are enough for a stable direction at each layer.
 
         The result is the smallest of `counts` from which the cosine similarity to the other half's direction stays
         within `tolerance` of the value for the whole first half. It is NaN if the first half has fewer than 4 prompts
@@ -117,7 +117,7 @@ class Evidence:
 
 
 class Contrast:
-    """Running sums of two poles (index 0 negative, 1 positive), each split into two halves."""
+    """Running sums of the activations of two poles (index 0 negative, 1 positive), each split into two halves."""
 
     def __init__(self, n_negative: int, n_positive: int) -> None:
         self.sizes = (n_negative, n_positive)

@@ -1,9 +1,9 @@
 """Read one vector per prompt and layer for two poles, batch by batch, while the model generates or runs on given codes.
 
 Only one batch is in memory at a time, and the lens averages over time while the model runs. Positive prompt i and
-negative prompt i share a seed. If each prompt generates its own music, however, the music differs as well as the text.
-If the model instead runs on the same codes for both prompts, only the text differs. These codes are given, or generated
-from neutral prompts (`audiolens.directions.shared_codes`).
+negative prompt i share a seed. If the model generates music for each prompt, however, the two prompts differ in their
+music as well as in their text. If the model instead runs on the same codes for both prompts, only the text differs.
+These codes are given, or generated from neutral prompts (`audiolens.directions.shared_codes`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -33,7 +33,9 @@ from audiolens.tracing.sampling import checked_settings
 Position = Literal["mean", "first", "last", "eos"] | Span
 Codes = Int[Tensor, "row codebook frame"]
 CodesSource = Literal["own", "shared"]
-"""Which clips to generate and read over: each prompt's own clip, or clips of neutral prompts that both poles share."""
+"""The clips that are generated, on which the model then runs: each prompt's own clip, or clips of neutral prompts that
+both poles share.
+"""
 
 
 @guarded
@@ -53,7 +55,7 @@ class Samples:
         """Return the positive pole's mean minus the negative pole's, by the stored labels unless others are given."""
         chosen = self.labels if labels is None else labels
         if not isinstance(chosen, Tensor) or chosen.dtype != torch.bool or chosen.shape != self.labels.shape:
-            raise InputError(f"labels={shown(chosen)}: expected a tensor of {len(self.labels)} truth values.")
+            raise InputError(f"labels={shown(chosen)}: expected a tensor of {len(self.labels)} Booleans.")
         return self.values[:, chosen].mean(1) - self.values[:, ~chosen].mean(1)
 
     def __repr__(self) -> str:
@@ -72,7 +74,9 @@ class ReadBatch:
 
 
 class PoleReader:
-    """A reading of two poles. The arguments are checked before the model runs, and iteration yields the batches."""
+    """Reads the activations of two poles. The arguments are checked before the model runs, and iteration yields
+    batches.
+    """
 
     def __init__(
         self,
@@ -237,7 +241,7 @@ class PoleReader:
         ).codes.cpu()  # fmt: skip
 
     def _read_over(self, rows: list[int], codes: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Read prompts over the given codes, one clip each, or otherwise over the start token or their own music."""
+        """Read activations on the given codes (one clip per prompt), or on the start token or generated clips."""
         span = self.position if isinstance(self.position, tuple) else None
         reduce = self.position if self.position in ("last", "eos") else "mean"
         what: dict[str, Any] = {
@@ -306,7 +310,7 @@ def _checked_source(codes: Any, neutral: Any) -> CodesSource | None:
     if asked not in ("own", "shared", None):
         raise InputError(f"codes={codes!r}: expected 'own', 'shared', or a tensor 'row codebook frame'.")
     if neutral is not None and asked != "shared":
-        raise InputError("neutral= are the prompts whose clips both poles are read over: give codes='shared' as well.")
+        raise InputError("neutral= are the prompts whose clips both poles share: give codes='shared' as well.")
     return asked
 
 

@@ -1,9 +1,10 @@
 """The clips of neutral prompts on which the model runs for both poles with `codes="shared"`.
 
-If each pole is read while it generates its own music, its mean also reflects incidental properties of that music, such
-as instruments, decay and loudness. If both are read over the same clips, the text is the only difference between the
-poles. Every clip is read equally often in both poles, and every prompt equally often in its pole. Any component of the
-activations that depends on the clip alone therefore cancels exactly, even if the poles differ in size.
+If activations are read while the model generates music for each prompt, a pole's mean also reflects incidental
+properties of that music, such as instruments, decay and loudness. If the model instead runs on the same clips for both
+poles, the text is the only difference between them. Every clip is used equally often for both poles, and every prompt
+equally often within its pole. Any component of the activations that depends on the clip alone therefore cancels
+exactly, even if the poles differ in size.
 """
 
 from collections.abc import Sequence

@@ -26,7 +26,7 @@ def balanced(labels: Bool[Tensor, " prompt"], seed: int) -> Groups:
 
     If a pole has an odd number of prompts, a random one is left out.
 
-    The poles are split independently, even if their prompts are matched. The two prompts of a pair may be read over the
+    The poles are split independently, even if their prompts are matched. The two prompts of a pair may be read on the
     same clip, so that everything but the concept cancels within the pair. If half of the pairs were swapped instead,
     only the differences between pairs in how strongly they express the concept would be left, and rescaling would
     magnify them.

@@ -42,7 +42,7 @@ class Range:
         return float((value - self.low) / (self.high - self.low))
 
     def level(self, value: float) -> str:
-        """The level at which words describe `value`: `"low"`, `"mid"` or `"high"`."""
+        """The level that a caption states for `value`: `"low"`, `"mid"` or `"high"`."""
         position = self.position(value)
         if position < self.pole_share:
             return "low"

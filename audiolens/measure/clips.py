@@ -62,7 +62,7 @@ class Clip:
 
     @cached_property
     def loudness_dbfs(self) -> float:
-        """Root mean square in dB relative to full scale; -inf for digital silence."""
+        """Root mean square level in dB relative to full scale; -inf for digital silence."""
         power = float(np.mean(np.square(self.samples, dtype=np.float64)))
         return 10 * float(np.log10(power)) if power > 0 else float("-inf")
 

@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from audiolens.tracing.generation import Generation
 
 Features = Float[np.ndarray, "window feature"]
-"""One vector per window of sound; a window never extends over two clips."""
+"""One vector per window of sound; a window never spans two clips."""
 LEAST = 5.0
-"""Each set needs more feature vectors than this many times their dimension; otherwise the distance is mostly bias."""
+"""Each set needs more than this many feature vectors per feature dimension; otherwise the distance is mostly bias."""
 
 
 @guarded

@@ -163,7 +163,9 @@ def _offset(magnitude: np.ndarray, bins: np.ndarray, frames: np.ndarray) -> np.n
 
 @dataclass(frozen=True)
 class _Partials:
-    """Each frame's strongest partial, and the weighted mean of how far it exceeds half an octave on either side."""
+    """Each frame's strongest partial, and the weighted mean of its level above the spectrum within half an octave on
+    either side.
+    """
 
     frequency_hz: Float[np.ndarray, " frame"]
     power: Float[np.ndarray, " frame"]

@@ -66,7 +66,8 @@ def tempo(
 
 @guarded
 def tempo_ambiguity(audio: Audio, sample_rate: float | None = None) -> float | Float[np.ndarray, " row"]:
-    """Return how close the best tempo an octave (or a twelfth) away came to `tempo`, from 0 to 1.
+    """Return the pulse clarity of the best tempo an octave (or a twelfth) away, relative to that of `tempo`, from 0 to
+    1.
 
     The value is the pulse clarity of the strongest rival tempo divided by the pulse clarity of `tempo`. Rivals are
     half, double, a third and three times the tempo ("beat"), to within 4%, in [40, 240] BPM; `tempo_candidates` lists

@@ -96,7 +96,7 @@ def table(
 def table_of_files(
     paths: Sequence[SoundPath], measures: Sequence[str] | None = None, n_jobs: int = 1, seconds: Span | None = None
 ) -> tuple[pd.DataFrame, dict[str, str]]:
-    """Measure sound files, and collect the reason for each file that cannot be measured; see `audiolens measure`.
+    """Measure sound files, and record why any file could not be measured; see `audiolens measure`.
 
     Args:
         paths, measures, n_jobs: as for `table`.

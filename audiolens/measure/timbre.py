@@ -1,4 +1,4 @@
-"""Measure timbre and level: brightness (spectral centroid), of frames and of the whole clip, rolloff and loudness."""
+"""Measure timbre and level: spectral centroid (per frame and of the whole clip), rolloff and loudness."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from audiolens.door import guarded
 from audiolens.measure.clips import Audio, Clip, once, per_row
 
 GATE_DB = 40.0
-"""Frames this far below the clip's loudest frame are pauses, which contain only the noise floor."""
+"""Frames at least this far below the clip's loudest frame count as pauses, which contain only the noise floor."""
 
 
 ROLLOFF_SHARE = 0.85
@@ -32,7 +32,7 @@ def ltas_centroid(audio: Audio, sample_rate: float | None = None) -> float | Flo
     """Return the centroid in Hz of the clip's long-term average spectrum (LTAS; the root mean square over frames).
 
     `brightness` gives every sounding frame the same weight, so a faster or slower decay changes it even if the notes
-    are as bright as before. In the LTAS, loud frames have more weight. Both measures agree on a steady sound. The
+    are as bright as before. In the LTAS, loud frames have more weight. The two measures agree on a steady sound. The
     result is NaN for silence.
     """
     return per_row(audio, sample_rate, ltas_centroid_hz)
@@ -51,7 +51,8 @@ def rolloff(audio: Audio, sample_rate: float | None = None) -> float | Float[np.
 
 @guarded
 def loudness(audio: Audio, sample_rate: float | None = None) -> float | Float[np.ndarray, " row"]:
-    """Return the root mean square in dB relative to full scale (-3 for a full-scale sine); -inf for digital silence.
+    """Return the root mean square level in dB relative to full scale (-3 for a full-scale sine); -inf for digital
+    silence.
 
     Channels are averaged first, as for every measure, so channels in antiphase cancel. A constant offset is removed. No
     perceptual weighting is applied, so the unit is not LUFS.

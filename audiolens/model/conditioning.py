@@ -1,8 +1,8 @@
 """How text reaches the decoder: by cross-attention, or as a prefix before the audio steps.
 
 Each function converts encoded prompts to keyword arguments for transformers' `forward` and `generate`, which are
-bit-identical to those that `generate` would compute. With guidance, the null half of the batch follows the conditional
-half.
+bit-identical to those that `generate` would compute. With guidance, the unconditional (null) half of the batch follows
+the conditional half.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ from audiolens.model.text import Text
 
 
 def attended(model: Any, text: Text, guided: bool) -> dict[str, Any]:  # noqa: ARG001 - one signature for all families
-    """Return the states and the mask of the text for cross-attention. In the null half, both are zero."""
+    """Return the text states and mask for cross-attention. In the unconditional (null) half, both are zero."""
     states, mask = text.states, text.mask
     if guided:
         states, mask = _with_null(states), _with_null(mask)
@@ -24,7 +24,8 @@ def attended(model: Any, text: Text, guided: bool) -> dict[str, Any]:  # noqa: A
 
 @torch.no_grad()
 def prefixed(model: Any, text: Text, guided: bool) -> dict[str, Any]:
-    """Return the prefix: frames of null chroma (no melody), then the text's states, which are zero in the null half.
+    """Return the prefix: frames of null chroma (no melody), then the text's states, which are zero in the unconditional
+    half.
 
     The decoder receives no mask and would read padding as text, so all prompts of a batch must have the same length.
     """

@@ -62,7 +62,7 @@ class Provenance:
         model, revision, weights: the model's name, its hub commit if it has one, and the hash of its decoder.
         n_layers: the number of blocks of that model.
         site, position, branch, guidance_scale: the site, positions, guidance branch and scale of the activations.
-        source: the codes over which the prompts of both poles were read: `"generation"` (each prompt's own clip),
+        source: the codes on which the prompts of both poles were read: `"generation"` (each prompt's own clip),
             `"shared codes"` (clips of neutral prompts, the same for both poles), `"codes"` (codes that the user gave),
             or `"start"` (none, only the text and the start token). A combination of directions with different sources
             states both ("generation, shared codes").

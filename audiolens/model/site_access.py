@@ -279,9 +279,9 @@ def attention_pattern(
     """Compute the attention pattern as in transformers' eager attention.
 
     `mask` is true (or zero) where a key is visible. A query without a visible key gives all keys the same weight, as in
-    eager attention. The null half sees no text, so each weight of its cross-attention pattern is 1 divided by the
-    padded number of tokens in the batch. Without a mask, causal attention over several steps sees only the present and
-    the past, whereas causal attention over a single step sees all keys.
+    eager attention. The unconditional (null) half does not see any text, so each weight of its cross-attention pattern
+    is 1 divided by the padded number of tokens in the batch. Without a mask, causal attention over several steps sees
+    only the present and the past, whereas causal attention over a single step sees all keys.
     """
     scores = query @ key.transpose(2, 3) * scaling
     if mask is None and causal and query.shape[2] > 1:

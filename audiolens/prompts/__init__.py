@@ -2,7 +2,8 @@
 
 A set has two poles of matched prompts, from which a direction is computed, and two lists of neutral prompts. Layer and
 strength are chosen on one list (development), and results are reported on the other (test). `load` returns the bundled
-sets, in étude's vocabulary or, for MusicGen models, in free English. `from_file` and `from_files` read your own sets.
+sets, in étude's vocabulary or, for MusicGen models, in unrestricted English. `from_file` and `from_files` read your own
+sets.
 """
 
 from audiolens.prompts.balance import Balance

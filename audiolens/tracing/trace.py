@@ -55,7 +55,7 @@ class SiteOrderError(SiteError, OutOfOrderError):
 
 @dataclass(frozen=True)
 class Request:
-    """The run behind a trace: its guidance branches, the function that builds its inputs, and the guard around it.
+    """The run that a trace performs, with its guidance branches, the function that builds its inputs, and its guard.
 
     `generates` marks a generation, which consists of many forward passes. `inputs` returns the length of the prefix
     before step 0 and the arguments of the call.
@@ -154,7 +154,7 @@ class SiteValue:
 
     @property
     def _copy(self) -> tuple[int, str]:
-        """The key of a copy: the invoke, and the site with its branch."""
+        """The key of a copy, which consists of the invoke and the site with its branch."""
         branch = "" if self._branch == "cond" else f" of branch {self._branch!r}"
         return id(Mediator.current(self._site.name)), f"{self._site.name}{branch}"
 
@@ -245,7 +245,9 @@ def one_prefix(sizes: Sequence[int], config: LensConfig) -> int:
 
 
 def joined(codes: Sequence[Tensor | None]) -> Tensor | None:
-    """Return the codes of all invokes as one tensor. Either all invokes have codes of the same length, or none has."""
+    """Return the codes of all invokes as one tensor. Either all invokes have codes, of the same length, or none of them
+    does.
+    """
     given = [part for part in codes if part is not None]
     for part in given:
         if not isinstance(part, Tensor) or part.ndim != 3:

@@ -1,4 +1,4 @@
-"""Compare audiolens's measures with models that others trained, for `docs/ears.md`: `make agreement`.
+"""Compare audiolens's measures with third-party models, for `docs/ears.md`: `make agreement`.
 
 Makes clips (`clips`), measures them here and, in the environment of `make ears`, with `hear.py`, and compares the two
 (`agreement`). Clips and both tables stay in the output folder, and a stopped run continues there.
@@ -88,8 +88,8 @@ def main(
     chosen = ", ".join(f"{name} ({where})" for name, where in places.items())
     settings = (
         f"`{model}`, with {prompts} neutral test prompts x {seeds} seed{'' if seeds == 1 else 's'} and clips of "
-        f"{seconds:g} s. The clips were steered along directions read over {codes} codes for {chosen}, or prompted for "
-        f"{' or '.join(words)}. The labelled clips are {synthesised} clips from the synthesiser"
+        f"{seconds:g} s. The clips were steered along directions computed on {codes} codes for {chosen}, or prompted "
+        f"for {' or '.join(words)}. The labelled clips are {synthesised} clips from the synthesiser"
     )
     packages = json.loads((out / "ears.json").read_text("utf-8"))["packages"]
     text = page(table, settings, packages)

@@ -1,4 +1,4 @@
-"""Measure a folder of WAV files with models that others trained: `.ears/bin/python benchmarks/ears/hear.py FOLDER`.
+"""Measure a folder of WAV files with third-party models: `.ears/bin/python benchmarks/ears/hear.py FOLDER`.
 
 It runs in the environment of `make ears`, so it imports nothing of audiolens. One row per file goes into a CSV as soon
 as the file is measured, so a stopped run continues where it was. `COLUMNS` lists the measures.
@@ -91,7 +91,7 @@ class Note:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure the folder named on the command line; return the exit status."""
-    parser = argparse.ArgumentParser(description="Measure a folder of WAV files with models that others trained.")
+    parser = argparse.ArgumentParser(description="Measure a folder of WAV files with third-party models.")
     parser.add_argument("folder", type=Path, help="folder of WAV files, with its subfolders")
     parser.add_argument("-o", "--out", type=Path, help="the table (default: FOLDER/ears.csv); it is continued")
     chosen = parser.parse_args(arguments)

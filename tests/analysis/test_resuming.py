@@ -62,7 +62,7 @@ def test_a_reader_sees_whole_batches_at_every_write(
 
     def read() -> None:
         if not ledger.finished(out):
-            with pytest.raises(InputError, match=r"no batch is finished yet|holds no sweep"):
+            with pytest.raises(InputError, match=r"no batch is finished yet|contains no sweep"):
                 sweep.load_folder(out)
             return
         found = sweep.load_folder(out)
@@ -163,7 +163,7 @@ def test_a_folder_that_is_no_sweep_is_left_alone(lens: Any, tmp_path: Path) -> N
         played(lens, tmp_path)
     with pytest.raises(InputError, match="is a file"):
         played(lens, tmp_path / "thesis.txt")
-    with pytest.raises(InputError, match="holds no sweep"):
+    with pytest.raises(InputError, match="contains no sweep"):
         sweep.load_folder(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 

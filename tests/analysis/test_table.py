@@ -130,7 +130,7 @@ def test_numbers_have_the_kind_that_they_are_written_in() -> None:
     ("values", "message"),
     [
         ([1, "1", 2, "2"], "labels mix numbers and text"),
-        ([True, 1, False, 0], "labels mix numbers and truth values"),
+        ([True, 1, False, 0], "labels mix Booleans and numbers"),
         (np.array([1, "1", 2, "2"], dtype=object), "labels mix numbers and text"),
         (["a", float("nan"), "b", "c"], "the label of row 1 is missing"),
         (["a", None, "b", "c"], "the label of row 1 is missing"),

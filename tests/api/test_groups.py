@@ -193,7 +193,7 @@ def test_a_group_that_says_more_than_a_function_takes_is_refused(lens: Any, worl
     for call, field in cases:
         with pytest.raises(InputError, match=f"takes no {field}; leave it out"):
             call()
-    with pytest.raises(InputError, match="reading holds 2 sites: expected one"):
+    with pytest.raises(InputError, match="reading contains 2 sites: expected one"):
         attention.ablate(*read, reading=al.Reading(["attn.z", "cross_attn.z"]))
 
 

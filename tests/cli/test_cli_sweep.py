@@ -42,7 +42,7 @@ def test_it_sweeps_says_the_finding_and_knows_what_it_did(
     assert len(sweep.load_folder(tmp_path / "out").table) == 16
     code, out, err = run(*words, "--seconds", 0.5)
     assert (code, out.strip()) == (2, "")
-    assert "holds another sweep" in err
+    assert "contains another sweep" in err
     # Not told first what of the other one is there.
     assert err.count("\n") == 1
 

@@ -148,7 +148,7 @@ def _outside(out: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_remove("*"), "holds no study"),
+        (_remove("*"), "contains no study"),
         (_remove("summary.json"), "unfinished study"),
         (_remove("made.json"), "has no made.json"),
         (_remove("stages/lost-*"), "gone or damaged"),

@@ -68,7 +68,7 @@ def test_the_choice_of_the_strength_is_told_with_what_was_tried(study: Study) ->
 def test_the_second_cosine_of_a_place_is_explained(study: Study) -> None:
     told = words.place(study)
     assert "at strength 0.56" in told
-    assert "it is 0.72" in told.split("small step")[1]
+    assert "it is 0.72" in told.split("small strength")[1]
 
 
 def test_components_open_at_the_block_that_was_chosen(study: Study) -> None:

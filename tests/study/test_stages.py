@@ -218,7 +218,7 @@ def test_other_code_weights_or_settings_are_other_stages(lens: Any, monkeypatch:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"concept": "timbre"}, "holds another study: it is of 'timbre', not 'tempo'"),
+        ({"concept": "timbre"}, "contains another study: it is of 'timbre', not 'tempo'"),
         ({"weights": "0" * 64, "model": "mine"}, "it is of another model ('mine'; this is"),
         ({"versions": {"torch": "1.0"}}, "was begun with"),
         ({"format": "audiolens.run.0"}, "it has format audiolens.run.0"),

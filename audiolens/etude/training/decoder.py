@@ -1,12 +1,12 @@
 """étude's decoder: a stock MusicGen language model over codes, trained to follow the words of a prompt.
 
-Plain next-code training ignores the words, because one second of music already reveals tempo and brightness, and it
-learns the beat late, because beats are rare among codes that are mostly noise. Five changes help. They do not favour
-any block, so training does not impose *where* a concept is represented. The text encoder is pre-trained
-(`text.pretrain`). Some crops are short, so that the model sees many beginnings. Beginnings have a higher weight in the
-loss, because only the words are informative there. In some rows part of the history is hidden, so that the model must
-rely on the words. An auxiliary head on the final state, discarded after training, predicts beat and attributes
-(`listener`).
+A model trained only to predict the next code ignores the words, because one second of music already reveals tempo and
+brightness. It also learns the beat late, because beats are rare among codes that are mostly noise. Five changes help.
+They do not favour any block, so training does not impose *where* a concept is represented. The text encoder is
+pre-trained (`text.pretrain`). Some crops are short, so that the model sees many beginnings. Beginnings have a higher
+weight in the loss, because only the words are informative there. In some rows part of the history is hidden, so that
+the model must rely on the words. An auxiliary head on the final state, discarded after training, predicts beat and
+attributes (`listener`).
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def final_states(
 ) -> Float[Tensor, "row step width"]:
     """The decoder's final state at every step, from which the next codes are predicted.
 
-    Rows without text get zero states and a zero mask, exactly as in the null half of a guided batch.
+    Rows without text get zero states and a zero mask, exactly as in the unconditional (null) half of a guided batch.
     """
     if history_kept is not None:
         inputs = torch.where(history_kept[:, None], inputs, START)

@@ -1,7 +1,7 @@
 """Evaluate whether étude plays what a prompt asks for, and what it plays when the prompt is neutral.
 
-`python -m audiolens.etude.training.evaluate` prints an AUC for every concept. The AUC states how well a measure
-separates the clips of the two poles, whose prompts have wordings that were not used in training. The table also has a
+`python -m audiolens.etude.training.evaluate` prints an AUC for every concept. The AUC measures how well a measurement
+separates clips of the two poles, generated from held-out wordings that never occur in training. The table also has a
 ceiling, which is the same AUC on the synthesiser's own clips after the codec. An AUC shows only that the poles differ,
 not that the clips sound good.
 """

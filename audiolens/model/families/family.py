@@ -78,7 +78,7 @@ class Family:
         name, architecture: the family's common name, and the name of its class in transformers.
         conditioning: how text reaches the decoder, by cross-attention or as a prefix in the decoder's own sequence.
         inputs: a function that returns the keyword arguments of a forward pass, given the model, the encoded prompts,
-            and whether guidance adds a null half.
+            and whether guidance adds an unconditional (null) half.
         decoder: the path of the module that runs the blocks.
         parts: the paths of a block's modules.
         entry_taps, block_taps, exit_taps: where nnsight provides the values of sites before, in and after the blocks.
