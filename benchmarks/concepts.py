@@ -97,7 +97,8 @@ def tabled(scored: pd.DataFrame, played: sweep.SweepResult) -> pd.DataFrame:
         row: dict[str, Any] = dict(zip(labels, place, strict=True))
         for name, table in found.items():
             one: Any = table.loc[place]
-            row |= {name: one.effect, f"{name}_low": one.low, f"{name}_high": one.high, "failed": one.failed}
+            row |= {name: one.effect, f"{name}_low": one.low, f"{name}_high": one.high}
+        row["failed"] = float(played.table.loc[played.table.condition == condition, "failed"].mean())
         row["before"], row["share"] = ((part.instrument == row["concept"]).mean() for part in (own, mine))
         row["drift"] = float((mine.nats - own.nats).abs().mean() / between)
         rows.append(row)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple
+from itertools import combinations
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -19,6 +20,8 @@ from tqdm.auto import tqdm
 from analysis.placement.other_evidence import generated_steps
 from analysis.placement.shifts import Candidate
 from audiolens import measure
+from audiolens.errors import ActivationOverflow
+from audiolens.interventions import Intervention
 from audiolens.model.timeline import longest_seconds
 from audiolens.tracing.sampling import Sampling
 
@@ -30,10 +33,14 @@ ROUNDS, SEEDS = 2, 2
 clips of the first failed."""
 FIRST_SEED = 20_000
 """Added to the caller's seed, so that the screen does not repeat the clips on which the place was chosen."""
+SEEDS_USED = 100_000
+"""No seed of a screen is this far from the caller's."""
 SHARES = (1.0, 0.5, 0.25)
 """The strengths that are tried, relative to the first."""
 MOST_FAILED = 0.05
 """The largest share of failed clips that is tolerated."""
+LEAST_SOUND = 0.5
+"""The smallest share of unsteered clips that must not fail, so that strengths can be compared."""
 MOST_DRIFT = 3.0
 """The largest drift that is tolerated, as a multiple of the difference between two seeds of one prompt."""
 
@@ -44,16 +51,80 @@ class Capacity:
 
     Attributes:
         strength: the largest strength that was tried and tolerated with both signs. It is 0 if none was, and NaN if the
-            criteria do not apply, because unsteered clips fail as well.
+            criteria do not apply (see `left_out`).
         tried: one row per strength and sign, in the order in which they were tried. The columns are `strength`
             (signed), `failed` (the share of failed clips, see `measure.failed`), `drift` (see `MOST_DRIFT`) and
             `clips`, their number.
         row_steps: number of decoder steps, summed over rows.
+        left_out: why no strength was tried, or an empty string.
     """
 
     strength: float
     tried: pd.DataFrame
     row_steps: int
+    left_out: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class _Batch:
+    """Clips, and the mean nats per code of each clip under the unsteered model."""
+
+    clips: Generation
+    nats: Float[np.ndarray, " row"]
+
+
+class Screen:
+    """Generates the clips of a screen. The clips of a round have the same prompts and seeds at every strength."""
+
+    def __init__(
+        self, lens: AudioLens, prompts: Sequence[str], seconds: float, seed: int, batch_size: int, sampling: Sampling
+    ) -> None:
+        prefix = lens.config.prefix(max(map(len, lens.text_tokens(list(prompts)))))
+        self.lens, self.prompts, self.batch_size = lens, list(prompts) * SEEDS, batch_size
+        self.sampling = replace(sampling, seconds=min(seconds, longest_seconds(lens.config, prefix)))
+        self.first_seed = seed + FIRST_SEED
+        self.row_steps = 0
+        self.rounds = [self.generated([], number) for number in range(ROUNDS)]
+        self.sound = [~measure.failed(one.clips, one.clips) for one in self.rounds]
+        """Which clips of a round do not fail without steering. Only these are compared."""
+        by_prompt = np.concatenate([one.nats.reshape(SEEDS, -1) for one in self.rounds])
+        self.between_seeds = float(np.mean([abs(a - b) for a, b in combinations(by_prompt, 2)]))
+
+    @property
+    def left_out(self) -> str:
+        """Why strengths cannot be compared, or an empty string."""
+        clips = np.concatenate(self.sound)
+        if clips.mean() < LEAST_SOUND:
+            return f"{(~clips).sum()} of {len(clips)} unsteered clips already fail, so the strength is not capped."
+        if self.between_seeds == 0:
+            return "clips of different seeds are equal, so the strength is not capped."
+        return ""
+
+    def generated(self, steps: list[Intervention], number: int) -> _Batch:
+        """Generate the clips of a round and score them."""
+        rows = len(self.prompts)
+        first = self.first_seed + number * rows
+        clips = self.lens.generate(
+            self.prompts, interventions=steps, seeds=list(range(first, first + rows)), sampling=self.sampling,
+            batch_size=self.batch_size,
+        )  # fmt: skip
+        nats = measure.code_nats(
+            self.lens, clips.prompts, clips.codes, guidance_scale=self.sampling.guidance_scale,
+            temperature=self.sampling.temperature or 1.0, batch_size=self.batch_size,
+        )  # fmt: skip
+        # Every clip is generated once and scored once, both with guidance.
+        self.row_steps += 2 * generated_steps(self.lens, rows, float(self.sampling.seconds or 0))
+        return _Batch(clips, nats.mean(dim=(1, 2)).double().numpy())
+
+    def broken(self, steps: list[Intervention], number: int) -> tuple[list[float], list[float]]:
+        """Return, for every clip of a round, whether steering broke it (1 or 0) and its drift."""
+        base, sound = self.rounds[number], self.sound[number]
+        try:
+            batch = self.generated(steps, number)
+        except ActivationOverflow:
+            return [1.0] * int(sound.sum()), [float("inf")] * int(sound.sum())
+        failed, drift = measure.failed(batch.clips, base.clips), np.abs(batch.nats - base.nats) / self.between_seeds
+        return failed[sound].astype(float).tolist(), drift[sound].tolist()
 
 
 def screen(
@@ -71,75 +142,44 @@ def screen(
     """Return the largest strength tolerated at a place, among `strength` times `SHARES`.
 
     A strength is tolerated if, for each sign, at most `MOST_FAILED` of the clips of both rounds fail and the drift is
-    at most `MOST_DRIFT`. It is rejected as soon as too many clips of either sign have failed.
+    at most `MOST_DRIFT`. It is rejected as soon as too many clips of either sign have failed. Clips that fail without
+    steering are not counted.
     """
-    prefix = lens.config.prefix(max(map(len, lens.text_tokens(list(prompts)))))
-    drawing = replace(sampling, seconds=min(seconds, longest_seconds(lens.config, prefix)))
-    asked = list(prompts) * SEEDS
-    most = int(MOST_FAILED * len(asked) * ROUNDS)
-    cost = 2 * generated_steps(lens, len(asked), drawing.seconds)
-    bar = tqdm(total=ROUNDS * (1 + 2 * len(SHARES)), desc="screening", unit="batch", disable=not progress)
-
-    def generated(signed: float, number: int) -> _Batch:
-        first = seed + FIRST_SEED + number * len(asked)
-        clips = lens.generate(
-            asked, interventions=where.steps(signed) if signed else [], seeds=list(range(first, first + len(asked))),
-            sampling=drawing, batch_size=batch_size,
-        )  # fmt: skip
-        bar.update()
-        return _Batch(clips, _nats(lens, clips, drawing))
-
-    with bar:
-        bases = [generated(0.0, 0)]
-        between_seeds = _between_seeds(bases[0].nats, len(prompts))
-        if measure.failed(bases[0].clips, bases[0].clips).mean() > MOST_FAILED or between_seeds == 0:
-            return Capacity(float("nan"), _table({}), cost)
-        bases += [generated(0.0, number) for number in range(1, ROUNDS)]
-        between_seeds = np.mean([_between_seeds(base.nats, len(prompts)) for base in bases])
-        rows: dict[float, list[tuple[float, float]]] = {}
+    rows: dict[float, tuple[list[float], list[float]]] = {}
+    with tqdm(total=ROUNDS * (1 + 2 * len(SHARES)), desc="screening", unit="batch", disable=not progress) as bar:
+        made = Screen(lens, prompts, seconds, seed, batch_size, sampling)
+        bar.update(ROUNDS)
+        if made.left_out:
+            return Capacity(float("nan"), _table(rows), made.row_steps, made.left_out)
+        most = int(MOST_FAILED * np.concatenate(made.sound).sum())
 
         def tolerated(amount: float) -> bool:
-            for number, base in enumerate(bases):
+            for number in range(ROUNDS):
                 for signed in (amount, -amount):
-                    clips, nats = generated(signed, number)
-                    failed = measure.failed(clips, base.clips)
-                    drift = np.abs(nats - base.nats) / between_seeds
-                    rows.setdefault(signed, []).extend(zip(failed.astype(float), drift, strict=True))
-                    if not _few(rows[signed], most):
+                    failed, drift = rows.setdefault(signed, ([], []))
+                    for total, new in zip((failed, drift), made.broken(where.steps(signed), number), strict=True):
+                        total.extend(new)
+                    bar.update()
+                    if sum(failed) > most:
                         return False
-            return True
+            return all(np.mean(rows[signed][1]) <= MOST_DRIFT for signed in (amount, -amount))
 
         found = next((strength * share for share in SHARES if tolerated(strength * share)), 0.0)
-    return Capacity(found, _table(rows), cost * (ROUNDS + sum(map(len, rows.values())) // len(asked)))
+        # Most screens end before all strengths were tried.
+        bar.total = bar.n
+    return Capacity(found, _table(rows), made.row_steps)
 
 
-class _Batch(NamedTuple):
-    """Clips, and the mean nats per code of each clip under the unsteered model."""
-
-    clips: Generation
-    nats: Float[np.ndarray, " row"]
-
-
-def _between_seeds(nats: Float[np.ndarray, " row"], n_prompts: int) -> float:
-    """Return the mean difference between the clips of one prompt."""
-    return float(np.mean([np.ptp(nats[row::n_prompts]) for row in range(n_prompts)]))
+def why_not(tried: pd.DataFrame, capacity: float) -> str:
+    """State what happened at the smallest strength above `capacity` that was tried."""
+    above = tried[tried.strength.abs() > capacity]
+    row = above[above.strength.abs() == above.strength.abs().min()].sort_values(["failed", "drift"]).iloc[-1]
+    if row.failed > MOST_FAILED:
+        return f"{row.failed:.0%} of {row.clips:.0f} clips failed at strength {row.strength:+.2g}"
+    return f"drift at strength {row.strength:+.2g} was {row.drift:.1f} times the difference between two seeds"
 
 
-def _few(rows: list[tuple[float, float]], most: int) -> bool:
-    """Return whether few enough of the clips have failed, and whether the drift is small enough."""
-    failed, drift = zip(*rows, strict=True)
-    return sum(failed) <= most and float(np.mean(drift)) <= MOST_DRIFT
-
-
-def _nats(lens: AudioLens, clips: Generation, drawing: Sampling) -> Float[np.ndarray, " row"]:
-    """Return the mean negative log-likelihood per code of each clip under the unsteered model, in nats."""
-    nats = measure.code_nats(
-        lens, clips.prompts, clips.codes, guidance_scale=drawing.guidance_scale, temperature=drawing.temperature or 1.0
-    )
-    return nats.mean(dim=(1, 2)).double().numpy()
-
-
-def _table(rows: Mapping[float, list[tuple[float, float]]]) -> pd.DataFrame:
-    """Return one row per signed strength. A strength that was given up early has fewer clips."""
-    means = [(signed, *np.mean(clips, axis=0), len(clips)) for signed, clips in rows.items()]
+def _table(rows: Mapping[float, tuple[list[float], list[float]]]) -> pd.DataFrame:
+    """Return one row per signed strength. A strength that was rejected early has fewer clips."""
+    means = [(signed, np.mean(failed), np.mean(drift), len(failed)) for signed, (failed, drift) in rows.items()]
     return pd.DataFrame(means, columns=["strength", "failed", "drift", "clips"])

@@ -18,7 +18,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from analysis import layer_attribution
-from analysis.placement.capacity import screen
+from analysis.placement.capacity import SEEDS_USED, screen
 from analysis.placement.other_evidence import Computable, checked_kinds, computed, generated_steps
 from analysis.placement.result import ALIGNMENT, Placement, chosen
 from analysis.placement.shifts import Candidate, asked_in_words, candidates, checked_strategies, shifts_of
@@ -115,7 +115,6 @@ def place(
     The effects of the words and of the direction are measured on the conditional branch, without guidance.
     """
     checked_flags(progress=progress)
-    screen_seconds = checked_amount("screen_seconds", screen_seconds, above=-1e-9)
     sets = prompt_sets.load(concept, lens=lens) if isinstance(concept, str) else concept
     if not isinstance(sets, PromptSet):
         raise InputTypeError(f"concept={type(concept).__name__}: expected the name of a prompt set, or a PromptSet.")
@@ -129,6 +128,7 @@ def place(
         checked_count("batch_size", batch_size, 2),
         checked_count("seed", seed, 0, MOST_SEED),
     )
+    screen_seconds = _checked_screen(lens, screen_seconds, seed)
     given: dict[str, Any] = {}
     if evidence:
         given = {one.name: one for one in layer_attribution.gather(**evidence).evidence}
@@ -186,12 +186,26 @@ def place(
             lens, where, strength, neutral, seconds=screen_seconds, seed=seed, batch_size=batch_size,
             progress=progress, sampling=sampling or Sampling(),
         )  # fmt: skip
-        placement = placement.with_more(capacity.row_steps, screened=capacity.tried, capacity=capacity.strength)
+        left_out = {**placement.left_out, **({"screen": capacity.left_out} if capacity.left_out else {})}
+        placement = placement.with_more(
+            capacity.row_steps, screened=capacity.tried, capacity=capacity.strength, left_out=left_out
+        )
         strength = strength if np.isnan(capacity.strength) else min(strength, capacity.strength)
     if np.isfinite(strength) and strength > 0:
         far = shifts_of(lens, neutral, poles, codes, [where], batch_size=batch_size, step=strength)
         placement = placement.with_more(far.row_steps, at_strength=float(far.alignment()[0]))
     return placement
+
+
+def _checked_screen(lens: AudioLens, seconds: Any, seed: int) -> float:
+    """Check the length of the screen's clips and their seeds, before anything is generated."""
+    length = checked_amount("screen_seconds", seconds)
+    shortest = max(1, *lens.config.delays) / lens.config.frame_rate
+    if length and length < shortest:
+        raise InputError(f"screen_seconds={shown(seconds)}: expected 0, or at least {shortest:g} seconds.")
+    if length and seed > MOST_SEED - SEEDS_USED:
+        raise InputError(f"seed={shown(seed)}: expected at most {MOST_SEED - SEEDS_USED:,} if there is a screen.")
+    return length
 
 
 def _neutral(sets: PromptSet, prompts: Sequence[str] | None) -> list[str]:

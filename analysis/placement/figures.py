@@ -47,7 +47,7 @@ def paper(placement: Placement) -> Figure:
         if placement.layer is not None:
             axes.plot(
                 [placement.layer], [placement.chosen.alignment], marker="o", markersize=13, markerfacecolor="none",
-                markeredgecolor=BLACK, markeredgewidth=1.5, linestyle="none", label="placed here",
+                markeredgecolor=BLACK, markeredgewidth=1.5, linestyle="none", label=_mark(placement),
             )  # fmt: skip
         axes.axhline(0, color=BLACK, linewidth=0.7)
         axes.set_ylabel("cosine with the\neffect of the words")
@@ -101,7 +101,7 @@ def screen(placement: Placement) -> go.Figure:
         )  # fmt: skip
     if placement.layer is not None:
         figure.add_scatter(
-            x=[placement.layer], y=[placement.chosen.alignment], mode="markers", name="placed here", row=1, col=1,
+            x=[placement.layer], y=[placement.chosen.alignment], mode="markers", name=_mark(placement), row=1, col=1,
             marker={"symbol": "circle-open", "size": 18, "color": BLACK, "line": {"width": 2}},
         )  # fmt: skip
     for row, one in enumerate(others, start=2):
@@ -122,11 +122,15 @@ def _strategies(placement: Placement) -> list[tuple[str, pd.DataFrame]]:
     return [(str(name), table[table.strategy == name]) for name in table.strategy.unique()]
 
 
+def _mark(placement: Placement) -> str:
+    return "rejected place" if placement.rejected else "placed here"
+
+
 def _caption(placement: Placement) -> str:
     random = "; grey: range of |cosine| for random directions there" if placement.random else ""
     ring = "; the ring marks the chosen place" if placement.layer is not None else f"; {placement.name} is chosen"
     return (
         f"Cosine (Fisher metric) between the effects of the direction and of the words on the next codes, over "
         f"{placement.n_prompts} neutral prompts, with 95% intervals over prompts{ring}{random}. "
-        "Below: other evidence by block."
+        f"Below: other evidence by block.{f' {placement.rejected}' if placement.rejected else ''}"
     )

@@ -12,6 +12,7 @@ from jaxtyping import Float
 
 from analysis.figures.canvas import drawable
 from analysis.layer_attribution import LayerAttribution, LayerEvidence
+from analysis.placement.capacity import why_not
 from analysis.placement.shifts import Candidate, Shifts, place_name
 from analysis.resampling import interval_of, resampled
 from audiolens.checks import checked_amount, shown
@@ -141,18 +142,23 @@ class Placement:
     def rejected(self) -> str:
         """Why this placement should not be used, or an empty string.
 
-        It is rejected if its alignment is below 0.3 or no larger than that of a random direction, or if the screened
-        place tolerated no strength.
+        It is rejected if its alignment is below 0.3, no larger than that of a random direction, or not distinguishable
+        from 0, or if the screened place tolerated no strength.
         """
-        here, aligned = f"{self.concept}: {self.name} is rejected as a place", float(self.chosen.alignment)
-        most = max(map(abs, self.random), default=0.0)
-        if aligned <= most:
+        here, row = f"{self.concept}: {self.name} is rejected as a place", self.chosen
+        aligned, most = float(row.alignment), max(map(abs, self.random), default=0.0)
+        if aligned < 0 and aligned < -most:
+            return f"{here}, because its alignment is {aligned:.2f}: the direction acts against the words."
+        if self.random and aligned <= most:
             return f"{here}, because its alignment of {aligned:.2f} is within chance (random directions: {most:.2f})."
-        if aligned < LEAST_ALIGNMENT:
+        if row.low <= 0:
+            return (
+                f"{here}, because its alignment of {aligned:.2f} is within chance (its interval reaches {row.low:.2f})."
+            )
+        if not aligned >= LEAST_ALIGNMENT:
             return f"{here}, because its alignment of {aligned:.2f} is below {LEAST_ALIGNMENT}."
         if self.capacity == 0 and self.screened is not None:
-            least = self.screened.strength.abs().min()
-            return f"{here}, because clips break down even at strength {least:.2g}."
+            return f"{here}, because it tolerates no strength: {why_not(self.screened, 0)}."
         return ""
 
     def steer(self, amount: float = 1.0) -> list[Intervention]:
@@ -191,10 +197,10 @@ class Placement:
             most = max(map(abs, self.random))
             text += f", random directions there reach at most {most:.2f}"
             text += ", which is no less" if most >= abs(row.alignment) else ""
-        elif row.low <= 0 <= row.high:
+        if row.low <= 0 <= row.high:
             text += ", not distinguishable from chance (its interval covers 0)"
-        if self._capped < self.words_strength:
-            text += f"; strength capped at {self._capped:.2g}, because clips break down at more"
+        if self.screened is not None and 0 < self._capped < self.words_strength:
+            text += f"; strength capped at {self._capped:.2g}, because {why_not(self.screened, self.capacity)}"
         return f"{text}."
 
     def with_more(self, row_steps: int, **found: Any) -> Placement:
@@ -203,11 +209,17 @@ class Placement:
         checked_kinds(made)
         if made.certainty == made.certainty and not 0 <= made.certainty <= 1:
             raise InputError(f"certainty={shown(made.certainty)}: expected a share, or NaN.")
+        if made.capacity < 0:
+            raise InputError(f"capacity={shown(made.capacity)}: expected a strength of at least 0, or NaN.")
         return made
 
     def to_frame(self) -> pd.DataFrame:
-        """Return `candidates` with a column `chosen`, and with the other evidence at each candidate's layer."""
+        """Return `candidates` with a column `chosen`, and with the other evidence at each candidate's layer.
+
+        The strength of the chosen place is capped, and NaN if the placement is rejected.
+        """
         table = self.candidates.assign(chosen=self.candidates.index == self.chosen.name)
+        table.loc[table.chosen, "strength"] = float("nan") if self.rejected else self._capped
         for one in self.evidence.evidence:
             by_layer = dict(zip(one.layers, one.values, strict=True))
             table[one.name] = [by_layer.get(layer, float("nan")) for layer in table.layer]

@@ -27,9 +27,11 @@ def place(study: Study) -> str:
     reason = placed.reason
     if np.isfinite(placed.at_strength):
         reason += (
-            f" This cosine was computed at a small strength. At strength {placed.strength:.2g}, which without guidance "
-            f"shifts the predictions about as far as naming the pole does, it is {placed.at_strength:.2f}."
+            f" This cosine was computed at a small strength. At strength {placed.words_strength:.2g}, which without "
+            f"guidance shifts the predictions about as far as naming the pole does, it is {placed.at_strength:.2f}."
         )
+    if placed.rejected:
+        reason += f" {placed.rejected} The study steered there nevertheless."
     return f"{reason} Only the strength was chosen by steering, on development prompts at this place."
 
 

@@ -13,7 +13,8 @@ from typing import Any
 from analysis.study.stages import BEGUN, MADE, STAGES, SUMMARY
 from analysis.sweep.ledger import read_facts
 from analysis.sweep.planned import PLAN, plan_hash
-from audiolens.errors import DamagedError
+from audiolens.errors import DamagedError, InputError
+from audiolens.files.bounded import read_bytes
 from audiolens.files.integrity import MANIFEST, check_bytes, check_manifest, digest, read_json, sealed_json
 from audiolens.files.json_shapes import refuse_other
 
@@ -54,7 +55,10 @@ def _mark(path: Path) -> str:
         return plan_hash(read_facts(path))
     if not (path / MANIFEST).is_file():
         raise DamagedError(f"{path / MANIFEST} is missing.")
-    return digest((path / MANIFEST).read_bytes())
+    try:
+        return digest(read_bytes(path / MANIFEST))
+    except InputError as error:
+        raise DamagedError(f"{path} is damaged: {error}") from None
 
 
 def _facts(folder: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -47,29 +48,31 @@ def test_a_strength_that_does_no_harm_is_kept(etude: Any, where: Candidate) -> N
     assert list(found.tried.failed) == [0, 0]
 
 
-def test_a_strength_that_breaks_clips_is_halved_until_it_does_not(etude: Any, where: Candidate) -> None:
-    found = screened(etude, where, 32.0)
+def test_smaller_strengths_are_tried_until_one_does_no_harm(
+    etude: Any, where: Candidate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(capacity, "SHARES", (1.0, 1 / 8192))
+    found = screened(etude, where, 64.0)
     tried = found.tried.set_index("strength")
-    amounts = [32.0 * share for share in capacity.SHARES]
-    harmless = (tried.failed <= capacity.MOST_FAILED) & (tried.drift <= capacity.MOST_DRIFT)
-    fine = [amount for amount in amounts if all(harmless.get(signed, False) for signed in (amount, -amount))]
-    assert found.strength == max(fine, default=0.0)
-    assert found.strength < 32.0
-    # A strength is given up at the first sign that breaks clips, and no smaller one is tried after one that does not.
-    assert not harmless.iloc[0]
-    assert np.abs(tried.index).min() == (found.strength or amounts[-1])
+    assert found.strength == 64 / 8192
+    assert max(tried.drift[:2]) > capacity.MOST_DRIFT
+    assert list(tried.failed[-2:]) == [0, 0]
 
-    prompts, seeds = list(PROMPTS) * capacity.SEEDS, [capacity.FIRST_SEED + row for row in range(4)]
-    base, steered = (
-        etude.generate(prompts, 4.0, seeds=seeds, interventions=steps) for steps in ([], where.steps(32.0))
+    prompts, first = list(PROMPTS) * capacity.SEEDS, capacity.FIRST_SEED
+    rounds = [list(range(start, start + 4)) for start in (first, first + 4)]
+    unsteered, steered = (
+        [etude.generate(prompts, 4.0, seeds=seeds, interventions=steps) for seeds in rounds]
+        for steps in ([], where.steps(64.0))
     )
-    nats = [measure.code_nats(etude, prompts, clips.codes).mean(dim=(1, 2)).numpy() for clips in (base, steered)]
-    assert tried.failed[32.0] == measure.failed(steered, base).mean()
-    further = etude.generate(prompts, 4.0, seeds=[seed + 4 for seed in seeds])
-    more = measure.code_nats(etude, prompts, further.codes).mean(dim=(1, 2)).numpy()
-    between = np.mean([abs(one[at] - one[at + 2]) for one in (nats[0], more) for at in range(2)])
-    assert tried.clips[32.0] == 4
-    assert tried.drift[32.0] == pytest.approx(np.abs(nats[1] - nats[0]).mean() / between, rel=1e-4)
+    nats = [
+        np.concatenate([measure.code_nats(etude, prompts, one.codes).mean(dim=(1, 2)).numpy() for one in clips])
+        for clips in (unsteered, steered)
+    ]
+    between = np.mean([abs(a - b) for at in range(2) for a, b in combinations(nats[0][at::2], 2)])
+    assert tried.clips[64.0] == 8
+    failed = [measure.failed(one, base) for one, base in zip(steered, unsteered, strict=True)]
+    assert tried.failed[64.0] == np.concatenate(failed).mean()
+    assert tried.drift[64.0] == pytest.approx(np.abs(nats[1] - nats[0]).mean() / between, rel=1e-4)
 
 
 def test_a_model_whose_clips_all_fail_is_not_screened(lens: Any, vector: Any) -> None:
@@ -77,6 +80,33 @@ def test_a_model_whose_clips_all_fail_is_not_screened(lens: Any, vector: Any) ->
     found = screened(lens, Candidate("one-to-one", 1, directions), 1.0, seconds=0.5)
     assert np.isnan(found.strength)
     assert found.tried.empty
+    assert found.left_out == "8 of 8 unsteered clips already fail, so the strength is not capped."
+
+
+def test_clips_that_fail_without_steering_are_not_counted(
+    etude: Any, where: Candidate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = measure.failed
+
+    def third_fails(steered: Any, baseline: Any) -> Any:
+        failed = measured(steered, baseline).copy()
+        failed[2] = True
+        return failed
+
+    monkeypatch.setattr(measure, "failed", third_fails)
+    found = screened(etude, where, 0.01)
+    assert found.strength == 0.01
+    assert list(found.tried.clips) == [6, 6]
+
+
+def test_a_strength_that_overflows_breaks_every_clip(
+    etude: Any, where: Candidate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(capacity, "SHARES", (1.0, 1e-32))
+    found = screened(etude, where, 1e30)
+    assert found.strength == pytest.approx(0.01)
+    assert found.tried.failed.iloc[0] == 1
+    assert np.isinf(found.tried.drift.iloc[0])
 
 
 @pytest.fixture(scope="module")
@@ -97,9 +127,17 @@ def test_a_placement_steers_with_the_strength_that_was_screened(placed: placemen
 
 
 def test_a_cap_is_stated(placed: placement.Placement) -> None:
-    capped = dataclasses.replace(placed, capacity=placed.words_strength / 2)
-    assert capped.strength == placed.words_strength / 2
-    assert "strength capped at" in repr(capped)
+    first = placed.words_strength
+    tried = pd.DataFrame(
+        {"strength": [first, -first, first / 2, -first / 2], "failed": [0.0, 0.25, 0, 0], "drift": 1.0, "clips": 32}
+    )
+    capped = dataclasses.replace(placed, capacity=first / 2, screened=tried)
+    assert capped.strength == first / 2 == capped.to_frame().strength.item()
+    assert f"strength capped at {first / 2:.2g}, because 25% of 32 clips failed at strength -{first:.2g}" in repr(
+        capped
+    )
+    drifted = dataclasses.replace(capped, screened=tried.assign(failed=0.0, drift=[3.5, 4, 1, 1]))
+    assert f"drift at strength -{first:.2g} was 4.0 times" in repr(drifted)
     assert "capped" not in repr(dataclasses.replace(placed, capacity=2 * placed.words_strength))
 
 
@@ -108,7 +146,8 @@ def test_a_cap_is_stated(placed: placement.Placement) -> None:
     [
         (0.2, (0.1,), 1.0, "its alignment of 0.20 is below 0.3"),
         (0.5, (0.1, -0.6), 1.0, r"its alignment of 0.50 is within chance \(random directions: 0.60\)"),
-        (0.9, (0.1,), 0.0, "clips break down even at strength 0.25"),
+        (-0.5, (0.1,), 1.0, "its alignment is -0.50: the direction acts against the words"),
+        (0.9, (0.1,), 0.0, r"it tolerates no strength: 100% of 16 clips failed at strength -0.25"),
     ],
 )
 def test_a_placement_is_rejected_with_a_reason(
@@ -119,6 +158,7 @@ def test_a_placement_is_rejected_with_a_reason(
         placed, candidates=placed.candidates.assign(alignment=alignment), random=random, capacity=most,
         screened=screened,
     )  # fmt: skip
+    assert np.isnan(weak.to_frame().strength).all()
     for use in (lambda: weak.strength, weak.steer):
         with pytest.raises(InputError, match=f"one-to-one 3 is rejected as a place, because {why}"):
             use()

@@ -20,8 +20,8 @@ from analysis.study import stages
 from analysis.study.made import made_of
 from analysis.sweep import playing
 from audiolens import AudioLens
-from audiolens.errors import BusyError, InputError
-from audiolens.files.integrity import read_json, sealed_json
+from audiolens.errors import BusyError, DamagedError, InputError
+from audiolens.files.integrity import MANIFEST, read_json, sealed_json
 
 COMMAND = "audiolens study tempo --seconds 0.5"
 
@@ -175,3 +175,11 @@ def test_a_folder_without_a_whole_study_is_one_line_and_left_alone(
 def test_a_study_at_work_is_not_drawn(out: Path) -> None:
     with FileLock(out / ".lock"), pytest.raises(BusyError, match="another process is at work"):
         study.redraw(out)
+
+
+def test_a_manifest_of_gigabytes_is_damage_and_is_not_read_into_memory(out: Path) -> None:
+    manifest = next((out / stages.STAGES).glob("lost-*")) / MANIFEST
+    with manifest.open("r+b") as file:
+        file.truncate(8 * 2**30)
+    with pytest.raises(DamagedError, match=r"lost-.* is damaged: .*manifest.json is too large"):
+        study.load_folder(out)

@@ -71,6 +71,15 @@ def test_the_second_cosine_of_a_place_is_explained(study: Study) -> None:
     assert "it is 0.72" in told.split("small strength")[1]
 
 
+def test_a_rejected_place_is_stated_and_its_strength_is_that_of_the_words(study: Study) -> None:
+    placed = study.placement
+    assert placed is not None
+    weak = replace(placed, candidates=placed.candidates.assign(alignment=0.2, low=0.1), random=())
+    told = words.place(replace(study, placement=weak))
+    assert "is rejected as a place, because its alignment of 0.20 is below 0.3. The study steered there" in told
+    assert f"At strength {placed.words_strength:.2g}" in told
+
+
 def test_components_open_at_the_block_that_was_chosen(study: Study) -> None:
     figure = _screen(study, "pca")
     slider: Any = figure.layout["sliders"][0]
