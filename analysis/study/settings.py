@@ -80,7 +80,7 @@ class Settings:
 
     Attributes:
         poles: number of prompts per pole from which directions are read.
-        reading_seconds: length of the clip that is generated for each of these prompts.
+        reading_seconds: length of the clips on which directions are read and the place is chosen.
         position: position in the clip or text at which directions are read, as in `difference_in_means`.
         codes: the clips on which the model runs while the poles are read: "shared" (the same clips of the development
             prompts for both poles) or "own" (each prompt's own clip).

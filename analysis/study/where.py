@@ -71,7 +71,7 @@ def find(lens: AudioLens, sets: PromptSet, asked: Mapping[str, Any]) -> Where:
 
 
 def evidence(directions: Directions, found: Where | None, placement: Placement | None) -> LayerAttribution:
-    """Return the evidence per block for one figure, from the placement or, without one, from patching."""
+    """Gather the evidence per block for one figure, from the placement if there is one, and otherwise from patching."""
     given: dict[str, Any] = {"norm": directions}
     units = {"separation": "held-out AUC"}
     if directions.evidence is not None:

@@ -111,7 +111,7 @@ def json_of(path: Path, text: str, most_text: int = MOST_TEXT) -> Any:
     """Parse the text of a JSON file; `path` is only used in error messages.
 
     Raises:
-        InputError: if the text is not JSON, if an object repeats a key, or if the JSON exceeds the limits above.
+        InputError: if the text is not JSON, if an object repeats a key, or if the limits of this module are exceeded.
     """
     try:
         found = json.loads(text, object_pairs_hook=_once_each, parse_int=_whole, parse_float=_real)
@@ -129,7 +129,7 @@ def toml_of(path: Path, text: str) -> dict[str, Any]:
     """Parse the text of a TOML file; `path` is only used in error messages.
 
     Raises:
-        InputError: if the text is not TOML, or if the TOML exceeds the limits above.
+        InputError: if the text is not TOML, or if the TOML exceeds the limits of this module.
     """
     # tomllib takes time quadratic in the number of parts of a dotted key, so long keys are rejected before parsing.
     marks = re.sub(r"\"[^\"\n]*\"|'[^'\n]*'|[\w \t-]+", "", text)

@@ -118,7 +118,7 @@ def once(function: Callable[[Clip], T]) -> Callable[[Clip], T]:
 def read(audio: Any, sample_rate: float | None = None, *, centred: bool = True) -> tuple[list[Clip], bool]:
     """Check `audio` and mix each row down to a mono `Clip`; also return whether `audio` has a row axis.
 
-    A constant offset is inaudible, and `centred` removes it. Signed 16- and 32-bit integers are PCM, scaled to [-1, 1);
+    Any DC offset is inaudible, so `centred` removes it. Signed 16- and 32-bit integers are PCM, scaled to [-1, 1);
     other integers raise an error.
 
     Args:
@@ -212,7 +212,7 @@ def _rows(audio: Any, sample_rate: float | None, centred: bool) -> tuple[list[Cl
 
 
 def _centred(samples: Float[np.ndarray, " sample"]) -> Float[np.ndarray, " sample"]:
-    """Remove a constant offset, which is inaudible but would be measured as level and as the lowest frequency."""
+    """Remove the DC offset, which is inaudible but would be measured as level and as the lowest frequency."""
     return np.ascontiguousarray(samples - samples.mean(dtype=np.float64).astype(samples.dtype))
 
 

@@ -1,8 +1,8 @@
 """The onset envelope and its peaks: when notes and drum strokes begin.
 
 The envelope is the spectral flux on mel bands in dB, as in Böck and Widmer (DAFx 2013). Its scale is absolute (the rise
-in dB, averaged over bands), which separates onsets from the random fluctuations of noise. `clips` and `rhythm` call
-this module, which imports neither of them.
+in dB, averaged over bands), which separates onsets from the random fluctuations of noise. `clips`,
+`rhythm` and `pitch` import from this module, so it must not import them.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ def loudness(audio: Audio, sample_rate: float | None = None) -> float | Float[np
     """Return the root mean square level in dB relative to full scale (-3 for a full-scale sine); -inf for digital
     silence.
 
-    Channels are averaged first, as for every measure, so channels in antiphase cancel. A constant offset is removed. No
+    Channels are averaged first, as for every measure, so channels in antiphase cancel. Any DC offset is removed. No
     perceptual weighting is applied, so the unit is not LUFS.
     """
     return per_row(audio, sample_rate, level_dbfs)
