@@ -269,8 +269,8 @@ def checked_text(name: str, value: Any) -> str:
     """Check that a value is a string, and return it.
 
     Raises:
-        InputTypeError: if the value is not a string.
+        InputTypeError: if the value is not a string, or contains half of a surrogate pair, which no file can hold.
     """
-    if not isinstance(value, str):
+    if not isinstance(value, str) or any("\ud800" <= character <= "\udfff" for character in value):
         raise InputTypeError(f"{name}={shown(value)}: expected text.")
     return value

@@ -40,6 +40,8 @@ INNER = ("change",)
 _SMALL = (str, int, float, bool, type(None), list, tuple, dict)
 _MARK = "__guarded__"
 _OURS = tuple(f"{Path(__file__).parents[1] / name}{os.sep}" for name in ("audiolens", "analysis"))
+_CYTHON = (".pyx", ".pxi", ".pxd")
+"""The frames of compiled libraries have relative paths with these endings."""
 _LIBRARIES = tuple({path for path in map(sysconfig.get_path, ("purelib", "platlib", "stdlib")) if path})
 
 
@@ -101,7 +103,7 @@ def _is_the_callers(error: Exception, function: Callable[..., Any]) -> bool:
     while trace is not None:
         file = trace.tb_frame.f_code.co_filename
         inside = inside or file.startswith(_OURS)
-        if inside and not file.startswith((*known, "<")):
+        if inside and not file.startswith((*known, "<")) and not file.endswith(_CYTHON):
             return True
         trace = trace.tb_next
     return False

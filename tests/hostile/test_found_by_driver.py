@@ -9,6 +9,7 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -16,7 +17,9 @@ import audiolens as al
 from analysis import probing, study, sweep
 from analysis.statistics import rank_test
 from audiolens import measure
-from audiolens.errors import AudioLensError
+from audiolens.checks import checked_text
+from audiolens.door import guarded
+from audiolens.errors import AudioLensError, InputTypeError
 
 RECORDS = np.zeros(2, dtype=[("a", float), ("b", int)])
 
@@ -91,3 +94,17 @@ def test_the_observed_value_of_a_rank_test_is_any_real_number() -> None:
 
 def test_an_array_without_names_is_an_empty_list_of_measures() -> None:
     measure.refuse_lacking(torch.zeros(0))
+
+
+def test_half_of_a_surrogate_pair_is_no_text() -> None:
+    with pytest.raises(InputTypeError, match="name="):
+        checked_text("name", "a\ud800")
+
+
+def test_an_error_inside_a_compiled_library_is_not_the_callers() -> None:
+    @guarded
+    def tabled(name: str) -> pd.DataFrame:
+        return pd.DataFrame({"a": [1], name: [2]})
+
+    with pytest.raises(InputTypeError, match="name="):
+        tabled("\ud800")
