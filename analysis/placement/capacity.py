@@ -18,6 +18,7 @@ from jaxtyping import Float
 from tqdm.auto import tqdm
 
 from analysis.placement.other_evidence import generated_steps
+from analysis.placement.result import MOST_FAILED
 from analysis.placement.shifts import Candidate
 from audiolens import measure
 from audiolens.errors import ActivationOverflow
@@ -37,8 +38,6 @@ SEEDS_USED = 100_000
 """No seed of a screen is this far from the caller's."""
 SHARES = (1.0, 0.5, 0.25)
 """The strengths that are tried, relative to the first."""
-MOST_FAILED = 0.05
-"""The largest share of failed clips that is tolerated."""
 LEAST_SOUND = 0.5
 """The smallest share of unsteered clips that must not fail, so that strengths can be compared."""
 MOST_DRIFT = 3.0
@@ -168,15 +167,6 @@ def screen(
         # Most screens end before all strengths were tried.
         bar.total = bar.n
     return Capacity(found, _table(rows), made.row_steps)
-
-
-def why_not(tried: pd.DataFrame, capacity: float) -> str:
-    """State what happened at the smallest strength above `capacity` that was tried."""
-    above = tried[tried.strength.abs() > capacity]
-    row = above[above.strength.abs() == above.strength.abs().min()].sort_values(["failed", "drift"]).iloc[-1]
-    if row.failed > MOST_FAILED:
-        return f"{row.failed:.0%} of {row.clips:.0f} clips failed at strength {row.strength:+.2g}"
-    return f"drift at strength {row.strength:+.2g} was {row.drift:.1f} times the difference between two seeds"
 
 
 def _table(rows: Mapping[float, tuple[list[float], list[float]]]) -> pd.DataFrame:

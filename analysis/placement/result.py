@@ -12,7 +12,6 @@ from jaxtyping import Float
 
 from analysis.figures.canvas import drawable
 from analysis.layer_attribution import LayerAttribution, LayerEvidence
-from analysis.placement.capacity import why_not
 from analysis.placement.shifts import Candidate, Shifts, place_name
 from analysis.resampling import interval_of, resampled
 from audiolens.checks import checked_amount, shown
@@ -26,6 +25,8 @@ from audiolens.prompts import PromptSet
 ALIGNMENT = "alignment"
 AS_GOOD = 0.995
 """Places with at least this fraction of the best alignment count as equally good. The simplest one is chosen."""
+MOST_FAILED = 0.05
+"""The largest share of failed clips at which a screened strength is tolerated."""
 LEAST_ALIGNMENT = 0.3
 """A placement with a lower alignment is rejected."""
 
@@ -158,7 +159,7 @@ class Placement:
         if not aligned >= LEAST_ALIGNMENT:
             return f"{here}, because its alignment of {aligned:.2f} is below {LEAST_ALIGNMENT}."
         if self.capacity == 0 and self.screened is not None:
-            return f"{here}, because it tolerates no strength: {why_not(self.screened, 0)}."
+            return f"{here}, because it tolerates no strength: {_why_not(self.screened, 0)}."
         return ""
 
     def steer(self, amount: float = 1.0) -> list[Intervention]:
@@ -200,7 +201,7 @@ class Placement:
         if row.low <= 0 <= row.high:
             text += ", not distinguishable from chance (its interval covers 0)"
         if self.screened is not None and 0 < self._capped < self.words_strength:
-            text += f"; strength capped at {self._capped:.2g}, because {why_not(self.screened, self.capacity)}"
+            text += f"; strength capped at {self._capped:.2g}, because {_why_not(self.screened, self.capacity)}"
         return f"{text}."
 
     def with_more(self, row_steps: int, **found: Any) -> Placement:
@@ -243,6 +244,15 @@ class Placement:
         missing = "".join(f" Without {name}: {why}" for name, why in self.left_out.items())
         rejected = f" {self.rejected}" if self.rejected else ""
         return f"Placement({self.concept}: {self.name}. {self.reason}{sure}{missing}{rejected})"
+
+
+def _why_not(tried: pd.DataFrame, capacity: float) -> str:
+    """State what happened at the smallest strength above `capacity` that was tried."""
+    above = tried[tried.strength.abs() > capacity]
+    row = above[above.strength.abs() == above.strength.abs().min()].sort_values(["failed", "drift"]).iloc[-1]
+    if row.failed > MOST_FAILED:
+        return f"{row.failed:.0%} of {row.clips:.0f} clips failed at strength {row.strength:+.2g}"
+    return f"drift at strength {row.strength:+.2g} was {row.drift:.1f} times the difference between two seeds"
 
 
 def chosen(

@@ -58,7 +58,7 @@ def _mark(path: Path) -> str:
     try:
         return digest(read_bytes(path / MANIFEST))
     except InputError as error:
-        raise DamagedError(f"{path} is damaged: {error}") from None
+        raise DamagedError(str(error)) from None
 
 
 def _facts(folder: Path) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError, ModelFilesError, ModelNotFoundError
 from audiolens.measure.clips import Audio, Clip, read
 from audiolens.model.model_files import CONFIG, downloaded, staged
-from audiolens.model.tokens import note_unread, tell_unread
+from audiolens.model.tokens import note_unread, panics_are_errors, tell_unread
 from audiolens.sound.codec import resampled
 from audiolens.tracing.batching import whole_batch_size
 
@@ -74,7 +74,8 @@ def clap_score(
     clap, processor = opened(model)
     embeddings = _embedded(clips, clap, processor, whole_batch_size(batch_size))
     # The text embedding is read at the first token, so padding must be on the right regardless of the tokenizer.
-    tokens = processor.tokenizer(listed, padding=True, padding_side="right", truncation=False)
+    with panics_are_errors():
+        tokens = processor.tokenizer(listed, padding=True, padding_side="right", truncation=False)
     of_text = clap.config.text_config
     limit = min(processor.tokenizer.model_max_length, of_text.max_position_embeddings - of_text.pad_token_id - 1)
     longest = len(tokens["input_ids"][0])

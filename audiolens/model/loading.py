@@ -93,7 +93,8 @@ def load(
                     f"{name}: the weights lack {len(missing)} tensors ({missing[0]}, ...): the file is incomplete. "
                     "Save or download the model again."
                 )
-            tokenizer = transformers.AutoTokenizer.from_pretrained(files.folder, config=config, **options)
+            with tokens.panics_are_errors():
+                tokenizer = transformers.AutoTokenizer.from_pretrained(files.folder, config=config, **options)
         refuse_tokenizer(tokenizer, model, source)
     except (InputError, UnsupportedModelError):
         raise

@@ -41,6 +41,20 @@ class _Call:
 _CALL: ContextVar[_Call | None] = ContextVar("call", default=None)
 
 
+@contextmanager
+def panics_are_errors() -> Iterator[None]:
+    """Raise a RuntimeError where the tokenizers library panics, because its own exception is not an `Exception`.
+
+    The library is written in Rust. It panics on some files that are inconsistent.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise RuntimeError(str(error)) from None
+
+
 def ids(prompts: Sequence[str], tokenizer: Any) -> list[list[int]]:
     """Return the token ids of each prompt, including special tokens, without padding or truncation.
 
@@ -50,7 +64,8 @@ def ids(prompts: Sequence[str], tokenizer: Any) -> list[list[int]]:
     if not prompts:
         return []
     try:
-        return [list(row) for row in tokenizer(list(prompts), add_special_tokens=True, **_WHOLE)["input_ids"]]
+        with panics_are_errors():
+            return [list(row) for row in tokenizer(list(prompts), add_special_tokens=True, **_WHOLE)["input_ids"]]
     except Exception as error:
         more = f" or one of the {len(prompts) - 1} prompts after it" if len(prompts) > 1 else ""
         raise PromptError(f"the model's tokenizer fails on {shown(prompts[0])}{more}: {_line(error)}.") from error
@@ -151,7 +166,8 @@ def mismatch(tokenizer: Any, embedded: int) -> str | None:
 
 def _from_offsets(texts: Sequence[str], tokenizer: Any, unknown: int | None) -> Iterator[str]:
     """Find unknown words from token offsets. If there is no unknown token, these are the words that no token covers."""
-    encoded = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True, **_WHOLE)
+    with panics_are_errors():
+        encoded = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True, **_WHOLE)
     for text, numbers, spans in zip(texts, encoded["input_ids"], encoded["offset_mapping"], strict=True):
         if unknown is None:
             read = {index for start, stop in spans for index in range(start, stop)}
@@ -164,7 +180,8 @@ def _from_offsets(texts: Sequence[str], tokenizer: Any, unknown: int | None) -> 
 def _one_by_one(texts: Sequence[str], tokenizer: Any, unknown: int | None) -> Iterator[str]:
     """Find the unknown words of a tokenizer without offsets, by tokenising each word separately."""
     for word in dict.fromkeys(word for text in texts for word in map(_bare, text.split()) if word):
-        read = tokenizer(word, add_special_tokens=False, **_WHOLE)["input_ids"]
+        with panics_are_errors():
+            read = tokenizer(word, add_special_tokens=False, **_WHOLE)["input_ids"]
         if not read or unknown in read:
             yield word
 

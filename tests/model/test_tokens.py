@@ -1,6 +1,7 @@
 """Prompts reach the text encoder uncut and right-padded, and words unknown to the tokenizer are reported."""
 
 import copy
+import json
 import shutil
 import sys
 import warnings
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, T5Tokenizer
 
 import audiolens as al
@@ -130,6 +131,17 @@ def test_a_tokenizer_without_places_is_asked_word_by_word() -> None:
             return fast(texts, **options)
 
     assert tokens.unread(["a glittery, tune.", "rusty tune"], Slow()) == ["glittery", "rusty"]
+
+
+def test_a_tokenizer_that_panics_is_a_prompt_error() -> None:
+    """The exception of a panic in Rust is not an `Exception`, and would end the user's program."""
+    good = word_level(["fast"]).backend_tokenizer
+    good.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    facts = json.loads(good.to_str())
+    facts["post_processor"]["special_tokens"] = {"<pad>": {"id": "<pad>", "ids": [0], "tokens": ["<pad>"]}}
+    bad = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(facts)), unk_token="<unk>")
+    with pytest.raises(PromptError, match="the model's tokenizer fails on 'fast': no entry found for key"):
+        tokens.ids(["fast"], bad)
 
 
 def test_a_tokenizer_that_fails_on_a_word_is_a_prompt_error(lens: al.AudioLens) -> None:

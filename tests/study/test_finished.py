@@ -181,5 +181,5 @@ def test_a_manifest_of_gigabytes_is_damage_and_is_not_read_into_memory(out: Path
     manifest = next((out / stages.STAGES).glob("lost-*")) / MANIFEST
     with manifest.open("r+b") as file:
         file.truncate(8 * 2**30)
-    with pytest.raises(DamagedError, match=r"lost-.* is damaged: .*manifest.json is too large"):
+    with pytest.raises(DamagedError, match=r"lost-.*manifest.json is too large"):
         study.load_folder(out)
