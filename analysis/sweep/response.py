@@ -75,6 +75,8 @@ def effects(
         raise InputError(
             f"further: {shown(unknown[0])} is not a column.{nearest(str(unknown[0]), map(str, table.columns))}"
         )
+    if words := [name for name in further if not pd.api.types.is_numeric_dtype(table[name])]:
+        raise InputError(f"further: {shown(words[0])} is not a column of numbers.")
     own = table[table["condition"] == BASELINE].set_index(KEYS)
     columns = [measured, *(["nats"] if "nats" in further else [])]
     pairs = own[columns].reindex(pd.MultiIndex.from_frame(table[KEYS])).to_numpy(dtype=float)
