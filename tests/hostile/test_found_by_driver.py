@@ -19,7 +19,7 @@ from analysis.statistics import rank_test
 from audiolens import measure
 from audiolens.checks import checked_text
 from audiolens.door import guarded
-from audiolens.errors import AudioLensError, InputTypeError
+from audiolens.errors import AudioLensError, InputError, InputTypeError
 
 RECORDS = np.zeros(2, dtype=[("a", float), ("b", int)])
 
@@ -108,3 +108,11 @@ def test_an_error_inside_a_compiled_library_is_not_the_callers() -> None:
 
     with pytest.raises(InputTypeError, match="name="):
         tabled("\ud800")
+
+
+def test_only_columns_of_numbers_are_summarised() -> None:
+    table = pd.DataFrame({"condition": ["baseline", "a"], "kind": ["baseline", "steered"], "prompt": "p", "seed": 0})
+    table = table.assign(brightness=[100.0, 120.0], failed=False, rms_ratio=1.0, onsets=5, entropy_ratio=1.0)
+    assert sweep.effects(table, "brightness", 0)["effect"].iloc[1] == pytest.approx(0.2)
+    with pytest.raises(InputError, match="further: 'prompt' is not a column of numbers"):
+        sweep.effects(table, "brightness", 0, further=["prompt"])
