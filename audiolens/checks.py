@@ -265,12 +265,21 @@ def shown(value: Any) -> str:
     return name if len(text) > _MOST_SHOWN or "\n" in text else text
 
 
+def encodes(text: str) -> bool:
+    """Return whether text can be encoded as UTF-8, which half of a surrogate pair cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def checked_text(name: str, value: Any) -> str:
     """Check that a value is a string, and return it.
 
     Raises:
         InputTypeError: if the value is not a string, or contains half of a surrogate pair, which no file can hold.
     """
-    if not isinstance(value, str) or any("\ud800" <= character <= "\udfff" for character in value):
+    if not isinstance(value, str) or not encodes(value):
         raise InputTypeError(f"{name}={shown(value)}: expected text.")
     return value

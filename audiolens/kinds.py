@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 import numpy as np
 
 from audiolens.arrays import AsArray
-from audiolens.checks import real_number, shown, whole_number
+from audiolens.checks import encodes, real_number, shown, whole_number
 from audiolens.errors import shortened
 
 _LOOKED_AT = 200
@@ -99,19 +99,12 @@ def _fits_plain(hint: type, value: Any) -> bool:
     if hint is bool:
         return isinstance(value, bool | np.bool_)
     if hint is str:
-        return isinstance(value, str) and _encodes(value)
+        return isinstance(value, str) and "\0" not in value and encodes(value)
     try:
         whole_number(value) if hint is int else real_number(value)
     except (TypeError, ValueError, RuntimeError):
         return False
     return True
-
-
-def _encodes(text: str) -> bool:
-    try:
-        return b"\0" not in text.encode()
-    except UnicodeEncodeError:
-        return False
 
 
 def _fits_generic(origin: Any, inner: tuple[Any, ...], value: Any) -> bool:

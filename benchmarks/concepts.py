@@ -17,14 +17,14 @@ import numpy as np
 import pandas as pd
 import typer
 from pages import renewed
-from selectivity import scores
+from selectivity import by_condition, scores, unsteered
 
 from analysis import placement, sweep
 from analysis.listening import share_cores
 from analysis.placement import Placement
 from analysis.study.settings import TEST_SEED
 from analysis.sweep import BASELINE, Condition
-from analysis.sweep.response import effects, unit_of_change
+from analysis.sweep.response import unit_of_change
 from audiolens import AudioLens
 from audiolens.prompts import concepts, load
 
@@ -86,19 +86,11 @@ def _labels(concept: str, pole: str, way: str) -> dict[str, Any]:
 
 def tabled(scored: pd.DataFrame, played: sweep.SweepResult) -> pd.DataFrame:
     """One row per condition: effects on every measure, shares of instruments, drift and failed clips."""
-    labels = ["concept", "pole", "way"]
-    own = scored[scored.condition == BASELINE].reset_index(drop=True)
+    own, rows = unsteered(scored), []
     between = own.groupby("prompt").nats.agg(lambda nats: nats.max() - nats.min()).mean()
-    found = {name: effects(played.table, name).set_index(labels) for name in MEASURES}
-    rows = []
-    for condition in dict.fromkeys(played.table["condition"]):
-        place = tuple(played.table.loc[played.table.condition == condition, labels].iloc[0])
-        mine = scored[scored.condition == condition].reset_index(drop=True)
-        row: dict[str, Any] = dict(zip(labels, place, strict=True))
-        for name, table in found.items():
-            one: Any = table.loc[place]
-            row |= {name: one.effect, f"{name}_low": one.low, f"{name}_high": one.high}
-        row["failed"] = float(played.table.loc[played.table.condition == condition, "failed"].mean())
+    for row, mine in by_condition(scored, played, MEASURES):
+        # A measure that is undefined for a clip is no failure of that clip.
+        row["failed"] = float(played.table.loc[played.table.condition == mine.condition.iloc[0], "failed"].mean())
         row["before"], row["share"] = ((part.instrument == row["concept"]).mean() for part in (own, mine))
         row["drift"] = float((mine.nats - own.nats).abs().mean() / between)
         rows.append(row)

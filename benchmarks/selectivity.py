@@ -8,7 +8,7 @@ and of other seeds show what to compare these with. Stopped runs resume.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -159,10 +159,26 @@ def scores(lens: AudioLens, played: sweep.SweepResult, kept: Path) -> pd.DataFra
 
 def tabled(scored: pd.DataFrame, played: sweep.SweepResult) -> pd.DataFrame:
     """One row per condition: effects on every measure, instrument mix moved, drift and failed clips."""
+    own, rows = unsteered(scored), []
+    for row, mine in by_condition(scored, played, MEASURES):
+        row["instruments"] = mix_moved(list(own.instrument), list(mine.instrument))
+        row["changed"] = float((own.instrument != mine.instrument).mean())
+        row["drift"] = float((mine.nats - own.nats).abs().mean())
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def unsteered(scored: pd.DataFrame) -> pd.DataFrame:
+    """The scores of the baseline's clips."""
+    return scored[scored.condition == BASELINE].reset_index(drop=True)
+
+
+def by_condition(
+    scored: pd.DataFrame, played: sweep.SweepResult, measures: Sequence[str]
+) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
+    """Every condition's labels and effects on the measures, and the scores of its clips."""
     labels = ["concept", "pole", "way"]
-    own = scored[scored.condition == BASELINE].reset_index(drop=True)
-    found = {name: effects(played.table, name).set_index(labels) for name in MEASURES}
-    rows = []
+    found = {name: effects(played.table, name).set_index(labels) for name in measures}
     for condition in dict.fromkeys(played.table["condition"]):
         place = tuple(played.table.loc[played.table.condition == condition, labels].iloc[0])
         mine = scored[scored.condition == condition].reset_index(drop=True)
@@ -170,11 +186,7 @@ def tabled(scored: pd.DataFrame, played: sweep.SweepResult) -> pd.DataFrame:
         for name, table in found.items():
             one: Any = table.loc[place]
             row |= {name: one.effect, f"{name}_low": one.low, f"{name}_high": one.high, "failed": one.failed}
-        row["instruments"] = mix_moved(list(own.instrument), list(mine.instrument))
-        row["changed"] = float((own.instrument != mine.instrument).mean())
-        row["drift"] = float((mine.nats - own.nats).abs().mean())
-        rows.append(row)
-    return pd.DataFrame(rows)
+        yield row, mine
 
 
 @dataclass(frozen=True)

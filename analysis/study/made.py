@@ -13,9 +13,9 @@ from typing import Any
 from analysis.study.stages import BEGUN, MADE, STAGES, SUMMARY
 from analysis.sweep.ledger import read_facts
 from analysis.sweep.planned import PLAN, plan_hash
-from audiolens.errors import DamagedError, InputError
-from audiolens.files.bounded import read_bytes
-from audiolens.files.integrity import MANIFEST, check_bytes, check_manifest, digest, read_json, sealed_json
+from audiolens.errors import DamagedError
+from audiolens.files.bounded import MOST_BYTES
+from audiolens.files.integrity import MANIFEST, check_bytes, check_manifest, content_of, digest, read_json, sealed_json
 from audiolens.files.json_shapes import refuse_other
 
 _SHAPE = {"stages": {str: str}, "hashes": {str: str}, "study": {}}
@@ -55,10 +55,7 @@ def _mark(path: Path) -> str:
         return plan_hash(read_facts(path))
     if not (path / MANIFEST).is_file():
         raise DamagedError(f"{path / MANIFEST} is missing.")
-    try:
-        return digest(read_bytes(path / MANIFEST))
-    except InputError as error:
-        raise DamagedError(str(error)) from None
+    return digest(content_of(path / MANIFEST, MOST_BYTES))
 
 
 def _facts(folder: Path) -> dict[str, Any]:

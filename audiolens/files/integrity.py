@@ -172,8 +172,8 @@ def check_bytes(path: Path, expected: str) -> bytes:
     return content
 
 
-def content_of(path: Path) -> bytes:
-    """Read the bytes of a saved file.
+def content_of(path: Path, most: int = MOST_KEPT_BYTES) -> bytes:
+    """Read the bytes of a saved file of at most `most` bytes.
 
     Raises:
         DamagedError: if the file is missing, is not a regular file, is larger than any saved file, or cannot be read.
@@ -181,7 +181,7 @@ def content_of(path: Path) -> bytes:
     if not path.is_file():
         raise DamagedError(f"{path} is gone.")
     try:
-        return read_bytes(path, MOST_KEPT_BYTES)
+        return read_bytes(path, most)
     except InputError as error:
         raise DamagedError(str(error)) from None
 

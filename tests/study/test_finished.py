@@ -178,7 +178,7 @@ def test_a_study_at_work_is_not_drawn(out: Path) -> None:
 
 
 def test_a_manifest_of_gigabytes_is_damage_and_is_not_read_into_memory(out: Path) -> None:
-    manifest = next((out / stages.STAGES).glob("lost-*")) / MANIFEST
+    manifest = next((out / stages.STAGES).glob(f"lost-*/{MANIFEST}"))
     with manifest.open("r+b") as file:
         file.truncate(8 * 2**30)
     with pytest.raises(DamagedError, match=r"lost-.*manifest.json is too large"):
