@@ -30,6 +30,7 @@ from audiolens.model.text import Prompt
 from audiolens.model.timeline import Real, Span, one_span
 from audiolens.model.traced_model import TracedModel
 from audiolens.sound.codec import AudioSource
+from audiolens.tracing.engines import Engine
 from audiolens.tracing.generate_clips import drawn
 from audiolens.tracing.generation import Generation
 from audiolens.tracing.given_sound import decode_codes, encode_audio
@@ -152,6 +153,7 @@ class AudioLens(OpenedModel, TracedLens, OtherNames, Portable):
         max_new_tokens: int | None = None,
         reading: Reading | None = None,
         sampling: Sampling | None = None,
+        engine: Engine = "exact",
     ) -> Generation:
         """Generate one clip per prompt under `interventions`, and record activations at `sites` during generation.
 
@@ -187,6 +189,11 @@ class AudioLens(OpenedModel, TracedLens, OtherNames, Portable):
             melody: not supported yet; clips are conditioned on text only.
             reading, sampling: a `Reading` replaces the recording arguments (its `seconds` corresponds to `span`). A
                 `Sampling` replaces guidance_scale, temperature, top_k and, if it contains one, the length in seconds.
+            engine: "exact" runs transformers under nnsight and is bit-identical to transformers. "fast" runs the plain
+                decoder, which computes the same function but rounds differently in the last bits. A code can therefore
+                flip where two codes are almost equally likely. "auto" generates the first batch with both engines, and
+                the other batches with the fast one if all codes of the first are equal. `out.settings["engine"]` states
+                the engine that was used. Without seeds only the exact engine is possible.
 
         Raises:
             InputError: (or a subclass) before the model runs, if an argument is out of range. It is also raised if a
@@ -210,6 +217,7 @@ class AudioLens(OpenedModel, TracedLens, OtherNames, Portable):
             decode=decode,
             use_cache=use_cache,
             progress=progress,
+            engine=engine,
         )
 
     @takes("reading", Reading, spread=False, sites=("sites", "names_filter"), seconds=("seconds", "span"))

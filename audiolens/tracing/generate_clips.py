@@ -2,9 +2,12 @@
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -14,18 +17,25 @@ from audiolens.errors import AudioLensWarning, InputError
 from audiolens.interventions import checked_branch, checked_flags
 from audiolens.model import text
 from audiolens.model.text import Prompt
-from audiolens.model.timeline import Real, clip_timeline
+from audiolens.model.timeline import Real, Timeline, clip_timeline
 from audiolens.model.tokens import callers_level
 from audiolens.model.traced_model import TracedModel
 from audiolens.sound.codec import AudioSource
-from audiolens.tracing import model_calls
-from audiolens.tracing.batching import batches, start_columns
+from audiolens.tracing import fast_clips, model_calls
+from audiolens.tracing.batching import Layout, batches, start_columns
+from audiolens.tracing.engines import Choice, checked_engine
 from audiolens.tracing.generation import Generation
 from audiolens.tracing.given_sound import clip_start, decode_codes
 from audiolens.tracing.model_calls import alone, random_state
 from audiolens.tracing.plan import Run, checked_interventions
 from audiolens.tracing.recording import Reading, Recorder
-from audiolens.tracing.sampling import Sampling, checked_generation_config, checked_seeds, sampling_arguments
+from audiolens.tracing.sampling import (
+    Sampling,
+    checked_generation_config,
+    checked_seeds,
+    row_sampler,
+    sampling_arguments,
+)
 
 _UNSET_LENGTH = 20
 """transformers' default `max_length`, for models whose authors did not set one."""
@@ -46,8 +56,10 @@ def drawn(
     decode: bool,
     use_cache: bool,
     progress: bool,
+    engine: str = "exact",
 ) -> Generation:
     """Check the arguments and generate the clips of one call; see `AudioLens.generate`."""
+    chosen = checked_engine(engine)
     checked_flags(exact=exact, decode=decode, use_cache=use_cache, progress=progress)
     config = traced.config
     seeds = one_or_listed("seeds", seeds)
@@ -67,31 +79,20 @@ def drawn(
         batches(sizes, halves=traced.family.halves(guided), exact=exact, batch_size=batch_size, prefix=config.prefix)
     )
     start = clip_start(audio_prompt, len(listed), timeline, traced)
+    choice = Choice(traced, chosen, _unfit(streams, use_cache), partial(_first_logits, traced, listed[0], guided))
     codes = torch.zeros(len(listed), config.n_codebooks, timeline.frames, dtype=torch.long, device=traced.device)
     with alone(traced.model), random_state(keep=streams is not None):
         for layout, length in tqdm(parts, desc="generating", unit="batch", disable=not progress):
+            batch = _Batch.of(traced, layout, length, listed, streams, start, guided)
             if recorder is not None:
                 recorder.begin(layout)
-            run = Run(
-                traced,
-                layout=layout,
-                timeline=timeline,
-                interventions=todo,
-                recorder=recorder,
-            )
-            encoded = text.encode([listed[row] for row in layout.rows], traced.model, traced.tokenizer, length)
-            mine = None if streams is None else [streams[row] for row in layout.rows]
-            given = {} if start is None else {"decoder_input_ids": start_columns(start, config, layout)}
-            made = model_calls.generate(
-                traced.nnsight,
-                run,
-                timeline,
-                use_cache=use_cache,
-                input_ids=encoded.ids,
-                **given,
-                **traced.family.inputs(traced.model, encoded, guided),
-                **sampling_arguments(mine, traced, sampling),
-            )
+            plan = partial(Run, traced, layout=layout, timeline=timeline, interventions=todo)
+            if choice.name == "fast" and not choice.compares:
+                made = batch.fast(traced, plan(recorder=recorder), timeline, sampling)
+            else:
+                made = batch.exact(traced, plan(recorder=recorder), timeline, sampling, use_cache)
+            if choice.compares:
+                choice.decided(made, batch.fast(traced, plan(recorder=None), timeline, sampling))
             codes[list(layout.rows[: layout.kept])] = made[: layout.kept]
     audio = decode_codes(traced, codes) if decode else None
     recorded = None if recorder is None else recorder.cache(listed, traced.name, config.frame_rate)
@@ -111,9 +112,91 @@ def drawn(
             "temperature": float(sampling.temperature),
             "top_k": sampling.top_k,
             "exact": exact,
+            "engine": choice.name,
             "interventions": [type(intervention).__name__ for intervention in todo],
         },
     )
+
+
+@dataclass(frozen=True, eq=False)
+class _Batch:
+    """What one batch reads: its text, its seeds and the frames that it continues."""
+
+    layout: Layout
+    encoded: text.Text
+    seeds: list[int] | None
+    start: Int[Tensor, "row codebook frame"] | None
+    inputs: dict[str, Any]
+
+    @classmethod
+    def of(
+        cls,
+        traced: TracedModel,
+        layout: Layout,
+        length: int | None,
+        prompts: Sequence[Prompt],
+        seeds: Sequence[int] | None,
+        start: Int[Tensor, "row codebook frame"] | None,
+        guided: bool,
+    ) -> "_Batch":
+        encoded = text.encode([prompts[row] for row in layout.rows], traced.model, traced.tokenizer, length)
+        mine = None if seeds is None else [seeds[row] for row in layout.rows]
+        return cls(layout, encoded, mine, start, traced.family.inputs(traced.model, encoded, guided))
+
+    def exact(
+        self, traced: TracedModel, run: Run, timeline: Timeline, sampling: Sampling, use_cache: bool
+    ) -> Int[Tensor, "row codebook frame"]:
+        start = self.start
+        given = {} if start is None else {"decoder_input_ids": start_columns(start, traced.config, self.layout)}
+        return model_calls.generate(
+            traced.nnsight,
+            run,
+            timeline,
+            use_cache=use_cache,
+            input_ids=self.encoded.ids,
+            **given,
+            **self.inputs,
+            **sampling_arguments(self.seeds, traced, sampling),
+        )
+
+    def fast(
+        self, traced: TracedModel, run: Run, timeline: Timeline, sampling: Sampling
+    ) -> Int[Tensor, "row codebook frame"]:
+        assert self.seeds is not None  # `_unfit` refuses the fast engine otherwise
+        given = None if self.start is None else self.start[list(self.layout.rows)]
+        sampler = row_sampler(self.seeds, traced, sampling)
+        return fast_clips.generate(traced, run, timeline, sampler, self.inputs, given)
+
+
+def _unfit(streams: list[int] | None, use_cache: bool) -> str | None:
+    """Return which argument only the exact engine supports, if any."""
+    if streams is None:
+        return "transformers' own sampler is used, because there are no seeds"
+    return None if use_cache else "use_cache=False recomputes every step with transformers"
+
+
+def _first_logits(traced: TracedModel, prompt: Prompt, guided: bool, engine: str) -> Float[Tensor, "..."]:
+    """Return the logits of the first two steps of a very short clip, by which the engines are compared."""
+    config = traced.config
+    reading = Reading("logits", branch="both" if guided else "cond")
+    made = drawn(
+        traced,
+        prompt,
+        max(1, max(config.delays)) / config.frame_rate,
+        reading,
+        Sampling(3.0 if guided else 1.0, 0.0),
+        audio_prompt=None,
+        seeds=0,
+        exact=False,
+        interventions=(),
+        batch_size=None,
+        decode=False,
+        use_cache=True,
+        progress=False,
+        engine=engine,
+    )
+    assert made.cache is not None
+    return made.cache["hook_logits"][..., :2, :]
 
 
 def _warn_beyond(seconds: float, traced: TracedModel) -> None:

@@ -71,7 +71,7 @@ def codes(generate: Callable[..., Any], timeline: Timeline, **inputs: Any) -> In
     keeper = _KeepColumns(timeline.steps + 1)
     start = inputs.get("decoder_input_ids")
     given = 0 if start is None else start.shape[-1] - 1
-    with suppress(_Done), _device(inputs["attention_mask"].device):
+    with suppress(_Done), device_of(inputs["attention_mask"].device):
         generate(max_new_tokens=timeline.steps - given, stopping_criteria=StoppingCriteriaList([keeper]), **inputs)
     columns = keeper.columns
     found = 0 if columns is None else columns.shape[-1]
@@ -87,8 +87,8 @@ def codes(generate: Callable[..., Any], timeline: Timeline, **inputs: Any) -> In
     return made
 
 
-def _device(own: torch.device) -> AbstractContextManager[Any]:
-    """A context in which tensors without a stated device are created on the model's device, not torch's default one."""
+def device_of(own: torch.device) -> AbstractContextManager[Any]:
+    """Return a context in which tensors are created on the model's device by default, not on torch's default one."""
     default = torch.get_default_device()
     return nullcontext() if default.type == "cpu" or default == own else own
 

@@ -71,9 +71,13 @@ class Watch(LogitsProcessor):
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
         """Check all writes since the last call, and the scores "sequence vocab" of the current step."""
-        if self.look(scores[:, None], input_ids.shape[-1] - 1) == -math.inf:
-            self._refuse_all_forbidden(scores, input_ids.shape[-1] - 1)
+        self.check(scores, input_ids.shape[-1] - 1)
         return scores
+
+    def check(self, scores: Float[Tensor, "branch_sequence vocab"], step: int) -> None:
+        """Check all writes since the last call, and the scores of a step."""
+        if self.look(scores[:, None], step) == -math.inf:
+            self._refuse_all_forbidden(scores, step)
 
     def look(self, logits: Float[Tensor, "sequence step vocab"] | None = None, start: int = 0) -> float:
         """Stop the run if the logits, or any values written since the last check, are infinite or NaN.

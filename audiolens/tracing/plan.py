@@ -4,7 +4,7 @@ Each forward pass visits only the sites where something is edited or recorded at
 run stops before a block, nnsight's `stop` ends it there, and later blocks are not computed.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from typing import Any
@@ -41,10 +41,14 @@ class Point:
     edits: list[BoundIntervention] = field(default_factory=list)
     watch: Watch | None = None
 
-    def visit(self, start: int, length: int, recorder: Recorder | None, layout: Layout, view: View) -> None:
-        """Apply the edits and record the value, for the steps of one forward pass."""
+    def due(self, start: int, length: int, recorder: Recorder | None) -> tuple[list[BoundIntervention], bool]:
+        """Return the edits that change a forward pass over these steps, and whether the pass is recorded here."""
         edits = [edit for edit in self.edits if edit.touches(start, length)]
-        wanted = recorder is not None and recorder.wants(self.site, start, length)
+        return edits, recorder is not None and recorder.wants(self.site, start, length)
+
+    def visit(self, start: int, length: int, recorder: Recorder | None, layout: Layout, view: View) -> None:
+        """Apply the edits and record the value, for the steps of one forward pass. This runs inside a trace."""
+        edits, wanted = self.due(start, length, recorder)
         if not edits and not wanted:
             return
         heads = recorder.heads_of(self.site) if recorder is not None and wanted else None
@@ -55,15 +59,20 @@ class Point:
                 f"before step 0): transformers {version('transformers')} does not run this model as the lens expects. "
                 "Install a release that audiolens supports (docs/versions.md)."
             )
+        value = self.changed(value, edits, start)
+        if edits:
+            put(value, None)
+        if wanted and recorder is not None:
+            recorder.write(self.site, value[:, :, list(heads)] if edits and heads else value, start, layout)
+
+    def changed(self, value: Tensor, edits: Sequence[BoundIntervention], start: int) -> Tensor:
+        """Return a value "batch step ..." after the edits, which are watched for overflow."""
         for edit in edits:
             value = edit.apply(value, start if self.tap.form.timed else 0)
         if edits and self.watch is not None:
             seen = value if self.tap.form.timed else value.flatten(1)[:, None]
             self.watch.wrote(self.site, seen, start, min([edit.start for edit in edits]))
-        if edits:
-            put(value, None)
-        if wanted and recorder is not None:
-            recorder.write(self.site, value[:, :, list(heads)] if edits and heads else value, start, layout)
+        return value
 
 
 class Run:

@@ -98,9 +98,12 @@ class Forbid(LogitsProcessor):
     def __call__(
         self, input_ids: Int[Tensor, "sequence column"], scores: Float[Tensor, "branch_sequence vocab"]
     ) -> Float[Tensor, "branch_sequence vocab"]:
-        branches = scores.unflatten(0, (-1, input_ids.shape[0]))
-        forbidden = branches.isneginf().any(0)
-        return branches.masked_fill(forbidden, torch.finfo(scores.dtype).min).flatten(0, 1)
+        return self.among(scores, scores.shape[0] // input_ids.shape[0])
+
+    def among(self, scores: Float[Tensor, "branch_sequence vocab"], branches: int) -> Tensor:
+        """Return the scores, with the lowest possible score for the codes that any of the branches forbids."""
+        each = scores.unflatten(0, (branches, -1))
+        return each.masked_fill(each.isneginf().any(0), torch.finfo(scores.dtype).min).flatten(0, 1)
 
 
 class RowSampler(LogitsProcessor):
@@ -128,6 +131,15 @@ class RowSampler(LogitsProcessor):
         self, input_ids: Int[Tensor, "sequence column"], scores: Float[Tensor, "branch_sequence vocab"]
     ) -> Float[Tensor, "branch_sequence vocab"]:
         guided = scores.shape[0] == 2 * input_ids.shape[0]
+        merged = self.merged(scores, guided)
+        if not guided:
+            return merged
+        # transformers' own guidance, x + (x - x), would be NaN for -inf.
+        merged = merged.clamp_min(torch.finfo(merged.dtype).min)
+        return torch.cat([merged, merged])
+
+    def merged(self, scores: Float[Tensor, "branch_sequence vocab"], guided: bool) -> Float[Tensor, "sequence vocab"]:
+        """Return the scores of which the largest is drawn, with the noise of the next step."""
         if guided:
             halves = dict(zip(self.halves, scores.chunk(2), strict=True))
             cond, null = halves["cond"], halves["null"]
@@ -138,14 +150,16 @@ class RowSampler(LogitsProcessor):
             noise = self.streams.draw().to(merged.device, non_blocking=True)
             merged = merged / self.temperature
             if self.top_k and self.top_k < merged.shape[-1]:
-                least = merged.topk(self.top_k).values[..., -1:]
-                merged = merged.masked_fill(merged < least, torch.finfo(merged.dtype).min)
+                merged = merged.masked_fill(merged < _least_of(merged, self.top_k), torch.finfo(merged.dtype).min)
             merged = merged - rearrange(noise, "row codebook vocab -> (row codebook) vocab").log()
-        if not guided:
-            return merged
-        # transformers' own guidance, x + (x - x), would be NaN for -inf.
-        merged = merged.clamp_min(torch.finfo(merged.dtype).min)
-        return torch.cat([merged, merged])
+        return merged
+
+
+def _least_of(scores: Float[Tensor, "sequence vocab"], top_k: int) -> Float[Tensor, "sequence 1"]:
+    """Return the `top_k`-th largest score. On a CPU, selecting it is much faster than sorting the largest ones."""
+    if scores.device.type == "cpu":
+        return scores.kthvalue(scores.shape[-1] - top_k + 1, dim=-1, keepdim=True).values
+    return scores.topk(top_k).values[..., -1:]
 
 
 def sampling_arguments(seeds: Sequence[int] | None, traced: TracedModel, sampling: Sampling) -> dict[str, Any]:
@@ -157,18 +171,22 @@ def sampling_arguments(seeds: Sequence[int] | None, traced: TracedModel, samplin
     if seeds is None:
         own = {"temperature": temperature, "top_k": top_k or 0} if temperature > 0 else {}
         return {"do_sample": temperature > 0, "guidance_scale": guidance_scale, **own}
-    sampler = RowSampler(
-        RowStreams(seeds, traced.config.n_codebooks, traced.config.vocab_size),
-        guidance_scale=guidance_scale,
-        temperature=temperature,
-        top_k=top_k,
-        halves=traced.family.guided,
-    )
     return {
         "do_sample": False,
         "guidance_scale": guidance_scale,
-        "logits_processor": LogitsProcessorList([sampler]),
+        "logits_processor": LogitsProcessorList([row_sampler(seeds, traced, sampling)]),
     }
+
+
+def row_sampler(seeds: Sequence[int], traced: TracedModel, sampling: Sampling) -> RowSampler:
+    """Return the sampler of a batch, with one random stream per row."""
+    return RowSampler(
+        RowStreams(seeds, traced.config.n_codebooks, traced.config.vocab_size),
+        guidance_scale=float(sampling.guidance_scale),
+        temperature=float(sampling.temperature),
+        top_k=sampling.top_k,
+        halves=traced.family.guided,
+    )
 
 
 def checked_seeds(seeds: int | Sequence[int] | None, rows: int) -> list[int] | None:

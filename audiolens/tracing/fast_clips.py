@@ -1,0 +1,214 @@
+"""Generate the codes of one batch with the plain decoder instead of transformers' `generate`: `engine="fast"`.
+
+The steps, the sampling and the edits are the same. What differs is the work around them: keys and values are stored in
+place, the text is read once, and the cross-attention of the unconditional half, whose output is zero, is not computed.
+Sums can therefore differ from transformers' in the last bits, and a code can flip where two codes are almost equally
+likely. `tracing/engines.py` compares both engines before this one is used.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from audiolens.errors import InputError
+from audiolens.model.plain_decoder import Attended, PlainDecoder, computed, hooked
+from audiolens.model.timeline import Timeline, delay, undelay
+from audiolens.model.traced_model import TracedModel
+from audiolens.tracing.fast_sites import FastSites
+from audiolens.tracing.model_calls import device_of
+from audiolens.tracing.nnsight_source import Model, only
+from audiolens.tracing.overflow import Watch
+from audiolens.tracing.plan import Run
+from audiolens.tracing.sampling import Forbid, RowSampler
+
+
+def refusal(traced: TracedModel) -> str | None:
+    """Return why the fast engine cannot run this model, or `None` if it can."""
+    model = traced.model
+    attention = model.decoder.config._attn_implementation
+    if attention not in ("sdpa", "eager"):
+        return f"the model uses {attention} attention: load it with attn_implementation='sdpa' or 'eager'"
+    if len({parameter.device for parameter in model.decoder.parameters()}) > 1:
+        return "the decoder is distributed over several devices"
+    for name, module in _passed(traced).items():
+        if hooked(module):
+            return f"{name} has a hook, which a run without this module's own call would miss"
+    return None
+
+
+def _passed(traced: TracedModel) -> dict[str, nn.Module]:
+    """The modules whose own call the plain decoder replaces: those that contain the modules it calls."""
+    called = set()
+    for block in traced.blocks:
+        modules = traced.family.modules(block)
+        called |= {id(part) for part in vars(modules).values() if isinstance(part, nn.Module)}
+        for attention in (modules.attention, modules.cross_attention):
+            called |= set() if attention is None else {id(part) for part in vars(attention).values()}
+    called |= {id(part) for part in (traced.final_norm, *traced.heads, *traced.family.embeddings(traced.model))}
+    decoder = traced.model.decoder
+    inside = {name for name, part in decoder.named_modules() if id(part) in called for name in _below(name, decoder)}
+    return {f"decoder.{name}".rstrip("."): part for name, part in decoder.named_modules() if name not in inside}
+
+
+def _below(name: str, root: nn.Module) -> list[str]:
+    """The name of a module and those of its parts."""
+    return [".".join(filter(None, (name, inner))) for inner, _ in root.get_submodule(name).named_modules()]
+
+
+class StepMemory:
+    """The keys and values of one batch: of every step so far, stored in place, and of its text."""
+
+    def __init__(self, decoder: PlainDecoder, rows: int, positions: int, like: Tensor) -> None:
+        config = decoder.config
+        shape = (rows, config.n_heads, positions, config.d_head)
+        self.keys = [like.new_empty(shape) for _ in decoder.blocks]
+        self.values = [like.new_empty(shape) for _ in decoder.blocks]
+        self.texts: list[Attended] = []
+        self.position = 0
+
+    def extended(self, layer: int, key: Tensor, value: Tensor) -> Attended:
+        start, end = self.position, self.position + key.shape[1]
+        keys, values = self.keys[layer], self.values[layer]
+        keys[:, :, start:end] = key.transpose(1, 2)
+        values[:, :, start:end] = value.transpose(1, 2)
+        # Only the first pass covers several steps, and then there are no earlier ones.
+        return Attended(keys[:, :, :end], values[:, :, :end], causal=True)
+
+    def text(self, layer: int) -> Attended:
+        text = self.texts[layer]
+        return Attended(text.key, text.value, text.mask, rows=text.rows)
+
+
+def generate(
+    traced: TracedModel,
+    run: Run,
+    timeline: Timeline,
+    sampler: RowSampler,
+    inputs: dict[str, Any],
+    given: Int[Tensor, "row codebook start"] | None,
+) -> Int[Tensor, "row codebook frame"]:
+    """Generate one batch under the run's plan, and return its codes. `given` are the frames to continue, if any."""
+    nnsight: Model = traced.nnsight
+    nnsight.check_unchanged()
+    # Inference tensors cannot be used with gradients, so they are not given to users.
+    recorded = run.recorder is not None or any(edit.intervention.called for one in run.points for edit in one.edits)
+    with only(traced.model, ()), device_of(traced.device), torch.no_grad() if recorded else torch.inference_mode():
+        return _Clips(traced, run, timeline, sampler, inputs).codes(given)
+
+
+class _Clips:
+    """One batch of clips while it is generated."""
+
+    def __init__(
+        self, traced: TracedModel, run: Run, timeline: Timeline, sampler: RowSampler, inputs: dict[str, Any]
+    ) -> None:
+        self.run, self.timeline, self.sampler = run, timeline, sampler
+        self.layout, self.rows = run.layout, len(run.layout.rows)
+        self.config, self.decoder, self.sites = traced.config, PlainDecoder(traced), FastSites(run)
+        self.watch = run.watch or Watch(run.layout, timeline.frame_rate)
+        self.forbid = Forbid() if run.forbids else None
+        self.prefix: Tensor | None = inputs.get("encoder_hidden_states")
+        self.positions = position_embeddings(traced, run.layout.prefix + timeline.steps)
+        batch = self.rows * self.layout.branches
+        self.memory = StepMemory(self.decoder, batch, len(self.positions), self.positions)
+        if self.decoder.crosses:
+            self._read_text(traced, inputs)
+
+    def codes(self, given: Int[Tensor, "row codebook start"] | None) -> Int[Tensor, "row codebook frame"]:
+        timeline, device = self.timeline, self.positions.device
+        frames = torch.full((self.rows, self.config.n_codebooks, timeline.frames), -1, device=device)
+        first = 0 if given is None else given.shape[-1]
+        if given is not None:
+            frames[..., :first] = given
+        # Column s + 1 is predicted at step s. A code of -1 is still to be drawn.
+        columns = delay(frames, timeline.delays, self.config.pad_code)
+        start = 0
+        for step in range(first, timeline.steps):
+            scores = self._pass(columns[..., start : step + 1], start)
+            self.watch.check(scores, step)
+            if self.forbid is not None:
+                scores = self.forbid.among(scores, self.layout.branches)
+            drawn = self.sampler.merged(scores, guided=self.layout.branches > 1).argmax(-1)
+            column = columns[..., step + 1]
+            columns[..., step + 1] = torch.where(column < 0, drawn.view_as(column), column)
+            start = step + 1
+        return undelay(columns, timeline.delays, timeline.frames)
+
+    def _pass(self, columns: Int[Tensor, "row codebook step"], start: int) -> Float[Tensor, "branch_sequence vocab"]:
+        """Run the decoder over some steps, and return the logits of the last one in transformers' layout."""
+        stream = self.decoder.embedded(columns).repeat(self.layout.branches, 1, 1)
+        sites, memory, hooks = self.sites, self.memory, self.sites.hooks(None)
+        if start == 0 and self.prefix is not None:
+            stream, start = torch.cat([self.prefix, stream], dim=1), -self.layout.prefix
+        length = stream.shape[1]
+        sites.start, sites.length, memory.position = start, length, start + self.layout.prefix
+        if "hook_embed" in hooks:
+            stream = sites.visit("hook_embed", None, stream)
+        positions = self.positions[memory.position : memory.position + length]
+        if "hook_pos_embed" in hooks:
+            positions = sites.visit("hook_pos_embed", None, positions.expand(len(stream), -1, -1))
+        stream = stream + positions
+        for layer in range(self.config.n_layers):
+            stream = computed(self.decoder.block(layer, stream, sites, memory))
+        if not hooks.isdisjoint(_EXITS):
+            return self._logits_visited(stream)
+        stream = self.decoder.final_norm(stream[:, -1])
+        return torch.stack([head(stream) for head in self.decoder.heads], dim=1).flatten(0, 1)
+
+    def _logits_visited(self, stream: Tensor) -> Float[Tensor, "branch_sequence vocab"]:
+        hooks = self.sites.hooks(None)
+        stream = self.decoder.final_norm(stream)
+        if "ln_final.hook_normalized" in hooks:
+            stream = self.sites.visit("ln_final.hook_normalized", None, stream)
+        logits = torch.stack([head(stream) for head in self.decoder.heads], dim=2)
+        if "hook_logits" in hooks:
+            logits = self.sites.visit("hook_logits", None, logits)
+        return logits[:, -1].flatten(0, 1)
+
+    def _read_text(self, traced: TracedModel, inputs: dict[str, Any]) -> None:
+        """Compute every block's keys and values of the text."""
+        states, mask = projected_text(traced, inputs)
+        if "hook_text_states" in self.sites.hooks(None):
+            self.sites.start, self.sites.length = 0, 1
+            states = self.sites.visit("hook_text_states", None, states)
+        seen: Bool[Tensor, "batch 1 1 token"] | None = mask.bool()[:, None, None]
+        # The second half of the rows attends to nothing, and sdpa then returns zero.
+        blind = self.layout.branches == 2 and not self.decoder.eager and not bool(mask[self.rows :].any())
+        blind = blind and self.rows >= _ALIKE
+        if bool(mask.all()):
+            seen = None
+        for layer, block in enumerate(self.decoder.blocks):
+            rows = self.rows if blind and layer not in self.sites.reads_all and block.silent else None
+            key, value = (
+                of(states[:rows]).unflatten(-1, (self.config.n_heads, -1)).transpose(1, 2)
+                for of in (block.cross_key, block.cross_value)
+            )
+            self.memory.texts.append(Attended(key, value, None if seen is None else seen[:rows], rows=rows))
+
+
+_ALIKE = 4
+"""The number of rows from which a CPU's matrix product computes a row in the same way however many others there are.
+Smaller batches keep both halves, so that their codes are also those of the exact engine."""
+_EXITS = ("ln_final.hook_normalized", "hook_logits")
+
+
+def projected_text(traced: TracedModel, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Return the text states that a decoder with cross-attention receives, and their mask, as in the model's forward
+    pass."""
+    model, states, mask = traced.model, inputs["encoder_outputs"][0], inputs["attention_mask"]
+    own = model.decoder.config
+    if model.text_encoder.config.hidden_size != own.hidden_size and own.cross_attention_hidden_size is None:
+        states = model.enc_to_dec_proj(states)
+    return states * mask[..., None], mask
+
+
+def position_embeddings(traced: TracedModel, positions: int) -> Float[Tensor, "position d_model"]:
+    """Return the embeddings of the first positions."""
+    table: Tensor = traced.family.positions(traced.model).weights
+    if len(table) < positions:
+        raise InputError(f"engine='fast': the model has embeddings for {len(table)} positions, not {positions}.")
+    return table[:positions].to(traced.dtype)

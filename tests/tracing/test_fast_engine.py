@@ -1,0 +1,314 @@
+"""The fast engine gives the clips, recordings and errors of the exact one, at every site and with every operator."""
+
+import gc
+from typing import Any
+
+import pytest
+import torch
+from everywhere import IN_BLOCK, WHOLE
+from torch import Tensor, nn
+
+import audiolens as al
+from audiolens.errors import AudioLensError, InputError
+from audiolens.model import plain_decoder
+from audiolens.model.plain_decoder import PlainDecoder
+from audiolens.tracing import engines, fast_clips
+
+PROMPTS = ["fast piano", "slow dark guitar music", "calm", None, "fast bright guitar"]
+SECONDS = 0.6
+FIXTURES = ("lens", "stereo_lens", "melody_lens", "stereo_melody_lens")
+
+
+@pytest.fixture(scope="module", params=FIXTURES)
+def any_lens(request: pytest.FixtureRequest) -> Any:
+    return request.getfixturevalue(request.param)
+
+
+def both(lens: Any, prompts: Any = PROMPTS, seconds: float = SECONDS, **kwargs: Any) -> tuple[Any, Any]:
+    """The same generation by the exact and the fast engine."""
+    seeds = kwargs.pop("seeds", list(range(len(prompts))))
+    exact, fast = (
+        lens.generate(prompts, seconds, seeds=seeds, decode=False, engine=engine, **kwargs)
+        for engine in ("exact", "fast")
+    )
+    assert (exact.settings["engine"], fast.settings["engine"]) == ("exact", "fast")
+    return exact, fast
+
+
+def same(exact: Any, fast: Any) -> None:
+    assert torch.equal(exact.codes, fast.codes)
+    assert (exact.cache is None) == (fast.cache is None)
+    for site in exact.cache or ():
+        torch.testing.assert_close(fast.cache[site], exact.cache[site], atol=2e-5, rtol=1e-4)
+
+
+def sites_of(lens: Any) -> list[str]:
+    known = {site.short for site in lens.find_sites(list(lens.sites()))}
+    return [site for site in (*IN_BLOCK, *WHOLE) if site in known]
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5])
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_clips_are_equal_without_interventions(any_lens: Any, guidance: float, rows: int) -> None:
+    same(*both(any_lens, PROMPTS[:rows], guidance_scale=guidance))
+
+
+@pytest.mark.parametrize("settings", [{"temperature": 0}, {"temperature": 0.7, "top_k": 3}, {"top_k": None}])
+def test_clips_are_equal_for_all_sampling_settings(lens: Any, settings: dict[str, Any]) -> None:
+    same(*both(lens, **settings))
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_clips_are_equal_in_any_batches(any_lens: Any, exact: bool) -> None:
+    same(*both(any_lens, exact=exact, batch_size=None if exact else 2))
+
+
+def test_everything_recorded_is_equal(any_lens: Any) -> None:
+    """All sites in one run, so that each is also read next to all others."""
+    same(*both(any_lens, sites=sites_of(any_lens), branch="both"))
+
+
+@pytest.mark.parametrize("reduce", ["mean", "max", "last"])
+def test_reduced_recordings_of_some_heads_are_equal(lens: Any, reduce: str) -> None:
+    wanted = ["attn.z", "attn.pattern", "attn.result", "cross_attn.pattern", "cross_attn.result", "cross_attn.k"]
+    same(*both(lens, sites=wanted, heads=[2, 0], reduce=reduce, span=(0.2, 0.48)))
+
+
+def operators(lens: Any, site: str) -> list[Any]:
+    """Every operator at a site, each in a row of its own, over a part of the clip where the site has steps."""
+    (found,) = lens.find_sites(site, [1] if site in IN_BLOCK else None)
+    sizes = {
+        "d_model": lens.config.d_model, "d_mlp": lens.config.d_mlp, "d_head": lens.config.d_head,
+        "vocab": lens.config.vocab_size,
+    }  # fmt: skip
+    where: dict[str, Any] = {"site": site, "layers": None if found.layer is None else [1]}
+    timed: dict[str, Any] = {}
+    if "step" in found.axes or "query" in found.axes:
+        where |= {"seconds": (0.08, 0.4)}
+        timed = {"schedule": lambda t: 1 + t}
+    edits = [al.Scale(0.3, rows=[0], **where), al.Apply(lambda value: value * 0.7, rows=[1], **where)]
+    if (size := sizes.get(found.axes[-1])) is not None:
+        vector = torch.randn(size, generator=torch.Generator().manual_seed(len(site)))
+        edits += [
+            al.Add(vector, rows=[2, 3], branch="cond", strength=[3.0, -2.0], **where, **timed),
+            al.Ablate(vector, rows=[4], **where, **timed),
+            al.Clamp(vector, 2.0, rows=[5], **where),
+            al.Replace(vector, rows=[6], **where),
+        ]
+    return edits
+
+
+@pytest.mark.parametrize("site", [*IN_BLOCK, *WHOLE])
+def test_edits_at_every_site_are_equal(any_lens: Any, site: str) -> None:
+    if site not in sites_of(any_lens):
+        pytest.skip("this family does not have the site")
+    prompts = ["slow dark guitar"] * 7
+    edits = operators(any_lens, site)
+    exact, fast = both(any_lens, prompts, 0.4, interventions=edits, sites=[site, "logits"])
+    same(exact, fast)
+    plain = any_lens.generate(prompts, 0.4, seeds=list(range(7)), decode=False, sites="logits", engine="fast")
+    moved = (fast.cache["hook_logits"] != plain.cache["hook_logits"]).flatten(1).any(1)
+    assert moved.tolist() == [True, True, *[len(edits) > 2] * 5]
+
+
+def test_edits_of_heads_norms_and_the_null_half_are_equal(lens: Any) -> None:
+    vector = torch.randn(lens.config.d_model)
+    edits = [
+        al.Scale(4.0, site="attn.z", heads=[1], branch="null"),
+        al.Scale(0.2, site="cross_attn.pattern", heads=[0, 2]),
+        al.Add(vector, layers=[0, 2], strength=9.0, preserve_norm=True),
+        al.Add(vector, site="cross_attn_out", branch="null", strength=5.0),
+    ]
+    same(*both(lens, interventions=edits, sites="cross_attn_out", branch="both"))
+
+
+def test_a_prefix_is_edited_and_recorded_alike(melody_lens: Any) -> None:
+    vector = torch.randn(melody_lens.config.d_model)
+    edit = al.Add(vector, layers=[1], strength=4.0, prefix=True)
+    same(*both(melody_lens, interventions=edit, sites=["resid_post", "attn.pattern"], prefix=True))
+
+
+@pytest.mark.parametrize("frames", [1, 3, 9])
+def test_continued_clips_are_equal(any_lens: Any, frames: int) -> None:
+    start = torch.randint(0, 32, (5, any_lens.config.n_codebooks, frames), generator=torch.Generator().manual_seed(1))
+    edit = al.Add(torch.ones(any_lens.config.d_model), layers=[1], strength=3.0, seconds=(0.2, 0.5))
+    exact, fast = both(any_lens, audio_prompt=start, interventions=edit, sites=["resid_post", "attn.pattern"])
+    same(exact, fast)
+    assert torch.equal(fast.codes[..., :frames], start)
+
+
+def test_forbidden_codes_are_never_drawn(lens: Any) -> None:
+    def forbid(logits: Tensor) -> Tensor:
+        logits[..., 5:] = -torch.inf
+        return logits
+
+    exact, fast = both(lens, interventions=al.Apply(forbid, site="logits", branch="cond"))
+    same(exact, fast)
+    assert int(fast.codes.max()) < 5
+
+
+def test_errors_during_a_run_are_the_same(lens: Any) -> None:
+    def nothing_left(logits: Tensor) -> Tensor:
+        return torch.full_like(logits, -torch.inf)
+
+    def blows(value: Tensor) -> Tensor:
+        return value * torch.inf
+
+    for edit in (
+        al.Apply(nothing_left, site="logits", rows=[2], seconds=(0.2, 0.4)),
+        al.Apply(blows, layers=[1], rows=[1], seconds=(0.2, 0.4)),
+        al.Add(torch.full((lens.config.d_model,), 3e38), layers=[0], rows=[3], strength=1e3),
+    ):
+        messages = []
+        for engine in ("exact", "fast"):
+            with pytest.raises(AudioLensError) as caught:
+                lens.generate(PROMPTS, SECONDS, seeds=1, decode=False, engine=engine, interventions=edit)
+            messages.append(f"{type(caught.value).__name__}: {caught.value}")
+        assert messages[0] == messages[1]
+
+
+def test_eager_attention_is_equal(checkpoint: Any) -> None:
+    from transformers import AutoTokenizer, MusicgenForConditionalGeneration
+
+    model = MusicgenForConditionalGeneration.from_pretrained(checkpoint, attn_implementation="eager").eval()
+    lens = al.AudioLens(model, AutoTokenizer.from_pretrained(checkpoint))
+    edit = al.Scale(3.0, site="text_states")
+    same(*both(lens, interventions=edit, sites=["cross_attn.z", "attn.pattern"], branch="both"))
+
+
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+def test_other_dtypes(checkpoint: Any, dtype: str) -> None:
+    """Float64 leaves no room for rounding; bfloat16 only has to run, and to draw mostly the same codes."""
+    lens = al.AudioLens.from_pretrained(checkpoint, dtype=dtype)
+    exact, fast = both(lens, sites="logits", guidance_scale=3.0)
+    if dtype == "float64":
+        assert torch.equal(exact.codes, fast.codes)
+        torch.testing.assert_close(fast.cache["hook_logits"], exact.cache["hook_logits"], atol=1e-12, rtol=0)
+    assert (exact.codes == fast.codes).float().mean() > 0.5
+
+
+def test_etude_is_equal() -> None:
+    etude = al.AudioLens.from_pretrained("etude")
+    prompts = ["fast piano", "slow strings", "bright bells"]
+    exact, fast = both(etude, prompts, 2.0, sites="logits", branch="both")
+    assert torch.equal(exact.codes, fast.codes)
+    torch.testing.assert_close(fast.cache["hook_logits"], exact.cache["hook_logits"], atol=1e-4, rtol=1e-4)
+
+
+class Other(nn.Linear):
+    """A linear layer that adds something, as an adapter does."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) + 0.3 * input.roll(1, -1)
+
+
+def test_adapters_and_hooks_on_called_modules_take_part(checkpoint: Any) -> None:
+    lens = al.AudioLens.from_pretrained(checkpoint)
+    before = lens.generate(PROMPTS, SECONDS, seeds=1, decode=False, engine="fast").codes
+    block = lens.model.decoder.model.decoder.layers[1]
+    block.self_attn.q_proj.__class__ = Other
+    block.self_attn.v_proj.__class__ = Other
+    block.encoder_attn.out_proj.__class__ = Other
+    exact, fast = both(lens)
+    same(exact, fast)
+    assert not torch.equal(fast.codes, before)
+    handle = block.fc2.register_forward_hook(lambda module, given, out: out * 1.5)
+    hooked, fast = both(lens)
+    handle.remove()
+    same(hooked, fast)
+    assert not torch.equal(fast.codes, exact.codes)
+
+
+def test_a_hook_that_would_be_missed_is_refused(checkpoint: Any) -> None:
+    lens = al.AudioLens.from_pretrained(checkpoint)
+    for path in ("model.decoder.layers.1", "model.decoder.layers.1.self_attn", "model.decoder", "model", ""):
+        handle = lens.model.decoder.get_submodule(path).register_forward_hook(lambda *_: None)
+        with pytest.raises(InputError, match=r"has a hook"):
+            lens.generate("calm", SECONDS, seeds=1, engine="fast")
+        assert lens.generate("calm", SECONDS, seeds=1, engine="auto").settings["engine"] == "exact"
+        handle.remove()
+
+
+def test_arguments_that_only_the_exact_engine_takes(lens: Any) -> None:
+    for kwargs in ({"seeds": None}, {"seeds": 1, "use_cache": False}):
+        with pytest.raises(InputError, match=r"engine='fast': .*Leave engine out"):
+            lens.generate("calm", SECONDS, engine="fast", **kwargs)
+        assert lens.generate("calm", SECONDS, engine="auto", **kwargs).settings["engine"] == "exact"
+    with pytest.raises(InputError, match=r"engine='quick': expected 'exact', 'fast' or 'auto'"):
+        lens.generate("calm", SECONDS, seeds=1, engine="quick")
+
+
+def test_auto_compares_the_first_batch(checkpoint: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    lens = al.AudioLens.from_pretrained(checkpoint)
+    exact = lens.generate(PROMPTS, SECONDS, seeds=1, batch_size=2, sites="resid_post")
+    auto = lens.generate(PROMPTS, SECONDS, seeds=1, batch_size=2, sites="resid_post", engine="auto")
+    assert auto.settings["engine"] == "fast"
+    same(exact, auto)
+    generate = fast_clips.generate
+    called = []
+
+    def wrong(*args: Any) -> Tensor:
+        called.append(1)
+        return (generate(*args) + 1) % 32
+
+    monkeypatch.setattr(fast_clips, "generate", wrong)
+    auto = lens.generate(PROMPTS, SECONDS, seeds=1, batch_size=2, sites="resid_post", engine="auto")
+    assert auto.settings["engine"] == "exact"
+    assert len(called) == 1
+    same(exact, auto)
+
+
+def test_a_decoder_that_computes_something_else_is_refused(checkpoint: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    lens = al.AudioLens.from_pretrained(checkpoint)
+    embedded = PlainDecoder.embedded
+    monkeypatch.setattr(PlainDecoder, "embedded", lambda self, ids: embedded(self, ids) * 1.1)
+    with pytest.raises(InputError, match=r"its logits differ from the model's own by .* standard deviations"):
+        lens.generate("calm", SECONDS, seeds=1, engine="fast")
+    assert lens.generate("calm", SECONDS, seeds=1, engine="auto").settings["engine"] == "exact"
+    monkeypatch.undo()
+    engines._REFUSED.clear()
+    assert lens.generate("calm", SECONDS, seeds=1, engine="auto").settings["engine"] == "fast"
+
+
+def test_the_model_and_the_random_state_are_left_as_they_were(lens: Any) -> None:
+    weights = {name: value.clone() for name, value in lens.model.state_dict().items()}
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    lens.generate(PROMPTS, SECONDS, seeds=1, engine="fast", interventions=al.Scale(2.0, layers=[1]))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, lens.model.state_dict()[name]) for name, value in weights.items())
+    assert not torch.is_inference(lens.generate("calm", SECONDS, seeds=1, engine="fast").codes)
+
+
+def test_a_step_keeps_no_memory(lens: Any) -> None:
+    """As many tensors exist at a late step as at an early one."""
+    calls, counts = [0], []
+
+    def count(value: Tensor) -> Tensor:
+        calls[0] += 1
+        if calls[0] in (3, 15):
+            gc.collect()
+            counts.append(sum(type(one) is Tensor for one in gc.get_objects()))
+        return value
+
+    lens.generate("calm", SECONDS, seeds=1, engine="fast", interventions=al.Apply(count, layers=[1], branch="cond"))
+    assert calls[0] == round(SECONDS * lens.config.frame_rate) + max(lens.config.delays)
+    assert counts[0] == counts[1]
+
+
+def test_the_unconditional_half_is_skipped_only_where_nothing_is_lost(
+    lens: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From four rows on, the cross-attention runs on the conditional half alone, unless a site of it is visited."""
+    seen: list[int] = []
+    cross = plain_decoder.PlainDecoder.cross_attention
+
+    def watched(self: Any, layer: int, stream: Tensor, sites: Any, memory: Any) -> Any:
+        seen.append(len(memory.text(layer).key))
+        return cross(self, layer, stream, sites, memory)
+
+    monkeypatch.setattr(plain_decoder.PlainDecoder, "cross_attention", watched)
+    for rows, edit, expected in ((5, (), 5), (5, al.Scale(1.0, site="cross_attn.z"), 10), (3, (), 6)):
+        seen.clear()
+        lens.generate(["calm"] * rows, SECONDS, seeds=1, decode=False, engine="fast", interventions=edit)
+        assert set(seen) == {expected}
