@@ -5,26 +5,26 @@ once, with its residual stream at every block and its keys and values at earlier
 share one pass up the blocks, which this module calls a climb. A cell joins the batch at the block where its patch is
 made, as one row per pair, and the metric is computed once, after the last block. Climbs from different steps differ in
 length, but only attention depends on the length. Climbs therefore advance in lockstep, and everything that is computed
-per position is computed for all of them at once. Recordings are made through the lens. A climb instead calls the
-blocks' modules directly, so that only what the cells need is computed and stored, and nothing is traced.
+per position is computed for all of them at once. Recordings are made through the lens. A climb instead uses the plain
+decoder, so that only what the cells need is computed and stored, and nothing is traced.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 from einops import einsum
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
-from torch.nn import functional
+from torch import Tensor, nn
 
 from analysis.likelihood import Window, log_probability
 from analysis.patching.grid import BEGIN, EMBEDDINGS, INSIDE, TEXT_SIDE, TEXT_STATES, WRITES, Cell
 from audiolens.errors import SiteError
-from audiolens.model.families.family import BlockModules
+from audiolens.model.plain_decoder import Attended, Attention, PlainDecoder, Positionwise, Steps
 from audiolens.model.site_access import attention_pattern
 
 if TYPE_CHECKING:
@@ -36,9 +36,7 @@ REACHED = {*BEGIN, *WRITES, *EMBEDDINGS, *INSIDE, TEXT_STATES, FINAL, LOGITS}
 """The sites that a climb edits. A patch at any other site would change nothing."""
 POSITIONS = 512
 """Number of positions that a CPU computes at a time. The values of more positions would not fit in its cache."""
-_Positionwise = Callable[[Tensor], tuple[Tensor, ...]]
-_Steps = Generator[tuple[_Positionwise, Tensor], Any, Any]
-"""A generator that yields a function to apply at every position of a stream, and is sent the resulting values."""
+_Climbing = Steps[tuple[Tensor, list[Cell]]]
 _STREAM = ("hook_resid_pre", "hook_resid_mid", "hook_resid_cross")
 
 
@@ -106,6 +104,10 @@ class PairBatch:
     def pairs(self) -> int:
         return len(self.codes)
 
+    @cached_property
+    def decoder(self) -> PlainDecoder:
+        return PlainDecoder(self.lens.traced_model)
+
     def scored(self, cells: Sequence[Cell]) -> Float[Tensor, "cell pair codebook"]:
         """Return the summed log-probability of the scored codes under each cell's patch, in nats.
 
@@ -147,8 +149,7 @@ class PairBatch:
         return torch.where(inside, self.source.scores, self.base.scores).double().sum(-1)
 
     def _read(self, top: Tensor, start: int, order: Sequence[Cell]) -> Float[Tensor, "cell pair codebook"]:
-        traced = self.lens.traced_model
-        stream = traced.final_norm(top)
+        stream = self.decoder.final_norm(top)
         for i, cell in enumerate(order):
             if cell.hooks == (FINAL,):
                 stream[i] = self.base.steps(FINAL, None, start, self.steps)
@@ -163,14 +164,13 @@ class PairBatch:
             if begin >= end:
                 sums.append(kept.expand(len(top), -1))
                 continue
-            head = traced.heads[codebook]
-            logits = head(stream[:, :, begin + shift - start : end + shift - start])
+            logits = self.decoder.heads[codebook](stream[:, :, begin + shift - start : end + shift - start])
             mine = log_probability(logits, self.codes[:, codebook, begin:end].expand(len(top), -1, -1))
             sums.append(kept + mine.double().sum(-1))
         return torch.stack(sums, dim=-1)
 
 
-def together(climbs: Sequence[_Steps]) -> list[Any]:
+def together(climbs: Sequence[Steps[Any]]) -> list[Any]:
     """Run climbs in lockstep, calling each function once for all of them, and return the result of each climb."""
     asked = [next(climb) for climb in climbs]
     ended: list[Any] = []
@@ -185,7 +185,7 @@ def together(climbs: Sequence[_Steps]) -> list[Any]:
     return ended
 
 
-def _positionwise(function: _Positionwise, streams: Sequence[Tensor]) -> list[Any]:
+def _positionwise(function: Positionwise, streams: Sequence[Tensor]) -> list[Any]:
     """Apply a function at every position of several streams, with small streams joined and large ones split."""
     values: list[Any] = []
     waiting: list[Tensor] = []
@@ -198,7 +198,7 @@ def _positionwise(function: _Positionwise, streams: Sequence[Tensor]) -> list[An
     return [tuple(part.unflatten(0, shape) for part in value) for value, shape in shaped]
 
 
-def _at_once(function: _Positionwise, streams: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
+def _at_once(function: Positionwise, streams: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
     flat = torch.cat(list(streams)) if len(streams) > 1 else streams[0]
     size = max(len(flat), 1) if flat.device.type != "cpu" or len(flat) <= 4 * POSITIONS else POSITIONS
     made = [function(part) for part in flat.split(size)]
@@ -214,28 +214,28 @@ class Climb:
     """
 
     def __init__(self, batch: PairBatch, start: int, hooks: frozenset[str], first: int) -> None:
-        self.batch, self.start, self.hooks, self.first = batch, start, hooks, first
+        self.batch, self.start, self.first = batch, start, first
         self.base, self.source, self.steps = batch.base, batch.source, batch.steps
         self.config = batch.lens.config
-        traced = batch.lens.traced_model
-        self.blocks = [traced.family.modules(block) for block in traced.blocks]
-        self.crosses = traced.family.has("hook_cross_attn_out")
-        self.eager = batch.lens.model.decoder.config._attn_implementation == "eager"
+        self.decoder = batch.decoder
+        self.visited = frozenset(hook.replace("hook_result", "hook_z") for hook in hooks & set(INSIDE))
         length, before = batch.steps - start, batch.base.prefix + start
         past = torch.ones(length, before + length, dtype=torch.bool, device=batch.codes.device).tril(before)
         self.past: Bool[Tensor, "1 1 query key"] = past[None, None]
-        self.text: Tensor | None = None
+        self.text_states: Tensor | None = None
+        self.rows = 0
+        """The number of cells in the stream of the part that is being computed."""
         self.new: list[Cell] = []
 
-    def run(self, cells: Sequence[Cell]) -> _Steps:
+    def run(self, cells: Sequence[Cell]) -> _Climbing:
         """Run the pass, and return the stream after the last block and the cell of each of its rows."""
         waiting = list(cells)
         joined: list[Cell] = []
         stream = self._stream(0, self.config.n_layers)[None][:0]
         if cells[0].hooks == (TEXT_STATES,):
-            self.text = self.base.all(TEXT_STATES, None).expand(len(cells), -1, -1, -1).clone()
+            states = self.base.all(TEXT_STATES, None).expand(len(cells), -1, -1, -1)
             self.new, joined, waiting = waiting, waiting, []
-            self.text = self._edited(TEXT_STATES, None, self.text)
+            self.text_states = self._edited(TEXT_STATES, None, states)
             # The first self-attention does not depend on the text.
             stream, self.new = self._stream(1, 0).expand(len(joined), -1, -1, -1), []
         for layer in range(self.first, self.config.n_layers):
@@ -249,7 +249,8 @@ class Climb:
                 if rows:
                     stream = torch.cat([stream, torch.stack(rows)])
                 # Nothing depends on the text before the first cross-attention.
-                if self.text is None or (layer, part) != (0, 1):
+                if self.text_states is None or (layer, part) != (0, 1):
+                    self.rows = len(stream)
                     stream = stream + (yield from self._part(layer, part, stream))
         rows = [self._patched(cell) for cell in waiting]
         return torch.cat([stream, torch.stack(rows)]) if rows else stream, [*joined, *waiting]
@@ -272,7 +273,7 @@ class Climb:
         if layer == self.config.n_layers:
             return self.base.steps("hook_resid_post", layer - 1, self.start, self.steps)
         # Without cross-attention the second part is empty.
-        hook = _STREAM[behind] if self.crosses else _STREAM[min(behind, 1)]
+        hook = _STREAM[behind] if self.decoder.crosses else _STREAM[min(behind, 1)]
         return self.base.steps(hook, layer, self.start, self.steps)
 
     def _patched(self, cell: Cell) -> Float[Tensor, "pair step d_model"]:
@@ -291,100 +292,69 @@ class Climb:
         stream[:, window] = value
         return stream
 
-    def _part(self, layer: int, part: int, stream: Tensor) -> _Steps:
-        """Compute what a part of a block adds to the stream."""
-        block = self.blocks[layer]
+    def _part(self, layer: int, part: int, stream: Tensor) -> Steps[Tensor]:
+        """Return what a part of a block adds to the stream."""
         if part == 1:
-            return (yield from self._self_attention(block, layer, stream))
-        if part == 2:
-            return (yield from self._cross_attention(block, layer, stream)) if self.crosses else stream.new_zeros(())
-        if not {"mlp.hook_pre", "mlp.hook_post"} & self.hooks:
-            (out,) = yield lambda x: (block.mlp_out(block.activation(block.mlp_in(block.mlp_norm(x)))),), stream
-            return out
-        (pre,) = yield lambda x: (block.mlp_in(block.mlp_norm(x)),), stream
-        post = block.activation(self._edited("mlp.hook_pre", layer, pre))
-        (out,) = yield lambda x: (block.mlp_out(x),), self._edited("mlp.hook_post", layer, post)
-        return out
+            return self.decoder.self_attention(layer, stream, self, self)
+        if part == 3:
+            return self.decoder.mlp(layer, stream, self)
+        return self.decoder.cross_attention(layer, stream, self, self) if self.decoder.crosses else _nothing(stream)
 
-    def _self_attention(self, block: BlockModules, layer: int, stream: Tensor) -> _Steps:
-        attention, norm = block.attention, block.attention_norm
+    def hooks(self, layer: int | None) -> frozenset[str]:  # noqa: ARG002 - the climbs of all blocks run in lockstep
+        """The sites inside blocks that this climb, or one in lockstep with it, visits."""
+        return self.visited
 
-        def projected(given: Tensor) -> tuple[Tensor, ...]:
-            return attention.query(given), attention.key(given), attention.value(given)
-
-        if "ln1.hook_normalized" in self.hooks:
-            (given,) = yield lambda x: (norm(x),), stream
-            made = yield projected, self._edited("ln1.hook_normalized", layer, given)
-        else:
-            made = yield lambda x: projected(norm(x)), stream
-        query, key, value = (
-            self._edited(f"attn.hook_{name}", layer, self._heads(one)) for name, one in zip("qkv", made, strict=True)
-        )
-        if past := self.base.prefix + self.start:
+    def extended(self, layer: int, key: Tensor, value: Tensor) -> Attended:
+        """Return the self-attention's keys and values, with those of the unpatched run at earlier steps."""
+        past = self.batch.base.prefix + self.start
+        if past:
             before = (self.base.all(f"attn.hook_{name}", layer, self.start) for name in "kv")
             key, value = (
                 torch.cat([old.expand(len(new), -1, -1, -1, -1), new], dim=2)
                 for old, new in zip(before, (key, value), strict=True)
             )
-        z = self._attended("attn", layer, query, key, value, self.past if past else None, causal=not past)
-        (out,) = yield lambda x: (attention.output(x),), z.flatten(-2)
-        return out
+        return Attended(_by_head(key), _by_head(value), self.past if past else None, causal=not past)
 
-    def _cross_attention(self, block: BlockModules, layer: int, stream: Tensor) -> _Steps:
-        attention, norm, rows = block.cross_attention, block.cross_attention_norm, len(stream)
-        assert attention is not None
-        (query,) = yield lambda x: (attention.query(norm(x)),), stream
-        query = self._edited("cross_attn.hook_q", layer, self._heads(query))
-        if self.text is None:
-            key, value = (
-                self._edited(
-                    f"cross_attn.hook_{name}",
-                    layer,
-                    self.base.all(f"cross_attn.hook_{name}", layer).expand(rows, -1, -1, -1, -1),
-                )
-                for name in "kv"
-            )
+    def text(self, layer: int) -> Attended:
+        """Return the cross-attention's keys and values: those of the unpatched run, or of patched text states."""
+        rows = self.rows
+        if self.text_states is None:
+            key, value = (self.base.all(f"cross_attn.hook_{name}", layer).expand(rows, -1, -1, -1, -1) for name in "kv")
         else:
-            key, value = self._heads(attention.key(self.text)), self._heads(attention.value(self.text))
+            block, heads = self.decoder.blocks[layer], (self.config.n_heads, self.config.d_head)
+            key, value = (of(self.text_states).unflatten(-1, heads) for of in (block.cross_key, block.cross_value))
         seen = self.batch.seen
         mask = None if seen is None else seen.expand(rows, -1, -1).flatten(0, 1)[:, None, None]
-        z = self._attended("cross_attn", layer, query, key, value, mask, causal=False)
-        (out,) = yield lambda x: (attention.output(x),), z.flatten(-2)
+        return Attended(_by_head(key), _by_head(value), mask)
+
+    def visit(self, hook: str, layer: int | None, value: Tensor) -> Tensor:
+        """Apply the patches at a site."""
+        if hook.endswith("hook_z"):
+            # A head's result is a linear map of its z, so a patch of the result is a patch of z.
+            value = self._edited(hook, layer, value)
+            return self._edited(hook.replace("hook_z", "hook_result"), layer, value)
+        if hook in TEXT_SIDE:
+            return self._edited(hook, layer, value.unflatten(0, (-1, self.batch.pairs))).flatten(0, 1)
+        return self._edited(hook, layer, value)
+
+    def pattern(self, hook: str, layer: int, attention: Attention, z: Tensor) -> Tensor:
+        """Recompute the z of the rows whose attention pattern is patched at this block."""
+        if not any(hook in cell.hooks for cell in self.new):
+            return z
+        new, to, query = len(self.new), attention.to, attention.query
+        mine = new * self.batch.pairs
+        mask = None if to.mask is None else to.mask.expand(len(query), -1, -1, -1)[-mine:]
+        causal = to.causal and query.shape[2] > 1
+        pattern = attention_pattern(query[-mine:], to.key[-mine:], mask, float(self.config.d_head**-0.5), causal)
+        pattern = self._edited(hook, layer, pattern.unflatten(0, (new, -1)))
+        values = to.value[-mine:].unflatten(0, (new, -1))
+        z = z.clone()
+        z[-new:] = einsum(pattern, values, "c p h q k, c p h k d -> c p q h d")
+        return z
+
+    def result(self, hook: str, layer: int, z: Tensor, projection: nn.Module, out: Tensor) -> Tensor:  # noqa: ARG002
+        """Return the output unchanged, because patches of heads' results are made at z."""
         return out
-
-    def _attended(
-        self,
-        group: str,
-        layer: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Bool[Tensor, "#row 1 #query key"] | None,
-        causal: bool,
-    ) -> Float[Tensor, "cell pair step head d_head"]:
-        if not len(query):
-            return query
-        q, k, v = (tensor.flatten(0, 1).transpose(1, 2) for tensor in (query, key, value))
-        if mask is not None and self.eager:
-            # If every token is masked, eager attention averages over all tokens, whereas sdpa averages over none.
-            mask = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill(~mask, torch.finfo(q.dtype).min)
-        causal = causal and q.shape[2] > 1
-        attended = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
-        z = attended.transpose(1, 2).unflatten(0, query.shape[:2])
-        hook = f"{group}.hook_pattern"
-        if any(hook in cell.hooks for cell in self.new):
-            pairs = len(self.new) * self.batch.pairs
-            of = None if mask is None else mask.expand(len(q), -1, -1, -1)[-pairs:]
-            scaling = float(self.config.d_head**-0.5)
-            pattern = attention_pattern(q[-pairs:], k[-pairs:], of, scaling, causal).unflatten(0, (-1, len(query[0])))
-            pattern = self._edited(hook, layer, pattern)
-            z = z.clone()
-            z[-len(self.new) :] = einsum(pattern, value[-len(self.new) :], "c p h q k, c p k h d -> c p q h d")
-        z = self._edited(f"{group}.hook_z", layer, z)
-        return self._edited(f"{group}.hook_result", layer, z)
-
-    def _heads(self, tensor: Tensor) -> Float[Tensor, "cell pair step head d_head"]:
-        return tensor.unflatten(-1, (self.config.n_heads, self.config.d_head))
 
     def _edited(self, hook: str, layer: int | None, value: Tensor) -> Tensor:
         """Return `value` with the patches at this site applied. The patched cells are the last rows of `value`."""
@@ -419,3 +389,13 @@ class Climb:
         if cell.head is not None:
             value, theirs = value[:, :, cell.head], theirs[:, :, cell.head]
         value[:, window] = theirs
+
+
+def _by_head(tensor: Float[Tensor, "cell pair step head d_head"]) -> Float[Tensor, "row head step d_head"]:
+    return tensor.flatten(0, 1).transpose(1, 2)
+
+
+def _nothing(stream: Tensor) -> Steps[Tensor]:
+    """Add nothing: the part of a block that the family does not have."""
+    return stream.new_zeros(())
+    yield  # pragma: no cover - makes this a generator
