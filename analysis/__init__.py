@@ -1,4 +1,4 @@
-"""Experiments on an audiolens model, which take a lens or a cache and return a result to tabulate and plot.
+"""Experiments on audiolens models. Each takes a lens or a cache, and returns a result to tabulate and plot.
 
 Each experiment is a package (`analysis.probing`, `from analysis import sweep`) that exports its public functions. The
 other modules of the package contain the implementation. Packages load on first use, so the command line starts quickly.

@@ -23,14 +23,14 @@ from audiolens.sound.codec import checked_codes
 from audiolens.tracing.overflow import checked_logits
 
 FIRST_SECOND: Span = (0.0, 1.0)
-"""The default window. After one second of audio, the music so far already reveals what the text asked for."""
+"""The default window, in seconds. After the first second, the earlier music already reveals what the text asked for."""
 
 
 @dataclass(frozen=True)
 class Window:
     """Frames `first` to `end` (exclusive) of a clip, and the steps that predict them.
 
-    Calling a window returns the metric.
+    Calling a window with logits and codes returns the log-likelihood of the codes in it.
     """
 
     first: int
@@ -98,11 +98,11 @@ def log_probability(logits: Float[Tensor, "*row vocab"], codes: Int[Tensor, "*ro
 def checked_rows(
     lens: AudioLens, prompts: Any, codes: Any
 ) -> tuple[tuple[Prompt, ...], Int[Tensor, "row codebook frame"]]:
-    """Check prompts and codes, and return both with one prompt per row, repeating a single prompt for every row.
+    """Check prompts and codes, and return both with one prompt per row. A single prompt is repeated for every row.
 
     Raises:
-        PromptError, InputError: if a prompt or code is not valid for this model, or there are not as many prompts as
-            rows of codes.
+        PromptError, InputError: if a prompt or code is not valid for this model, or if there are several prompts but
+            not one per row of codes.
     """
     codes = checked_codes(codes, lens.config)
     listed, _ = text.checked(prompts, lens.model, lens.tokenizer, len(codes))
@@ -126,7 +126,7 @@ def refuse_unequal(sizes: Sequence[Sequence[int]], what: str) -> None:
     """Raise `PromptError` if the prompts of a pair differ in length, because their tokens would not line up.
 
     Args:
-        sizes: for each side, the number of tokens of each prompt.
+        sizes: for each of the two sides, the number of tokens of each prompt.
         what: the operation that needs equal lengths; the error message starts with it.
     """
     apart = [row for row, (a, b) in enumerate(zip(*sizes, strict=True)) if a != b]

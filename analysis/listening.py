@@ -2,8 +2,8 @@
 
 For a small model, decoding and measuring take as much CPU time as generating the codes. A sweep on two cores is
 therefore nearly twice as fast when one core generates and the other measures. Each worker has its own copy of the
-codec. If the model is on an accelerator, sound is decoded there and the workers only measure. Results do not depend on
-the number of workers.
+codec. If the model is on an accelerator, sound is decoded on the accelerator and the workers only measure it. Results
+do not depend on the number of workers.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from audiolens import AudioLens
 
 CHUNK = 32
-"""Number of clips decoded at a time on an accelerator. On a CPU, decoding one clip at a time takes about half as long
-per clip, because several clips do not fit in its cache."""
+"""Number of clips decoded at a time on an accelerator. On a CPU, clips are decoded one at a time. This takes about half
+as long per clip, because several clips do not fit in the cache of the CPU."""
 
 _codec: Any = None
 
@@ -50,7 +50,7 @@ class Heard:
 
 
 def default_workers() -> int:
-    """Return half the number of cores that this process may use, at most 8, or 0 if there is only one core."""
+    """Return half the number of cores that this process can use, at most 8, or 0 if there is only one core."""
     return min(8, cpu_count() // 2)
 
 
@@ -92,9 +92,10 @@ class Listener(AbstractContextManager["Listener"]):
                 self._pool.submit(_start_measuring)
 
     def hear(self, codes: Tensor, baseline: Heard | None) -> Future[Heard]:
-        """Decode and measure `codes`, and add columns for `failed` and the causes of failure.
+        """Start to decode and measure `codes`, and return a future with the result.
 
-        A clip fails relative to the same row of `baseline`. Without a baseline, clips are compared with themselves.
+        The table of measures has columns for `failed` and the causes of failure. Whether a clip failed is judged by
+        comparison with the same row of `baseline`. Without a baseline, each clip is compared with itself.
         """
         config = self.lens.config
         if self._pool is None or not self.on_cpu:
@@ -118,7 +119,7 @@ class Listener(AbstractContextManager["Listener"]):
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Use one thread, as a worker does.
+    """Use one thread inside the block, as a worker does.
 
     The number of threads changes the last bits of a sum, and results must not depend on which process computed them.
     """

@@ -23,8 +23,8 @@ class Resampling:
 
     An example is `effect(..., resampling=Resampling(n_bootstrap=200))`.
 
-    Every function that takes some of these settings also accepts them all as `resampling=`. `None` keeps the function's
-    own default. Functions reject a setting that they do not have.
+    Every function that takes some of these settings also accepts a `Resampling` as `resampling=`. A setting of `None`
+    keeps the default of the function. Giving a setting that the function does not use raises an error.
 
     Attributes:
         n_bootstrap: number of bootstrap draws; 0 gives no interval.
@@ -74,7 +74,7 @@ def bootstrap(
     Args:
         statistic: a function that takes row indices (with repeats) and returns a number.
         clusters: the cluster of each row.
-        strata: the stratum of each row. A cluster is replaced only by clusters that cover the same strata.
+        strata: the stratum of each row. In a draw, a cluster is replaced only by clusters that cover the same strata.
     """
     checked_resampling(confidence, n_bootstrap)
     groups = _Groups.of(clusters, strata)
@@ -109,7 +109,7 @@ def interval_of(
     """Return the interval of a statistic from its values over the draws. Its ends are NaN if there are no draws.
 
     With few clusters, plain percentile intervals are too narrow. For example, a 95% interval over 8 prompts covers the
-    true value only about 90% of the time. The levels are therefore widened to match Student's t distribution
+    true value only about 90% of the time. The percentile levels are therefore widened to match Student's t distribution
     (Hesterberg 2015, "What teachers should know about the bootstrap", section 5.2).
     """
     count = fewest if n_clusters is None else n_clusters

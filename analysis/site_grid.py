@@ -43,7 +43,7 @@ class GridSite:
         return "head" in self.axes
 
     def summed(self, values: Float[Tensor, "codebook row ..."]) -> Float[Tensor, "codebook row place head"]:
-        """Sum over features, and over the keys of an attention pattern.
+        """Return the values summed over features and, for an attention pattern, over keys.
 
         The head axis has length 1 if the site has no heads.
         """
@@ -56,7 +56,7 @@ class GridSite:
     def cell(
         self, values: Float[Tensor, "row ..."], start: int, stop: int, head: int | None
     ) -> Bool[Tensor, "row ..."]:
-        """Return a mask of the site's values at steps (or tokens) `start` to `stop` of one head or all heads."""
+        """Return a mask that selects steps (or tokens) `start` to `stop`, for one head or (with `None`) all heads."""
         mask = torch.zeros_like(values, dtype=torch.bool)
         time = next(at for at, axis in enumerate(self.axes) if axis in _TIME)
         chosen = mask.narrow(time, start, stop - start)
@@ -72,7 +72,7 @@ def grid_sites(
     """Return the sites selected by names and layers, grouped by short name.
 
     Raises:
-        SiteError: if the model does not have one of the sites or layers.
+        SiteError: if the model lacks a selected site or layer.
         InputError: if no site is named.
     """
     asked = names_once("sites", sites)
@@ -85,7 +85,7 @@ def grid_sites(
 
 
 def spans(length: int, cells: int) -> list[tuple[int, int]]:
-    """Split `length` steps into at most `cells` spans of nearly equal length."""
+    """Split `length` steps into at most `cells` spans of nearly equal length, and return their (start, end) pairs."""
     n = min(cells, length)
     edges = [round(at * length / n) for at in range(n + 1)]
     return list(zip(edges[:-1], edges[1:], strict=True))

@@ -1,8 +1,8 @@
 """Export tables as CSV, in a form that keeps spreadsheets from running text cells as formulas.
 
-A spreadsheet may read a cell that begins with =, +, -, @ or white space as a formula, and a formula can start programs
-or send the contents of other cells elsewhere. An apostrophe in front of such a cell marks it as text. Numbers are not
-changed.
+A spreadsheet can interpret a cell that begins with =, +, -, @ or white space as a formula, and a formula can start
+programs or send the contents of other cells elsewhere. An apostrophe in front of such a cell marks it as text. Numbers
+are not changed.
 """
 
 from __future__ import annotations

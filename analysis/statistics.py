@@ -1,4 +1,4 @@
-"""The statistics that all reported results use (paired effects, clustered intervals, rank tests and corrections).
+"""The statistics of all reported results: paired effects, clustered intervals, rank tests and corrections.
 
 The functions take numpy arrays and return frozen results. They do not depend on models or sound. Rows that share a
 prompt are not independent, so intervals resample whole prompts instead of single rows. The tests check the coverage or
@@ -36,14 +36,14 @@ from audiolens.errors import InputError
 from audiolens.groups import takes
 
 MOST_FAILED = 0.10
-"""The largest share of failed clips at which an effect may be claimed."""
+"""The largest share of failed clips at which an effect can be claimed."""
 CHOSEN_FAILED = MOST_FAILED / 2
-"""The largest share of failed clips at which a setting may be chosen.
+"""The largest share of failed clips at which a setting can be chosen.
 
 It is half the share that a claim allows, because a chosen setting does worse on new clips.
 """
 LEVEL = 0.05
-"""The largest p-value against controls at which an effect may be claimed."""
+"""The largest p-value against controls at which an effect can be claimed."""
 FEWEST_CONTROLS = 19
 """The smallest number of controls with which p can reach `LEVEL`, because p is at least 1 / (19 + 1)."""
 
@@ -52,7 +52,7 @@ N_PERMUTATIONS = 999
 """Number of sign-flip permutations for the p-values of a grid."""
 
 UNTESTED = "too few prompts or shuffles to test: "
-"""Text printed before a p-value that could not have fallen below the level."""
+"""Text printed before a p-value that could not have fallen below `LEVEL`."""
 
 Alternative = Literal["greater", "less", "two-sided"]
 
@@ -64,16 +64,17 @@ class Effect:
 
     Attributes:
         value: median over pairs of steered / baseline - 1 (0.3 is 30% more). If `relative` is false, it is the median
-            of steered - baseline, in the measure's own unit. Failed pairs count as 0.
+            of steered - baseline, in the measure's own unit. Pairs whose steered clip failed count as 0.
         interval: bootstrap interval of `value`, resampling prompts.
         failed_share: share of the pairs in which the steered clip failed or has no measure.
         n_pairs: number of pairs used. Pairs whose baseline could not be measured are left out.
         n_left_out: number of pairs left out.
         relative: whether `value` is a ratio minus 1.
-        mean: the mean change over the same pairs, which is less noisy than the median if there are few: the geometric
-            mean of steered / baseline, minus 1, or the mean difference. Ratios below 1/100 count as 1/100.
+        mean: the mean change over the same pairs, that is, the geometric mean of steered / baseline, minus 1, or the
+            mean difference if `relative` is false. With few pairs, the mean is less noisy than the median. Ratios below
+            1/100 count as 1/100.
 
-    An effect does not show that this particular direction caused the change, because any added vector may move a
+    An effect does not show that this particular direction caused the change, because any added vector can change a
     measure. Use `rank_test` to compare it with the effects of random directions.
     """
 
@@ -210,13 +211,12 @@ def effect(
         baseline: the measure of the paired unsteered clip. Pairs with NaN here (or 0, if relative) are left out and
             counted in `n_left_out`.
         prompts: the prompt of each pair; the interval resamples prompts.
-        failed: whether each steered clip failed (`audiolens.measure.failed`). The effect of a failed clip is taken as
-            0.
+        failed: whether each steered clip failed (`audiolens.measure.failed`). A failed clip counts as an effect of 0.
         relative: whether to use steered / baseline - 1, which suits measures with a true zero (BPM, Hz). Use False for
             dBFS and mode.
         confidence: coverage of the interval.
-        n_bootstrap: number of draws. 0 gives no interval (NaN), which is enough for control directions, where only the
-            value is used.
+        n_bootstrap: number of draws. With 0, the interval is NaN. This is enough for control directions, because only
+            the value of their effect is used.
         seed: seed of the draws.
         resampling: a `Resampling` instead of `confidence`, `n_bootstrap` and `seed`.
     """
@@ -286,11 +286,12 @@ def means(
 ) -> Means:
     """Return the mean over rows of every cell of an array "row ...", with clustered intervals. NaN values are left out.
 
-    The interval is the one that `bootstrap` gives for a mean, computed for all cells in one matrix product. With
-    `n_permutations`, the signs of whole clusters are also flipped to obtain a p-value, because without an effect both
-    signs of a cluster's values are equally likely. `p_adjusted` compares the studentised mean of a cell with the
-    largest one in the grid under the same flips (Westfall and Young 1993). This bounds the chance of any false claim in
-    the whole grid. `resampling` is a `Resampling` that replaces the four settings.
+    The interval is the same as that of `bootstrap` for a mean, but is computed for all cells in one matrix product.
+    With `n_permutations`, the signs of whole clusters are also flipped to obtain a p-value, because without an effect
+    both signs of a cluster's values are equally likely. `p_adjusted` compares the studentised mean of a cell with the
+    largest studentised mean in the grid under the same flips (Westfall and Young 1993). This bounds the chance of any
+    false claim in the whole grid. `resampling` is a `Resampling` that replaces `confidence`, `n_bootstrap`,
+    `n_permutations` and `seed`.
     """
     array = numbers_of("values", values)
     groups = _clusters(clusters, len(array))
@@ -353,7 +354,7 @@ def rank_test(observed: float, controls: ArrayLike, alternative: Alternative = "
 
 @guarded
 def spearman(strengths: ArrayLike, values: ArrayLike, seed: int = 0) -> Monotonicity:
-    """Return whether a measure rises (rho near 1) or falls (near -1) with strength.
+    """Return Spearman's rho between a measure and strength: near 1 if the measure rises, and near -1 if it falls.
 
     Both arguments have one entry per strength. `values` can be medians, for example. NaN values are left out. rho is
     NaN if fewer than three values remain or if they do not vary.

@@ -1,6 +1,7 @@
 """Convert audiolens objects to numpy arrays and torch tensors, or raise an error if they do not contain a single array.
 
-Without this conversion, numpy and torch would iterate over the object and compute with its layer numbers or names.
+Without this conversion, numpy and torch would iterate over such an object, and compute with its keys (layer numbers or
+site names) instead of its values.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 class AsArray:
     """Base class of objects that numpy and torch can convert to one array.
 
-    `np.asarray` and `torch.as_tensor` copy `_numbers`, and numpy defers to the operators of the class.
+    `np.asarray` and `torch.as_tensor` copy what `_numbers` returns, and numpy defers to the operators of the class.
     """
 
     __array_ufunc__ = None

@@ -20,7 +20,7 @@ def refuse_control(name: str, text: str) -> None:
     """Reject text that contains a control character or half of a surrogate pair.
 
     Raises:
-        InputError: if the text contains one; the message names the character.
+        InputError: if the text contains such a character; the message names the first one.
     """
     found = next((sign for sign in text if unicodedata.category(sign) in _KINDS), None)
     if found is not None:

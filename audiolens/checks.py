@@ -1,7 +1,7 @@
 """Check arguments (numbers, flags and lists), with the same rules and error messages for every function.
 
-A number may be a Python or numpy number, or an array or tensor with no axes. Booleans are not accepted as numbers. A
-list may be any ordered iterable, and is iterated over only once.
+A number can be a Python or numpy number, or an array or tensor with no axes. Booleans are not accepted as numbers. A
+list can be any ordered iterable, and is iterated over only once.
 """
 
 import math
@@ -41,7 +41,7 @@ def whole_numbers(values: Iterable[Any]) -> list[int]:
     """
     found = [whole_number(value) for value in values]
     if long := [value for value in found if value.bit_length() > _MOST_BITS]:
-        raise InputError(f"{shown(long[0])} was given: expected one of ordinary size.")
+        raise InputError(f"{shown(long[0])} was given: expected a smaller number.")
     return found
 
 
@@ -129,7 +129,7 @@ def checked_flags(**flags: object) -> None:
     """Reject any flag that is neither True nor False, because a word such as "no" would be treated as True.
 
     Raises:
-        InputTypeError: if a flag is neither; the message names the flag.
+        InputTypeError: if a flag is neither True nor False; the message names the flag.
     """
     for name, flag in flags.items():
         if not isinstance(flag, bool | np.bool_):
@@ -153,7 +153,7 @@ def listed(name: str, values: Any) -> list[Any]:
 
 
 def bounded(name: str, values: Iterable[Any], most: int = MOST_ITEMS) -> list[Any]:
-    """Return the items of an iterable, which may be infinite.
+    """Return the items of an iterable, which can be infinite.
 
     Raises:
         InputError: if the iterable has more than `most` items.
@@ -211,7 +211,7 @@ def as_array(name: str, values: Any) -> np.ndarray:
         raise
     except (TypeError, ValueError, RuntimeError):
         raise InputTypeError(
-            f"{name}={_briefly(values)}: its items have different lengths, or values that cannot be read."
+            f"{name}={_briefly(values)}: its items have different lengths, or contain values that cannot be read."
         ) from None
 
 
@@ -238,7 +238,7 @@ def _has_items(values: Any) -> bool:
 
 
 def _briefly(values: Any) -> str:
-    """Describe a value briefly, by its text or, if it may be long, by its type."""
+    """Describe a value briefly: by its text or, if the text might be long, by its type."""
     return type(values).__name__ if isinstance(values, Iterable) and not isinstance(values, str) else shown(values)
 
 
@@ -266,7 +266,7 @@ def shown(value: Any) -> str:
 
 
 def encodes(text: str) -> bool:
-    """Return whether text can be encoded as UTF-8, which half of a surrogate pair cannot."""
+    """Return whether text can be encoded as UTF-8. Text that contains half of a surrogate pair cannot be encoded."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -278,7 +278,8 @@ def checked_text(name: str, value: Any) -> str:
     """Check that a value is a string, and return it.
 
     Raises:
-        InputTypeError: if the value is not a string, or contains half of a surrogate pair, which no file can hold.
+        InputTypeError: if the value is not a string, or contains half of a surrogate pair (which cannot be stored in a
+            file).
     """
     if not isinstance(value, str) or not encodes(value):
         raise InputTypeError(f"{name}={shown(value)}: expected text.")

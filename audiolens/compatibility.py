@@ -1,6 +1,7 @@
 """Give the lens aliases that match the method and argument names of TransformerLens, nnsight and transformers.
 
-Each alias gives the same results, bit for bit, as the lens's own name; `docs/coming-from.md` lists all aliases.
+Each alias gives the same results, bit for bit, as the lens's own method or argument. `docs/coming-from.md` lists all
+aliases.
 """
 
 import inspect
@@ -64,7 +65,7 @@ class OtherNames:
         return self.config
 
     def to_str_tokens(self: Any, prompts: Prompt | Sequence[Prompt]) -> list[str] | list[list[str]]:
-        """Do the same as `text_tokens`, but return a single list for a single prompt, as TransformerLens does."""
+        """Return each prompt's tokens as text, like `text_tokens`. As in TransformerLens, one prompt gives one list."""
         found = self.text_tokens(prompts)
         return found[0] if prompts is None or isinstance(prompts, str) else found
 
@@ -101,8 +102,9 @@ class OtherNames:
 
         Each function is called with the activations of all rows, in the site's shape, and with a `Hook` that has the
         site's `name` and `layer()`. It returns new activations, or `None` if it only read its copy of the activations
-        or changed that copy in place. A short name selects the site in every block. A pair may contain a filter
-        function over the full names instead of a name. Each function is called once per batch and guidance branch.
+        or changed that copy in place. A short name selects the site in every block. Instead of a name, a pair can
+        contain a function that selects among the full names. Each function is called once per batch and guidance
+        branch.
         `run_with_interventions` with `Apply` is equivalent.
 
         Raises:
@@ -125,7 +127,7 @@ class OtherNames:
         Other lenses on the same model move with it; caches and clips stay where they are.
 
         Raises:
-            InputError: if there is no such device, or if a `device_map` placed the model.
+            InputError: if this machine does not have the device, or if a `device_map` placed the model.
             InputTypeError: if a dtype is given, because it can be chosen only when a model is loaded.
         """
         if isinstance(device, torch.dtype):
@@ -133,7 +135,7 @@ class OtherNames:
         target = checked_device(device)
         if getattr(self.model, "hf_device_map", None):
             raise InputError(
-                "a device_map placed this model: give another to AudioLens.from_pretrained(device_map=...)."
+                "a device_map placed this model: load it again with AudioLens.from_pretrained(device_map=...) instead."
             )
         with alone(self.model):
             before = self.device

@@ -31,9 +31,9 @@ MOST_VALUES = 2**32
 """The largest number of values in an array. A limit is needed because a broadcast view of a single value can have any
 size."""
 MOST_VALUES_READ = 1_000_000
-"""The largest number of items in a range or an iterator, which may be infinite."""
+"""The largest number of items in a range or an iterator, which can be infinite."""
 _LOOKED_AT = 1_000
-"""The number of items of a list that are checked. Each item may be an array."""
+"""The number of items of a list that are checked. Each item can be an array."""
 _NO_PLACE = (errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EISDIR, errno.EACCES, errno.EPERM)
 INNER = ("change",)
 """Public methods that are left unwrapped, because a run calls them at every step and users do not call them."""
@@ -85,7 +85,7 @@ def _guarded(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _watched(made: Iterator[Any], function: Callable[..., Any], args: Any, kwargs: Any) -> Iterator[Any]:
-    """Guard a generator while it is iterated over, because its body runs, and may fail, only then."""
+    """Guard a generator while it is iterated over, because its body runs (and can fail) only then."""
     try:
         yield from made
     except AudioLensError:
@@ -114,7 +114,7 @@ def raise_named(function: Callable[..., Any], args: Any, kwargs: Any, error: Exc
 
     Raises:
         InputTypeError: if an argument does not fit; the message names the argument.
-        InputError: if all arguments fit but the operating system found no usable file; the message names the path.
+        InputError: if all arguments fit, but a path cannot be opened; the message names the path.
     """
     for name, hint, value in _arguments(function, args, kwargs):
         try:
@@ -131,7 +131,7 @@ def checked_kinds(made: Any) -> None:
     """Check that the fields of a dataclass that users instantiate fit their annotations.
 
     Raises:
-        InputTypeError: if a field does not fit; the message names the first such field.
+        InputTypeError: if a field does not fit its annotation; the message names the first field that does not.
     """
     for field in fields(made):
         module = vars(sys.modules[type(made).__module__])
@@ -166,7 +166,7 @@ def _arguments(function: Callable[..., Any], args: Any, kwargs: Any) -> Iterator
 
 
 def _within_bounds(function: Callable[..., Any], value: Any, args: Any, kwargs: Any) -> Any:
-    """Return a value, or a list of the items if it is an iterator; raise an error if it has too many items."""
+    """Return the value, or a list of its items if the value is an iterator. Too many items raise an error."""
     if type(value) in _SMALL and not any(map(_too_many, _items(value))):
         return value
     if isinstance(value, range) and _too_many(value):
@@ -190,8 +190,7 @@ def _too_many(value: Any) -> bool:
 
 
 def _items(value: Any) -> Iterator[Any]:
-    """Return the first items of a list, or values of a mapping, each of which may be an array. Any other object has
-    none."""
+    """Return the first items of a list, or the first values of a mapping. Any other object has no items."""
     if isinstance(value, dict):
         value = value.values()
     elif not isinstance(value, list | tuple):

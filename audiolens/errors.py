@@ -31,7 +31,7 @@ class GivenTwiceError(InputError, TypeError):
 
 
 class ModelNotFoundError(InputError):
-    """There is no model with this name or in this folder."""
+    """There is no model with the given name or in the given folder."""
 
 
 class ModelFilesError(InputError):
@@ -39,11 +39,11 @@ class ModelFilesError(InputError):
 
 
 class UnsupportedModelError(InputError):
-    """The lens cannot open this model, because its modules are not where the lens expects them."""
+    """The lens cannot open a model, because the model's modules are not where the lens expects them."""
 
 
 class SiteError(InputError):
-    """A site or layer is unknown, or this model does not have it."""
+    """A site or layer is unknown, or the model does not have it."""
 
 
 class PromptError(InputError):
@@ -59,7 +59,7 @@ class AudioLensWarning(UserWarning):
 
 
 class DamageWarning(AudioLensWarning):
-    """A saved file differed from what was written, so it is recreated; the message names the file."""
+    """A saved file differs from what was written, so it is created again; the message names the file."""
 
 
 class UnreadWordsWarning(AudioLensWarning):

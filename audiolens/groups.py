@@ -47,8 +47,8 @@ def takes(
     Args:
         kind: the class of the group, a frozen dataclass.
         spread: `False` only checks the arguments, for a function that reads the group itself.
-        keeps: fields without a loose argument that the function reads from the group itself, or "all".
-        single: fields that may hold a list, which must then have exactly one entry.
+        keeps: fields that have no loose argument and that the function reads from the group itself, or "all".
+        single: fields that can hold a list, but only a list with exactly one entry.
         called: the name of a field's loose argument if it differs from the field's name, or a tuple of this name and
             its aliases. `None` means that a field has no loose argument, although an argument has the field's name.
 
@@ -135,7 +135,7 @@ def _names(given: str | tuple[str, ...] | None, signature: inspect.Signature) ->
 
 
 def _left_out(field: "Field[Any]", value: Any) -> bool:
-    """Whether a field is `None` or empty, as it is by default."""
+    """Whether the value of a field is still `None` or empty, as it is by default."""
     empty = field.default is None or field.default == ()
     return empty and (value is None or (isinstance(value, list | tuple) and not len(value)))
 

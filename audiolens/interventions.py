@@ -93,7 +93,7 @@ def row_numbers(rows: Any) -> list[int]:
 
 @dataclass(frozen=True, eq=False)
 class Operand:
-    """A tensor of an intervention, and the axes it may have.
+    """A tensor of an intervention, and the axes that the tensor can have.
 
     `kind` is "per row" for a number or one number per affected row. It is "vector" for the axes "feature" or
     "row feature". It is "values" if a step axis is also allowed.
@@ -113,7 +113,7 @@ class Intervention:
     Raises, here and in every subclass:
         InputTypeError: on creation, if an argument has the wrong type.
         InputError: on creation, if the branch is unknown or a number is not finite. At the start of a run, if
-            strengths or vectors do not fit the rows or the site, if rows or heads do not exist, if the seconds are
+            strengths or vectors do not fit the rows or the site, if rows or heads do not exist, if the time range is
             outside the clip, or if the vector was read from a different model.
         SiteError: at the start of a run, if the model does not have the site or layer.
     """
@@ -157,7 +157,7 @@ class Intervention:
             object.__setattr__(self, "schedule", numbers("schedule", self.schedule))
 
     overwrites: ClassVar[bool] = False
-    """Whether the intervention may overwrite the original values, so that a run cannot distinguish an overflow from a
+    """Whether the intervention can overwrite the original values. A run then cannot distinguish an overflow from a
     requested value."""
 
     @property
@@ -167,7 +167,7 @@ class Intervention:
 
     @property
     def called(self) -> Callable[[Tensor], Tensor | None] | None:
-        """The function that a run calls with the values instead of `change`, or `None` to use `change`."""
+        """The function that a run calls with the activations (instead of calling `change`), or `None`."""
         return None
 
     def change(self, value: Tensor, amount: Tensor, parts: dict[str, Tensor]) -> Tensor:
@@ -367,8 +367,8 @@ class Apply(Intervention):
 
     Raises:
         InputTypeError: if the function is not callable.
-        InputError: if a strength or a schedule is given. It is also raised while a model runs, if the function returns
-            anything except `None` or a tensor of the shape that it received.
+        InputError: if a strength or a schedule is given. An `InputError` is also raised while a model runs, if the
+            function returns anything except `None` or a tensor of the shape that it received.
     """
 
     function: Callable[[Tensor], Tensor | None]

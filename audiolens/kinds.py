@@ -222,7 +222,7 @@ def _beyond(value: Any) -> bool:
 
 
 def can_be_quoted(value: Any) -> bool:
-    """Whether `repr` works for a number, a list or a mapping; it fails if these are too long or nested too deeply."""
+    """Whether `repr` works for a value. It fails if a number is too long or a list or mapping is nested too deeply."""
     try:
         repr(value if isinstance(value, int | list | tuple | dict | set) else None)
     except (RecursionError, ValueError):

@@ -55,10 +55,10 @@ class AudioLens(OpenedModel, TracedLens, OtherNames, Portable):
         name: the name by which results refer to the model.
 
     Raises:
-        UnsupportedModelError: if a part that the lens relies on is missing, has an unexpected shape, or is built so
-            that an edit would not change what the model computes. `audiolens.tracing.self_check` tests the model with a
-            few tiny forward passes and a tiny generation.
-        InputError: if the model is in training mode, or the tokenizer does not belong to its text encoder.
+        UnsupportedModelError: if a part of the model that the lens relies on is missing, has an unexpected shape, or is
+            built so that an edit would not change what the model computes. `audiolens.tracing.self_check` tests the
+            model with a few tiny forward passes and a tiny generation.
+        InputError: if the model is in training mode, or the tokenizer does not belong to the model's text encoder.
     """
 
     # Views of the model's weights under TransformerLens's names; `model/weights.py` gives their shapes.
@@ -98,7 +98,8 @@ class AudioLens(OpenedModel, TracedLens, OtherNames, Portable):
         replaces `device` and distributes the model over several devices, as in transformers.
 
         Raises:
-            ModelNotFoundError: if no model has this name or folder, or if the hub cannot be reached.
+            ModelNotFoundError: if there is no model with the given name or in the given folder, or if the hub cannot be
+                reached.
             ModelFilesError: if the folder does not contain a complete model with its tokenizer.
             UnsupportedModelError: if the model's family is not supported.
         """
@@ -176,11 +177,11 @@ class AudioLens(OpenedModel, TracedLens, OtherNames, Portable):
                 first. The results are still in the order of the prompts.
             decode: `False` skips the codec, and `out.audio` is then `None`.
             use_cache: `False` recomputes every step from the start, as a check on the key-value cache.
-            audio_prompt: sound that the clips begin with and continue. It may be a pair (waveform, sample rate), mono
-                or stereo at any rate, or the path of a sound file. Pass one for all rows, or a list with one per row. A
-                waveform may have a row axis ("row channel sample"). Codes "row codebook frame" are also accepted. The
+            audio_prompt: sound that the clips begin with and continue: a pair (waveform, sample rate), mono or stereo
+                at any rate, or the path of a sound file. Pass one for all rows, or a list with one per row. A waveform
+                can have a row axis ("row channel sample"). Codes "row codebook frame" are also accepted. The audio
                 prompt is part of `out.codes` and, after decoding, of `out.audio`. The times of interventions and
-                recordings are measured from the start of the prompt.
+                recordings are measured from the start of the audio prompt.
             prefix: also record the conditioning before step 0; see `run_with_cache`.
             seed: one seed for every row.
             max_new_tokens: the length of the clips in steps, as in transformers, instead of `seconds`. The number of
@@ -196,8 +197,8 @@ class AudioLens(OpenedModel, TracedLens, OtherNames, Portable):
                 the engine that was used. Without seeds only the exact engine is possible.
 
         Raises:
-            InputError: (or a subclass) before the model runs, if an argument is out of range. It is also raised if a
-                setting of `model.generation_config` would change the sampling, which must depend only on the arguments.
+            InputError: (or a subclass) before the model runs, if an argument is out of range, or if a setting of
+                `model.generation_config` would change the sampling (which must depend only on the arguments).
             ActivationOverflow: during the run, if interventions, or the model itself, make logits infinite or NaN.
         """
         refuse_melody(melody)
@@ -258,12 +259,12 @@ class AudioLens(OpenedModel, TracedLens, OtherNames, Portable):
                 decoder's own sequence (MusicGen Melody), "eos" selects the last token of the text.
             prefix: also record the conditioning before step 0 (MusicGen Melody), in the shape "row prefix+step ...".
                 The step axis then begins at a negative step, `cache.first_step`. Shorter prefixes are left-padded with
-                zeros, and `cache.prefixes` contains the lengths.
+                zeros, and `cache.prefixes` contains the length of each row's prefix.
             melody: not supported yet; the model is conditioned on text only.
             heads: at sites with a head axis (including patterns and results), record and recompute only these heads.
             stop_at_layer: run only the blocks before this one (0 to n_layers; a negative number counts from the end).
                 `layers=None` then records every block that runs, and interventions at later sites are ignored.
-            names_filter: TransformerLens's name for `sites`; it may also be a function that selects full names.
+            names_filter: TransformerLens's name for `sites`, which can also be a function that selects full names.
                 Selected sites that the run does not reach because of `stop_at_layer` are not recorded.
 
         Returns:

@@ -58,8 +58,8 @@ def tensor_of(name: str, values: Any) -> Tensor:
 
 
 def _of_array(name: str, array: np.ndarray) -> Tensor:
-    """Copy a numpy array to a tensor, changing any negative strides, non-native byte order or long double, which torch
-    does not accept."""
+    """Copy a numpy array to a tensor. Negative strides, non-native byte order and long doubles are converted, because
+    torch does not accept them."""
     if array.dtype.kind not in "fiubc":
         raise InputTypeError(f"{name} has dtype {array.dtype}: expected numbers.")
     wide = array.dtype.kind == "f" and array.itemsize > 8

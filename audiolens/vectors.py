@@ -52,8 +52,8 @@ def each_layers(direction: Any, layers: Sequence[int], width: int, site: str) ->
         absent = [layer for layer in layers if layer not in direction]
         if absent:
             raise SiteError(
-                f"no direction for layer {absent[0]}: {site} was recorded at layers {layers}. use "
-                "cache.at_layers([...]) to choose those that have one."
+                f"no direction for layer {absent[0]}: {site} was recorded at layers {layers}. Use "
+                "cache.at_layers([...]) to select the layers that have a direction."
             )
         vectors = [finite("direction", direction[layer]) for layer in layers]
     else:

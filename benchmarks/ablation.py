@@ -157,8 +157,9 @@ def page(table: pd.DataFrame, steps: int, clips: int, draws: int) -> str:
     lines = [
         f"The decoder was trained from scratch for {steps:,} steps on {clips:,} clips, with the full recipe and "
         "without some of its ingredients (`python benchmarks/ablation.py`). The gap is the log-likelihood of a clip "
-        f"with its caption minus that without, averaged over {HELD_OUT} held-out clips, with a 95% interval over "
-        f"clips. AUCs are computed on clips for {frames} held-out captions per pole, {draws} clips each.",
+        f"with its caption minus its log-likelihood without the caption, averaged over {HELD_OUT} held-out clips, with "
+        f"a 95% interval over clips. AUCs are computed on clips generated from {frames} held-out captions per pole, "
+        f"with {draws} clips per caption.",
         "",
         "| recipe | nats per code | gap, nats per clip | tempo (interval), AUC | timbre, AUC |",
         "|---|---|---|---|---|",

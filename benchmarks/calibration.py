@@ -99,9 +99,10 @@ def calibrated(labels: pd.DataFrame, heard: pd.DataFrame) -> list[Row]:
 def markdown(before: list[Row], after: list[Row], model: str, n: int) -> str:
     """The table in Markdown, with an explanation of its columns."""
     lines = [
-        f"The measures were computed on {n} clips from the synthesiser, 5.12 s each, before and after the codec of "
-        f'`{model}` (`python benchmarks/calibration.py --update`). "Measured" is the share of clips for which the '
-        "measure has a value. ρ is Spearman's rank correlation between the measure and the label over these clips.",
+        f"The measures were computed on {n} clips from the synthesiser, 5.12 s each, before and after encoding and "
+        f"decoding by the codec of `{model}` (`python benchmarks/calibration.py --update`). "
+        '"Measured" is the share of clips for which the measure has a value. ρ is Spearman\'s rank correlation between '
+        "the measure and the label over these clips.",
         "",
         "| measure | label | measured | agreement | measured, after the codec | agreement, after the codec |",
         "|---|---|---|---|---|---|",

@@ -101,11 +101,11 @@ def page(table: pd.DataFrame, found: Mapping[str, Placement], clips: str) -> str
     """The table in Markdown."""
     lines = [
         f"Measured on {clips}. Effects are medians of (steered / baseline - 1), or of the difference, over clips with "
-        "the same prompt and seed, with 95% intervals over prompts. A failed clip counts as no effect. The effect on "
-        "an instrument is the share of clips that a classifier takes for it, before and after. Drift is relative to "
-        "the difference between two seeds of one prompt.",
+        "the same prompt and seed, with 95% intervals over prompts. A failed clip counts as no effect. For an "
+        "instrument, the effect is the share of clips that a classifier assigns to this instrument, without and with "
+        "the words or the steering. Drift is relative to the difference between two seeds of one prompt.",
         "",
-        "| concept | place | alignment | strength (words') | towards | by | own effect | "
+        "| concept | place | alignment | strength (`words_strength`) | towards | by | own effect | "
         + " | ".join(SHOWN)
         + " | drift | failed |",
         "|---|---|---|---|---|---|---|" + "---|" * (len(SHOWN) + 2),

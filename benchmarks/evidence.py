@@ -185,7 +185,7 @@ def page(tables: dict[str, pd.DataFrame], found: list[studies.Study], clips: int
         "**How well étude follows captions.** The clips were generated from 24 held-out captions per pole, with "
         f"{clips} clips per caption. The AUC shows how well the measure separates clips of the high pole from clips of "
         "the low pole, with a 95% interval over captions. The ceiling is the AUC of the same measure on the "
-        "synthesiser's clips after the codec.",
+        "synthesiser's clips after encoding and decoding by the codec.",
         "",
         "| concept | measure | low, median | high, median | AUC | ceiling | difference |",
         "|---|---|---|---|---|---|---|",
@@ -213,8 +213,8 @@ def page(tables: dict[str, pd.DataFrame], found: list[studies.Study], clips: int
         "",
         *(f"- {study.finding} {study.qualification}" for study in found),
         "",
-        "**Effect on other measures.** The clips were steered at the same place and strength, along the whole "
-        "direction and along the direction without its component along the other concept's direction "
+        "**Effect on other measures.** The clips were steered at the place and strength of the table above, along the "
+        "whole direction and along the direction without its component along the other concept's direction "
         "(`orthogonal_to`).",
         "",
         "| steered along | strength | measure | whole direction | orthogonal to the other concept |",

@@ -96,9 +96,9 @@ def page(rows: pd.DataFrame, width: int, poles: int, shuffles: int) -> str:
     lines = [
         "The table shows the absolute cosine similarity to the real direction, over all blocks of étude, for "
         f"{shuffles} shuffles of {poles} + {poles} prompts (computed on shared codes, as in a study) and for the "
-        "directions of the other concepts in this table. For comparison, 5% of random directions of this width exceed "
-        f"{chance_cosine(width):.2f}. "
-        '"Stretched" is the factor by which a shuffle must be scaled up to match the norm of the direction.',
+        "directions of the other concepts in this table. For comparison, 5% of random directions of this width have an "
+        f"absolute cosine similarity above {chance_cosine(width):.2f}. "
+        '"Stretched" is the factor by which a shuffle must be scaled to match the norm of the direction.',
         "",
         "| concept | shuffles | median | 95% below | largest | stretched | other concepts, median | largest |",
         "|---|---|---|---|---|---|---|---|",

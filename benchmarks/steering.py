@@ -256,9 +256,9 @@ def page(
     heads = {
         "strategies": "**Strategies and branches.** The conditional half alone was steered at the strengths used for "
         "both halves, and at these strengths divided by the guidance scale.",
-        "operators": "**Clamp and ablate.** These rows can be compared with the additions above. The strength of a "
-        "clamp is the projection that it sets, in multiples of the direction's length. Its three values are the mean "
-        "projection of the negative pole, the midpoint, and the mean projection of the positive pole.",
+        "operators": "**Clamp and ablate.** These rows can be compared with the rows for `add` in the table above. The "
+        "strength of a clamp is the projection that it sets, in multiples of the direction's length. Its three values "
+        "are the mean projection of the negative pole, the midpoint, and the mean projection of the positive pole.",
         "pairs": "**Two concepts.** Both directions were added at every block (one-to-all). `strength` is the strength "
         f"of {first}, and `other_strength` is the strength of {second}. `combine` states whether the component of one "
         "direction along the other was removed.",
@@ -276,11 +276,11 @@ def page(
     read = tables["readings"]
     mine = read[read["layer"] == read["concept"].map(layers)].drop(columns=["residual_norm"])
     lines += [
-        "**First-order effect.** A small addition to the conditional half is compared with the same addition to both "
-        "halves, by their effects on the guided logits. `factor` is the projection of the first effect onto the "
-        "second, relative to the size of the second. It equals `guidance` if the two halves respond in the same way. "
-        "`cosine` is the cosine similarity between the two effects, and `bend` is the relative deviation from "
-        "linearity when the strength is doubled.",
+        "**First-order effect.** The table compares the effect of a small addition to the conditional half on the "
+        "guided logits with the effect of the same addition to both halves. `factor` is the projection of the first "
+        "effect onto the second, relative to the size of the second. It equals `guidance` if the two halves respond in "
+        "the same way. `cosine` is the cosine similarity between the two effects, and `bend` is the relative deviation "
+        "from linearity when the strength is doubled.",
         "",
         *_markdown(tables["first_order"]),
         "",

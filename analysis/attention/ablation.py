@@ -45,7 +45,7 @@ class HeadAblation:
         layers, heads, prompts: the labels of the first three axes.
         window: the scored frames.
 
-    The change does not isolate a head's function. Other heads may compensate for the scaled head (self-repair). Zero
+    The change does not isolate a head's function. Other heads can compensate for the scaled head (self-repair). Zero
     ablation also removes the head's mean output, which shifts the inputs of later blocks.
     """
 
@@ -134,7 +134,7 @@ def ablate(
         batch_size: number of rows per forward pass. One pass covers several heads if their rows fit.
 
     Raises:
-        SiteError: if the model family does not have the site.
+        SiteError: if the model family lacks the site.
         InputError: if the site has no heads or is on the text side.
     """
     listed, codes = checked_rows(lens, prompts, codes)

@@ -37,15 +37,15 @@ class LagAttention:
             beats back, and "off" is the mean weight half a beat to either side of each. Weights that decay steadily
             therefore score about 0. The score is NaN if the beat is unknown.
         beat_seconds: the beat period of each row.
-        p: permutation p-value of each head, which is the share of shuffles of the beats *between* clips that give a
-            mean score at least as high. It is corrected for the number of heads (Benjamini-Hochberg).
-        control, control_high: the mean and the 95% quantile of the mean score over these shuffles.
+        p: permutation p-value of each head: the share of shuffles of the beats *between* clips that give a mean score
+            at least as high as the head's. It is corrected for the number of heads (Benjamini-Hochberg).
+        control, control_high: the mean and the 95% quantile of the mean score over the shuffles behind `p`.
         layers, heads, prompts: the labels of the axes.
         frame_rate: steps per second.
 
-    A high score does not show that a head tracks the beat, because the head may follow anything that recurs with the
-    beat. The beats of other clips are a conservative control, because a beat of half or double the length shares some
-    lags with the clip's own beat.
+    A high score does not show that a head tracks the beat, because the head might follow something else that recurs
+    with the beat. The beats of other clips are a conservative control, because a beat of half or double the length
+    shares some lags with the clip's own beat.
     """
 
     profiles: Float[np.ndarray, "layer head row lag"]

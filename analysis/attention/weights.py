@@ -1,7 +1,7 @@
 """Record attention weights, one batch at a time, after checking the arguments.
 
-The weights show where a head attends. They do not show what the head copies from there, or whether the output depends
-on it; see Jain and Wallace (2019), "Attention is not explanation".
+The weights show where a head attends. They do not show what the head copies from these positions, or whether the output
+depends on it; see Jain and Wallace (2019), "Attention is not explanation".
 """
 
 from __future__ import annotations

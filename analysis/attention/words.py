@@ -36,7 +36,7 @@ class TextAttention:
         prompts: the prompts of the rows.
         frame_rate: steps per second.
 
-    The weights do not show which word matters, because a head may attend to an uninformative token (often the last)
+    The weights do not show which word matters, because a head can attend to an uninformative token (often the last)
     without using it. To find which words matter, use `attribution.attribute` with `sites="cross_attn.v"`.
     """
 
@@ -171,13 +171,13 @@ def to_text(
     """Return the attention weights from every step to every token of its row's prompt, per layer and head.
 
     The last steps, which only finish the delayed codebooks, are left out. If the text is a prefix (MusicGen Melody),
-    these are self-attention weights on the text's positions in the prefix. `reading` is a `Reading` that replaces
+    the weights are self-attention weights on the text's positions in the prefix. `reading` is a `Reading` that replaces
     `layers` and `heads`.
 
     Raises:
         PromptError, InputError: if prompts or codes do not fit the model or each other, if a prompt is `None`, or if
-            the model does not have one of the heads.
-        SiteError: if the model does not have one of the layers.
+            the model lacks one of the heads.
+        SiteError: if the model lacks one of the layers.
     """
     codes, listed, blocks, chosen = checked(lens, prompts, codes, layers, heads)
     if any(prompt is None for prompt in listed):

@@ -42,7 +42,7 @@ class Agreement:
         intervals: bootstrap intervals of `rho`, over cells.
         n_pairs: number of prompt pairs on which the cells were patched.
 
-    Cells are sampled uniformly, so most effects may be near 0, where ranks are noise. If there are few strong cells,
+    Cells are sampled uniformly, so most effects might be near 0, where ranks are noise. If there are few strong cells,
     the correlation can therefore be low even though the attributions of those cells are right. Ranks do not show scale.
     To check the scale, compare the columns `attributed` and `exact`.
     """

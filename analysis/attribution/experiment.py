@@ -68,7 +68,7 @@ def attribute(
         clean, corrupted: prompts, paired by row. The two prompts of a pair need the same number of tokens for sites on
             the text side, for the method "integrated", and for families whose text is a prefix.
         codes: codes for both runs, usually those generated from the clean prompts.
-        sites: short or full site names. By default, these are the residual stream, the outputs of attention,
+        sites: short or full site names. The default sites are the residual stream, the outputs of attention,
             cross-attention and MLP, and the heads.
         seconds: the window whose codes are scored; the first second by default. Later steps are not run.
         metric: a function to use instead of the log-likelihood. It takes (logits "row codebook step vocab", codes) and
@@ -86,7 +86,7 @@ def attribute(
         reading: a `Reading` instead of `sites` and `layers`.
 
     Raises:
-        SiteError: if the model family does not have one of the sites.
+        SiteError: if the model family lacks one of the sites.
         InputError: if prompts and codes do not pair up, if tokens do not align, or if the metric does not differ
             between the prompts.
     """
@@ -158,7 +158,7 @@ def default_sites(lens: AudioLens, text: bool = False) -> list[str]:
 
 
 def _stacked(parts: Sequence[Part], group: Sequence[GridSite], order: np.ndarray) -> Scores:
-    """Stack the layers of one site over all batches, zero-padding shorter texts."""
+    """Return one site's attributions for all layers and batches, with shorter texts zero-padded."""
     stacked = [np.stack([part.cells[site.name] for site in group]) for part in parts]
     longest = max(grid.shape[3] for grid in stacked)
     padded = [np.pad(grid, [(0, 0)] * 3 + [(0, longest - grid.shape[3]), (0, 0)]) for grid in stacked]

@@ -51,8 +51,8 @@ class DirectResult:
         prompts: the (clean) prompts of the rows.
         window: the frames over which the values are averaged.
 
-    The values do not include indirect effects. A component that writes nothing to these logits may still determine them
-    through later blocks. The scale of the norm is that of the whole stream, so a large component may shrink the
+    The values do not include indirect effects. A component that writes nothing to these logits can still determine them
+    through later blocks. The scale of the norm is that of the whole stream, so a large component can shrink the
     contributions of the others.
     """
 
@@ -132,13 +132,14 @@ def direct(
         corrupted: other prompts, paired by row. Each component's difference (clean minus corrupted) is projected onto
             the unit difference between the two runs' logits. The total is then the norm of that difference.
         direction: a vector "d_model" in the stream before the final norm (for `Directions`, that of the last layer).
-            Components are projected onto the unit vector of logits that this vector writes.
-        seconds: the window that is averaged over; the first second by default.
+            The logits that each component writes are projected onto the unit vector of the logits that `direction`
+            writes.
+        seconds: the window over which values are averaged; the first second by default.
         heads: whether to split attention and cross-attention by head.
 
     Raises:
-        InputError: if both `corrupted` and `direction` are given, if the prompts do not pair up, or if they do not
-            differ.
+        InputError: if both `corrupted` and `direction` are given, if the prompts do not pair up, or if `prompts` and
+            `corrupted` are the same.
     """
     checked_flags(heads=heads)
     listed, codes = checked_rows(lens, prompts, codes)
@@ -208,7 +209,7 @@ class _Run:
         return cls(lens, window, (*labels, "norm_bias"), values, scale, in_window)
 
     def read(self, along: Float[Tensor, "row codebook frame vocab"]) -> Float[Tensor, "component row codebook"]:
-        """Project each component's logits onto `along`, and average over frames. The bias of the norm comes last."""
+        """Return each component's logits projected onto `along`, averaged over frames, with the norm's bias last."""
         norm = self.lens.traced_model.final_norm
         weight, bias = norm.weight.detach().float(), norm.bias.detach().float()
         parts = []

@@ -144,7 +144,7 @@ class Pairing:
     def agreement(
         self, attributed: Mapping[str, np.ndarray], *, check: int, pairs: int, cells: int, seed: int
     ) -> Agreement:
-        """Patch a uniform sample of each site's cells, and compare the effects with `attributed`.
+        """Patch a uniform sample of each site's cells, and return how the effects agree with `attributed`.
 
         `attributed` contains arrays "layer pair codebook place head".
         """

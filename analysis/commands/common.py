@@ -81,7 +81,7 @@ def command_line() -> str:
 
 
 def say(text: str = "", *, err: bool = False) -> None:
-    """Print a line with control characters escaped, because names and labels may come from untrusted files."""
+    """Print a line with control characters escaped, because names and labels can come from untrusted files."""
     typer.echo(printable(text), err=err)
 
 
@@ -132,7 +132,8 @@ def write_result(found: Any, folder: Path, name: str) -> None:
 def print_result(found: Any, as_json: bool, columns: Sequence[str], **only: Any) -> None:
     """Print a result's finding and table.
 
-    JSON output contains the whole table. Text output contains only the given columns of the matching rows.
+    JSON output contains the whole table. Text output contains only the given columns, and only the rows that match
+    `only`.
     """
     if as_json:
         say(to_json(as_facts(found)))

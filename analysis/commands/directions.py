@@ -55,7 +55,7 @@ def directions_read(
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Read a concept's direction at every block (difference of means) and write the directions to a safetensors file.
+    """Read a concept's directions (one difference in means per block) and write them to a safetensors file.
 
     Examples:
 

@@ -36,7 +36,7 @@ def generate(
     seconds: Annotated[float, typer.Option(help="Length of each clip.")] = 5.0,
     seed: Annotated[int, typer.Option(help="Seed of the first prompt; later prompts use the following seeds.")] = 0,
     guidance: Annotated[float, typer.Option(help="Classifier-free guidance scale; 1 means no guidance.")] = 3.0,
-    out: Annotated[Path, typer.Option("--out", "-o", help="New folder for the WAVs.")] = Path("clips"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="New folder for the WAV files.")] = Path("clips"),
     model: Model = "etude",
     as_json: Json = False,
 ) -> None:

@@ -17,15 +17,16 @@ def measure(
         str | None, typer.Option(help="Measures, such as tempo,brightness; tempo_beat_this needs audiolens[beats].")
     ] = None,
     seconds: Annotated[
-        str | None, typer.Option(metavar="FROM:TO", help="Measure only this span; required beyond ten minutes.")
+        str | None,
+        typer.Option(metavar="FROM:TO", help="Measure only this span; required for files over ten minutes."),
     ] = None,
-    jobs: Annotated[int, typer.Option(help="Processes; -1 means one per core. The results do not depend on it.")] = 1,
+    jobs: Annotated[int, typer.Option(help="Number of processes (-1: one per core); does not affect results.")] = 1,
     as_json: Json = False,
 ) -> None:
     """Measure the tempo, onsets, brightness, loudness, register, key and mode of sound files.
 
-    A cell is empty (null in JSON) if the measure is undefined, like the tempo of silence or the pitch of noise. Files
-    that cannot be measured are listed with the reason below the table, and the exit code is then 2.
+    A cell is empty (null in JSON) if the measure is undefined, such as the tempo of silence or the pitch of noise.
+    Files that cannot be measured are listed with the reason below the table, and the exit code is then 2.
 
     Example:
 

@@ -25,8 +25,7 @@ if TYPE_CHECKING:
 
 _SHOWN = ("layer", "seconds", "head", "component", "token", "effect", "low", "high", "normalised", "p_adjusted")
 _HEARD_PAIRS, _HEARD_SECONDS = 8, 5.0
-"""Number of pairs and clip length in seconds of the grid measured on sound, which can show large effects within
-minutes.
+"""Number of pairs, and clip length in seconds, of the grid measured on sound. It can show large effects within minutes.
 """
 
 
@@ -41,7 +40,7 @@ def patch(
     ] = None,
     pairs: Annotated[int, typer.Option(help="Number of pairs, each of a clean and a corrupted prompt.")] = 64,
     mode: Annotated[str, typer.Option(help="denoising (for sufficiency) or noising (for necessity).")] = "denoising",
-    seconds: Annotated[float, typer.Option(help="Scored part of the clean continuation, from its start.")] = 1.0,
+    seconds: Annotated[float, typer.Option(help="Length of the scored start of the clean continuation.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Seed of the clips, intervals and p-values.")] = 0,
     sound: Annotated[
         str | None,
@@ -60,9 +59,9 @@ def patch(
     The metric is the log-likelihood of the clean prompt's music, in nats. The gap in this metric between the two
     prompts is printed first, with its interval. If the interval includes 0, there is no effect to localise.
 
-    A second, coarse grid measures the sound of patched clips. It is computed if --sound names a measure and, except
-    with --by token, for the bundled concepts tempo, timbre, density and register. It uses few pairs, and the output
-    states how many.
+    A second, coarse grid measures the sound of patched clips. It is computed if --sound names a measure. For the
+    bundled concepts tempo, timbre, density and register, it is also computed without --sound, except with --by token.
+    The grid uses few pairs, and the output states how many.
 
     Examples:
 
@@ -121,9 +120,7 @@ def patch(
 
 
 def _ear(concept: str, by: str, measured: str | None, pairs: int, seed: int) -> Sound | None:
-    """Return the settings of the grid on sound, with the requested measure or the concept's own; `None` if there is
-    neither.
-    """
+    """Return the settings of the grid on sound, with the given or default measure; `None` if there is no measure."""
     from analysis.patching import Sound
     from analysis.sweep.response import MEASURED
 

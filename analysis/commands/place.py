@@ -22,23 +22,24 @@ def place(
     ],
     model: Model = "etude",
     read: Annotated[
-        Path | None, typer.Option("--directions", help="A file from `audiolens directions` [default: read again].")
+        Path | None,
+        typer.Option("--directions", help="A file from `audiolens directions` [default: read the directions again]."),
     ] = None,
     strategies: Annotated[
         str, typer.Option(help="Strategies to try: one-to-one, one-to-all, all-to-all.")
     ] = "one-to-one,one-to-all",
     prompts: Annotated[
-        int, typer.Option(help="Number of neutral development prompts; a file without any uses the bundled ones.")
+        int, typer.Option(help="Number of neutral development prompts; if a file has none, bundled ones are used.")
     ] = 8,
     codes: Annotated[
         str, typer.Option(help="Clips for reading the poles: shared (of neutral prompts) or own (of each prompt).")
     ] = "shared",
     seconds: Annotated[float, typer.Option(help="Length of each clip that is read.")] = 2.0,
     screen: Annotated[
-        float, typer.Option(help="Length of the steered clips that cap the strength; 0 generates none.")
+        float, typer.Option(help="Length of the steered clips that cap the strength; 0 generates no clips.")
     ] = 5.0,
     by: Annotated[
-        str, typer.Option(help="Evidence that decides (alignment, norm, probe, patching or attribution).")
+        str, typer.Option(help="Evidence that decides the place: alignment, norm, probe, patching or attribution.")
     ] = "alignment",
     seed: Annotated[int, typer.Option(help="Seed of the clips and intervals.")] = 0,
     out: Annotated[

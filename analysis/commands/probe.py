@@ -37,14 +37,14 @@ def probe(
     n: Annotated[int, typer.Option("--n", help="Number of synthesised clips.")] = 200,
     kind: Annotated[str, typer.Option("--probe", help="ridge, logistic or mlp.")] = "ridge",
     quantity: Annotated[
-        bool, typer.Option("--quantity", help="Regress on the value (R²) instead of classifying low against high.")
+        bool, typer.Option("--quantity", help="Predict the value (R²) instead of classifying low against high.")
     ] = False,
     folds: Annotated[int, typer.Option(help="Folds of the cross-validation.")] = 5,
     shuffles: Annotated[int, typer.Option(help="Label shuffles; p is at least 1 / (shuffles + 1).")] = 20,
     audio: Annotated[Path | None, typer.Option(help="A folder with your own sound files.")] = None,
     labels: Annotated[Path | None, typer.Option(help="A CSV with the columns `file` and CONCEPT.")] = None,
     group: Annotated[
-        str | None, typer.Option(help="Column of --labels whose groups (piece, artist) stay in one fold.")
+        str | None, typer.Option(help="Column of --labels with groups (piece, artist); a group stays in one fold.")
     ] = None,
     seconds: Annotated[float | None, typer.Option(help="Length of each clip.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the clips, folds and shuffles; étude was trained on 1 and 2.")] = 0,
@@ -53,7 +53,7 @@ def probe(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Test how well a concept can be read from each block's activations, compared with the sound itself.
+    """Test how well a concept can be predicted from each block's activations, compared with predictions from the sound.
 
     Examples:
 

@@ -32,4 +32,4 @@ def report(
     if as_json:
         say_json(folder / "summary.json")
         return
-    say(f"{found.finding}\n{found.qualification}\n\n{folder / 'index.html'} is redrawn.")
+    say(f"{found.finding}\n{found.qualification}\n\n{folder / 'index.html'} has been redrawn.")

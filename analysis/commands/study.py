@@ -49,7 +49,7 @@ def study(
         bool, typer.Option("--verify", help="Also scan every block, to see what the evidence missed.")
     ] = False,
     concepts: Annotated[
-        str | None, typer.Option(help="Several concepts, such as tempo,timbre, and their cross-effects.")
+        str | None, typer.Option(help="Study several concepts, such as tempo,timbre, and their cross-effects.")
     ] = None,
     positive: Annotated[Path | None, typer.Option(help="A text file of your own prompts, one per line.")] = None,
     negative: Annotated[Path | None, typer.Option(help="A text file of prompts for the other pole.")] = None,
@@ -71,7 +71,7 @@ def study(
         ),
     ] = None,
     seconds: Annotated[float, typer.Option(help="Length of each clip.")] = 5.0,
-    seed: Annotated[int, typer.Option(help="0 to 99; each seed is an independent repetition.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed, 0 to 99; each seed gives an independent repetition.")] = 0,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -153,7 +153,7 @@ def _asked(concept: str | None, concepts: str | None, positive: Path | None, neg
     if concepts is not None:
         names = [name.strip() for name in concepts.split(",") if name.strip()]
         if len(names) < 2 or len(set(names)) < len(names):
-            raise InputError(f"--concepts {concepts}: expected two or more different ones, such as tempo,timbre.")
+            raise InputError(f"--concepts {concepts}: expected two or more different concepts, such as tempo,timbre.")
         if any(is_prompt_file(name) for name in names):
             raise InputError(
                 f"--concepts {concepts}: expected bundled concepts. A file of prompts needs a measure, so study it "
@@ -172,7 +172,7 @@ def _name(asked: Any) -> str:
 
 
 def _given(asked: Any, words: str | None, measured: str | None) -> PromptSet | str:
-    """Return the prompts in the user's files, or the name of a known concept. Raises if they cannot be studied."""
+    """Return the prompts in the user's files, or the name of a known concept. Raise if neither can be studied."""
     from analysis import study as studies
     from analysis.study.settings import refuse_too_few
 
@@ -216,5 +216,5 @@ def _words(words: str | None) -> tuple[str, str] | None:
         return None
     parts = [part.strip() for part in words.split(",")]
     if len(parts) != 2 or not all(parts) or parts[0].lower() == parts[1].lower():
-        raise InputError(f"--words {words}: expected two different ones, the positive pole's first, such as fast,slow.")
+        raise InputError(f"--words {words}: expected two different words, the positive pole's first, as in fast,slow.")
     return parts[0], parts[1]

@@ -44,7 +44,7 @@ def sweep(
         ),
     ],
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="Folder for the table; if interrupted, the same command resumes.")
+        Path, typer.Option("--out", "-o", help="Folder for the table; the same command resumes an interrupted sweep.")
     ],
     strengths: Annotated[
         str, typer.Option(help="FROM:TO:COUNT, or a list such as -1,-0.5,0.5,1; 0 is the unsteered baseline.")
@@ -64,7 +64,7 @@ def sweep(
     prompts: Annotated[int, typer.Option(help="Number of neutral prompts.")] = 8,
     seeds: Annotated[int, typer.Option(help="Number of seeds per prompt.")] = 2,
     controls: Annotated[
-        int, typer.Option(help="Random directions per place, as controls; with 19, p can reach .05.")
+        int, typer.Option(help="Number of random directions per place, as controls; with 19, p can reach .05.")
     ] = 5,
     shuffled: Annotated[
         int, typer.Option(help="Number of balanced shuffles as controls; not for .safetensors files.")
@@ -77,16 +77,16 @@ def sweep(
         str | None, typer.Option(help="Strengths at which controls are run [default: all].")
     ] = None,
     opposed: Annotated[
-        bool, typer.Option("--opposed", help="Also steer against prompts that ask for the other pole.")
+        bool, typer.Option("--opposed", help="Also steer while the prompt asks for the other pole.")
     ] = False,
     seconds: Annotated[float, typer.Option(help="Length of each clip.")] = 5.0,
     guidance: Annotated[float, typer.Option(help="Classifier-free guidance scale; 1 means no guidance.")] = 3.0,
     batch: Annotated[int, typer.Option(help="Maximum number of clips per batch.")] = 64,
     jobs: Annotated[
-        int | None, typer.Option(help="Processes that measure clips during generation [default: half the cores].")
+        int | None, typer.Option(help="Number of processes that measure clips [default: half the cores].")
     ] = None,
     sound: Annotated[str | None, typer.Option(help="Save every clip, as wav or flac.")] = None,
-    poles: Annotated[int, typer.Option(help="Prompts per pole that directions are read from.")] = 48,
+    poles: Annotated[int, typer.Option(help="Number of prompts per pole from which directions are read.")] = 48,
     codes: Annotated[
         str, typer.Option(help="Clips for reading the poles: shared (of neutral prompts) or own (of each prompt).")
     ] = "shared",
@@ -305,12 +305,12 @@ def _report_missing(labels: Sequence[str], sets: dict[str, PromptSet], measured:
 
     for label in labels:
         if label not in sets:
-            say(f"{label!r}: a file of directions contains no prompts, so the bundled neutral prompts are used and "
-                       "no clip is prompted for a pole; give the file of prompts to have both.", err=True)  # fmt: skip
+            say(f"{label!r}: a file of directions contains no prompts, so the bundled neutral prompts are used "
+                       "and no prompt asks for a pole; for both, give the file of prompts.", err=True)  # fmt: skip
         elif warning := words_unread(sets[label], lens):
             say(f"{warning}: clips whose prompts ask for the poles are uninformative.", err=True)
         if measured is None and label not in MEASURED:
-            say(f"{label!r} has no known measure, so effects are reported in tempo; --measure sets another.", err=True)
+            say(f"{label!r} has no known measure, so effects on tempo are reported; --measure sets another.", err=True)
 
 
 def _strengths(option: str, text: str) -> list[float]:

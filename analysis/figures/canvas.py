@@ -34,7 +34,7 @@ _ASKED = ContextVar("_ASKED", default=_ALONE)
 def drawable(plot: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options `ax` (the caller's axes) and `caption` (whether to draw the caption) to a result's `.plot`.
 
-    The method returns the figure that it drew into, which is the caller's figure if `ax` is given.
+    The method returns the figure into which it drew. If `ax` is given, this is the caller's figure.
 
     Raises:
         InputTypeError: if `ax` is not an Axes.

@@ -37,7 +37,7 @@ CONTROL_MARKS: Mapping[str, tuple[str, str, str]] = {
     "other": (BLACK, "d", "other concepts"),
     "shuffled": (PURPLE, "1", "freely shuffled labels"),
 }
-"""Colour, marker and name of each kind of control. Only folders written by earlier versions contain the last one."""
+"""Colour, marker and name of each kind of control. Only folders written by earlier versions contain the last kind."""
 
 
 def layers(scan: pd.DataFrame, measured: str, *, chosen: Mapping[str, Any] | None = None) -> Figure:

@@ -1,7 +1,7 @@
 """Gather several kinds of evidence about each block for the layer-attribution plot.
 
 `gather(probe=..., patching=..., attribution=..., norm=..., steering=...)` takes evidence under any name. Each piece of
-evidence can be a frame with a "layer" column, a series over layers, one number per layer, or `Directions`.
+evidence can be a data frame with a "layer" column, a series over layers, one number per layer, or `Directions`.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class LayerEvidence:
 class LayerAttribution:
     """Several kinds of evidence over the same blocks.
 
-    The kinds are not weighted against each other. They measure different things, such as what can be decoded from a
-    block, what a block passes on, and what changes the output. They may therefore peak at different blocks and all be
+    The kinds are not weighted against each other, because they measure different things: what can be decoded from a
+    block, what a block passes on, or what changes the output. They can therefore peak at different blocks and all be
     right.
     """
 
@@ -116,15 +116,15 @@ def _peak(one: LayerEvidence) -> str:
 
 @guarded
 def gather(*, units: Mapping[str, str] | None = None, **evidence: Any) -> LayerAttribution:
-    """Gather evidence over layers.
+    """Return the given evidence over layers as one `LayerAttribution`.
 
     Args:
         units: the unit of each kind of evidence, by name. The usual kinds have default units (`UNITS`).
-        evidence: the evidence of each kind, by name. A frame needs a "layer" column and a column of values, and may
-            have "low" and "high". The column of values has the name of the evidence, or one of "effect", "value",
-            "score", "mean" and "norm". Otherwise, the only other numeric column is used. For `Directions`, the value is
-            the direction's norm relative to that of the residual stream. An array contains one value per layer,
-            starting at layer 0. Evidence of `None` is ignored.
+        evidence: the evidence of each kind, by name. A data frame needs a "layer" column and a column of values, and
+            can also have the columns "low" and "high". The column of values has the name of the evidence, or one of
+            "effect", "value", "score", "mean" and "norm". If there is no such column, the only other numeric column is
+            used. For `Directions`, the value is the direction's norm relative to that of the residual stream. An array
+            contains one value per layer, starting at layer 0. Evidence of `None` is ignored.
 
     Raises:
         InputError, InputTypeError: if no evidence is given, if a layer has several rows, or if it is unclear which

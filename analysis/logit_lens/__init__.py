@@ -1,4 +1,4 @@
-"""The logit lens, which shows what each block predicts (`read`) and what the model would play there (`listen`)."""
+"""The logit lens, which shows what each block predicts (`read`) and what each block would play (`listen`)."""
 
 from analysis.logit_lens.audible import Audible, listen
 from analysis.logit_lens.reading import LogitLensResult, read

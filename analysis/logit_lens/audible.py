@@ -36,7 +36,7 @@ class Audible:
         given: the given codes, decoded by the same codec.
 
     Each frame is predicted from the *given* history, not from the block's own output. A clip does not show what the
-    block would play by itself, and its beat may come from the history.
+    block would play by itself, and the beat of the clip might come from the history.
     """
 
     clips: Mapping[int, Generation]
@@ -51,7 +51,7 @@ class Audible:
         """Save the clips of each layer in a separate folder (such as "block03"), and the given clips in "given".
 
         Raises:
-            InputError: if one of these folders exists and is not empty, or cannot be written.
+            InputError: if one of these folders exists and is not empty, or cannot be written to.
         """
         folder = Path(folder)
         for layer, clips in self.clips.items():
@@ -108,14 +108,14 @@ def listen(
 
     Args:
         layers: blocks to listen to (default: all).
-        seeds: one seed per row, or one for all rows. Codes are then sampled, with the same noise at every block. With
-            `None`, the likeliest code is taken.
+        seeds: one seed per row, or one for all rows. With seeds, codes are sampled, with the same noise at every block.
+            With `None`, the likeliest code is taken.
         temperature, top_k: sampling settings.
 
     Raises:
         PromptError, InputError: if prompts or codes do not fit the model or each other, if the number of seeds does not
             match the rows, or if the sampling settings are invalid.
-        SiteError: if the model does not have one of the layers.
+        SiteError: if the model lacks one of the layers.
     """
     codes, listed, chosen = checked(lens, prompts, codes, layers, last=layers is None)
     streams = checked_seeds(seeds, len(listed))

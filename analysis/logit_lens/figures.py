@@ -87,8 +87,8 @@ def caption(result: LogitLensResult) -> str:
     return (
         "The residual stream after each block, decoded by the final norm and each codebook's head. Lines are means "
         f"over {len(result.prompts)} clips of {result.ranks.shape[-1] / result.frame_rate:g} s (geometric for ranks), "
-        f"and bands are 95% intervals over {n} prompts. The dashed line is the rank of another clip's code at that "
-        "position."
+        f"and bands are 95% intervals over {n} prompts. The dashed line is the rank of another clip's code at the "
+        "same position."
     )
 
 
@@ -104,7 +104,7 @@ def audible_paper(result: Audible, rows: int = 2) -> Figure:
     figure = spectrograms.paired(sounds, result.given.sample_rate, names, list(columns))
     return captioned(
         figure,
-        "What each block would play, as its prediction of every frame from the given clip's history is decoded to "
+        "What each block would play: its prediction of every frame from the given clip's history, decoded to "
         "sound. Levels are relative to each clip's loudest point.",
     )
 

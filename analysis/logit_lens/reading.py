@@ -145,7 +145,7 @@ def read(
 
     Raises:
         PromptError, InputError: if prompts or codes do not fit the model or each other.
-        SiteError: if the model does not have one of the layers.
+        SiteError: if the model lacks one of the layers.
     """
     codes, listed, chosen = checked(lens, prompts, codes, layers)
     found: dict[str, list[np.ndarray]] = {}

@@ -35,7 +35,7 @@ LOGITS, FINAL = "hook_logits", "ln_final.hook_normalized"
 REACHED = {*BEGIN, *WRITES, *EMBEDDINGS, *INSIDE, TEXT_STATES, FINAL, LOGITS}
 """The sites that a climb edits. A patch at any other site would change nothing."""
 POSITIONS = 512
-"""Number of positions that a CPU computes at a time. The values of more positions would not fit in its cache."""
+"""Number of positions that a CPU computes at a time. More positions would not fit in the CPU's cache."""
 _Climbing = Steps[tuple[Tensor, list[Cell]]]
 _STREAM = ("hook_resid_pre", "hook_resid_mid", "hook_resid_cross")
 
@@ -78,7 +78,7 @@ def recorded_hooks(lens: AudioLens, cells: Sequence[Cell]) -> tuple[list[str], l
 def _recorded_as(hook: str) -> str:
     """Return the site to record for a patch at `hook`.
 
-    For a head's result, this is z, because the result is a linear map of z and takes more memory.
+    A head's result is recorded as z, because the result is a linear map of z but takes more memory.
     """
     return hook.replace("hook_result", "hook_z")
 
@@ -111,7 +111,7 @@ class PairBatch:
     def scored(self, cells: Sequence[Cell]) -> Float[Tensor, "cell pair codebook"]:
         """Return the summed log-probability of the scored codes under each cell's patch, in nats.
 
-        The sum is NaN if the pair does not have the cell's token.
+        The sum is NaN if the pair lacks the cell's token.
         """
         plain = self.base.scores.double().sum(-1)
         out = plain.expand(len(cells), -1, -1).clone()
@@ -186,7 +186,7 @@ def together(climbs: Sequence[Steps[Any]]) -> list[Any]:
 
 
 def _positionwise(function: Positionwise, streams: Sequence[Tensor]) -> list[Any]:
-    """Apply a function at every position of several streams, with small streams joined and large ones split."""
+    """Apply a function at every position of several streams, and return its values for each stream."""
     values: list[Any] = []
     waiting: list[Tensor] = []
     for stream in streams:

@@ -86,7 +86,7 @@ def patch(
     reading: Reading | None = None,  # noqa: ARG001 - its values arrive as the loose arguments
     resampling: Resampling | None = None,  # noqa: ARG001 - its values arrive as the loose arguments
 ) -> PatchingResult:
-    """Patch every cell of a grid in many pairs of clean and corrupted runs.
+    """Patch every cell of a grid in many pairs of clean and corrupted runs, and return the effects.
 
     Args:
         lens: the model.
@@ -95,7 +95,7 @@ def patch(
             these codes. Use `None` for a metric on sound.
         metric: `"log_likelihood"` of those codes in the first second, `LogLikelihood(seconds=...)` for another window,
             or a `Sound`, which is measured on patched generations.
-        site: one site, or several sites in one part of a block that are patched together (`("cross_attn.k",
+        site: one site, or several sites that are in one part of a block and are patched together (`("cross_attn.k",
             "cross_attn.v")`). With `by="component"`, each site has its own column. The default depends on `by`:
             `resid_post` for "seconds"; `cross_attn.z` for "head" (`attn.z` without cross-attention); `attn_out`,
             `cross_attn_out`, `mlp_out` and `resid_post` for "component"; and keys and values of the cross-attention for
@@ -114,8 +114,8 @@ def patch(
             from the corrupted prompts. The scored window must then start later than 0.
         clusters: the cluster of each pair; intervals resample clusters. By default, pairs with the same two prompts
             form one cluster, whatever their seeds.
-        sound: settings of a second, coarser grid with a `Sound` metric, which covers the whole clip. With `None`, this
-            grid is not computed.
+        sound: a `Sound` metric for a second, coarser grid that covers the whole clip. With `None`, the second grid is
+            not computed.
         memory_gib: memory for recordings and batches, in GiB. Larger grids run in parts.
         n_bootstrap, n_permutations, seed: settings of the intervals and p-values.
         reading: a `Reading` instead of `site`, `layers`, `heads` and `seconds`, to state what is patched.
@@ -197,8 +197,8 @@ def plan(
 ) -> GridPlan | SoundPlan:
     """Return the cost of `patch` with the same arguments. With `timed`, the model runs one row to estimate the time.
 
-    For a `Sound` the result is a `SoundPlan`. Its time is estimated from a few steps of the largest generation, and
-    from decoding and measuring one clip.
+    For a `Sound` metric, the result is a `SoundPlan`. Its time is estimated from a few steps of the largest generation,
+    and from decoding and measuring one clip.
     """
     checked_flags(timed=timed)
     options: dict[str, Any] = {"layers": layers, "windows": windows, "seconds": seconds, "heads": heads}
@@ -216,7 +216,7 @@ def _show(plan: GridPlan | SoundPlan) -> None:
 
 @dataclass(frozen=True, eq=False)
 class _Job:
-    """A patching grid with a metric on codes, whose arguments have been checked."""
+    """A patching grid with a metric on codes. Its arguments have already been checked."""
 
     runs: Runs
     grid: Grid
@@ -275,7 +275,7 @@ class _Job:
         return patched, before
 
     def _refuse_nan(self, cell: Cell, rows: Sequence[int], values: Float[np.ndarray, "pair codebook"]) -> None:
-        """Raise if a score is NaN, unless the pair does not have the cell's token."""
+        """Raise if a score is NaN, except for pairs that lack the cell's token."""
         lost = np.isnan(values).any(1)
         if cell.token is not None:
             lost &= (self.runs.offsets[0][list(rows), cell.token] >= 0).numpy()

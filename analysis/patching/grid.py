@@ -226,7 +226,7 @@ def _refuse_mixed(by: str, found: Sequence[Sequence[Site]]) -> None:
         if len(parts) > 1:
             raise InputError(
                 f"site={group}: sites patched together must be in one part of a block, such as 'cross_attn.k' and "
-                "'cross_attn.v'. Use by='component' to give each its own column."
+                "'cross_attn.v'. Use by='component' to give each site its own column."
             )
         if by == "token" and not all(hook in (TEXT_STATES, "cross_attn.hook_k", "cross_attn.hook_v") for hook in group):
             raise InputError(

@@ -21,7 +21,7 @@ class GridPlan:
         batch, chunk: the largest numbers of pairs and of cells that run together.
         memory_mib: expected memory of recordings and the largest batch, in addition to the model.
         seconds: upper estimate of the time, based on how long one row's forward pass takes on this machine. It is NaN
-            if that was not measured.
+            if this duration was not measured.
     """
 
     cells: int
@@ -54,7 +54,7 @@ class SoundPlan:
         generations: number of calls of `lens.generate`, each of which generates at most `rows` clips.
         row_steps: number of combinations of row, step and block, over both guidance branches.
         seconds: estimated time. It is based on the time that this machine takes to run one step of the largest
-            generation, and to decode and measure one clip. It is NaN if these were not measured.
+            generation, and to decode and measure one clip. It is NaN if these durations were not measured.
     """
 
     cells: int

@@ -57,7 +57,8 @@ class PatchingResult:
     """The result of a grid of patches.
 
     Attributes:
-        patched: the metric of every patched run, "pair codebook layer column"; NaN if a pair does not have the cell.
+        patched: the metric of every patched run, "pair codebook layer column"; NaN if a pair lacks the cell's token or
+            could not be measured.
         clean, corrupted: the metric of the unpatched runs, "pair codebook".
         codebooks: names along the metric's codebook axis. A grid with a `Sound` metric has one entry, named after the
             measure.
@@ -73,9 +74,9 @@ class PatchingResult:
         sound: the coarser grid with a `Sound` metric that accompanies a grid with a metric on codes.
 
     The result does not show that a site *encodes* the concept. A patch transfers every difference between the two runs,
-    and a site that recovers the gap may only pass that difference on. If both runs read the same codes, the text
-    changes the metric little, so `normalised` raises an error if the gap's interval covers 0. A cell without effect may
-    still matter, because another part of the model may act as its backup.
+    and a site that recovers the gap might merely pass that difference on. If both runs read the same codes, the text
+    changes the metric little, so `normalised` raises an error if the gap's interval covers 0. A cell without effect can
+    still matter, because another part of the model might act as its backup.
     """
 
     patched: Float[np.ndarray, "pair codebook layer column"]
@@ -175,7 +176,7 @@ class PatchingResult:
         return self.layers[int(row)], self.columns[int(column)]
 
     def to_frame(self) -> pd.DataFrame:
-        """Return one row per codebook (and their total), layer and column, with effect, interval, p and codebook gap.
+        """Return one row per codebook (and their total), layer and column, with effect, interval, p and gap.
 
         `normalised` is NaN where the interval of the gap covers 0.
         """

@@ -75,17 +75,16 @@ def pairs(
     batch_size: int | None = 64,
     sampling: Sampling | None = None,
 ) -> Pairs:
-    """Take pairs from a set's matched prompts, and generate the codes of both sides from each pair's seed.
+    """Return pairs of matched prompts from a set, with codes of both sides generated from the pair's seed.
 
-    The clean prompts are those of the positive pole. If `prompts.opposite` is passed instead, they are those of the
-    negative pole.
+    The clean prompts are those of the positive pole. Pass `prompts.opposite` to use those of the negative pole instead.
 
     Args:
         lens: the model that generates the codes.
         prompts: a set whose poles are matched.
         n: number of pairs. If it exceeds the size of the set, prompts are repeated with other seeds.
         seconds: length of the codes, in seconds.
-        same_length: keep only pairs whose prompts have the same number of tokens, which patching by token requires.
+        same_length: keep only pairs whose prompts have the same number of tokens, as patching by token requires.
         turns: alternate which pole is the clean one. Use this only for metrics on codes, because gaps in measured sound
             would cancel in the mean.
         guidance_scale: guidance scale of the generation. Codes sampled under guidance follow the text more closely than
@@ -96,7 +95,7 @@ def pairs(
             and top_k also apply.
 
     Raises:
-        InputError, InputTypeError: if `prompts` is not a set with matched poles, or if no pair is left.
+        InputError, InputTypeError: if `prompts` is not a set with matched poles, or if `same_length` leaves no pair.
     """
     checked_flags(same_length=same_length, turns=turns)
     if not isinstance(prompts, PromptSet):
@@ -107,8 +106,8 @@ def pairs(
     first_seed = checked_count("first_seed", first_seed, 0, MOST_SEED)
     if not prompts.matched:
         raise InputError(
-            f"{prompts.concept}: its poles have different numbers of prompts, so none are matched: give as many for "
-            "each."
+            f"{prompts.concept}: its poles have different numbers of prompts, so none are matched: give the "
+            "same number for each pole."
         )
     matched = list(zip(prompts.positive, prompts.negative, strict=True))
     if same_length:
@@ -197,7 +196,7 @@ class Runs:
         return checked_clusters(given, self.clean, self.corrupted)
 
     def batches(self, size: int) -> Iterator[list[int]]:
-        """Return batches of pairs to run together.
+        """Yield the batches of pairs that run together.
 
         In a family without a text mask (Melody), all pairs of a batch have the same number of tokens.
         """
@@ -210,7 +209,7 @@ class Runs:
                 yield rows[first : first + size]
 
     def batch(self, rows: Sequence[int], cells: Sequence[Cell], mode: str) -> PairBatch:
-        """Record both runs of the given pairs."""
+        """Return the recordings of both runs of the given pairs."""
         base, source = (1, 0) if mode == "denoising" else (0, 1)
         hooks = recorded_hooks(self.lens, cells)
         depths = [cell.layer for cell in cells if cell.layer is not None]
@@ -286,7 +285,7 @@ def token_offsets(
 ) -> tuple[Int[Tensor, "pair column"], tuple[str, ...]]:
     """Return each pair's token in every column, counted from the pair's first differing token, and the column names.
 
-    A column is named after its token if all pairs share it.
+    A column is named after its token if all pairs share that token.
     """
     sides = [lens.text_tokens([prompt])[0] for prompts in (clean, corrupted) for prompt in prompts]
     ours, theirs = sides[: len(clean)], sides[len(clean) :]

@@ -2,9 +2,9 @@
 
 The clean, the corrupted and every patched clip of a pair are generated in one batch from the same seed. At each step, a
 patched row takes the values that another row of the batch has at the same step, so values need not be stored and are
-not shifted in time. Once their codes diverge, the two rows continue with different music. The patch then transfers
-everything that the *other run* computes at that step, including its music. Only the text states, and the keys and
-values of the cross-attention, depend on the text alone.
+not shifted in time. Once the codes of the two rows diverge, the rows continue with different music. The patch then
+transfers everything that the *other run* computes at that step, including its music. Only the text states, and the keys
+and values of the cross-attention, depend on the text alone.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ class Sound:
         branch: the guidance branch that is patched. The null branch does not see the text.
         first_seed: pair i is generated from seed first_seed + i.
         batch_size: largest number of rows in one generation.
-        sampling: only when the object is created, a `Sampling` instead of `guidance_scale`, `temperature`, `top_k` and,
-            if it contains a clip length, `seconds`.
+        sampling: a `Sampling` instead of `guidance_scale`, `temperature`, `top_k` and, if it contains a clip length,
+            `seconds`. It can only be given when the object is created.
     """
 
     measure: str
@@ -87,7 +87,7 @@ class Sound:
 
 @dataclass(frozen=True, eq=False)
 class Listening:
-    """A patching grid with a `Sound` metric, whose arguments have been checked."""
+    """A patching grid with a `Sound` metric. Its arguments have already been checked."""
 
     lens: AudioLens
     sound: Sound
@@ -159,7 +159,7 @@ class Listening:
         return found
 
     def plan(self, timed: bool = False) -> SoundPlan:
-        """Return the cost. With `timed`, run a few steps of the largest generation, and decode and measure one clip."""
+        """Return the estimated cost, with the time (measured on a few steps of generation and one clip) if `timed`."""
         counts = [len(rows) * (2 + len(cells)) for rows, cells in self.generations]
         branches = 1 if self.sound.guidance_scale == 1 else 2
         seconds = float("nan")
@@ -179,7 +179,7 @@ class Listening:
         )
 
     def run(self, progress: bool, stats: dict[str, Any]) -> PatchingResult:
-        """Generate and measure every clip. `stats` contains the resampling settings of the result."""
+        """Generate and measure every clip, and return the result. `stats` contains its resampling settings."""
         grid, sound = self.grid, self.sound
         values = np.full((len(self.clean), len(grid.layers), len(grid.columns)), np.nan)
         before = {"clean": np.empty(len(self.clean)), "corrupted": np.empty(len(self.clean))}

@@ -39,20 +39,20 @@ class PCAResult:
     """The first principal components of every layer.
 
     Attributes:
-        scores: "layer row component", each layer's activations centred and projected.
+        scores: "layer row component", the centred activations of each layer, projected onto its components.
         explained: "layer component", the share of the layer's variance that each component explains.
         layers, labels: the labels of the layer and row axes.
-        silhouettes: per layer, the mean silhouette of the labels in the components kept. 1 means that the poles are far
-            apart, 0 that they are mixed, and negative values that rows are nearer to the other pole.
+        silhouettes: per layer, the mean silhouette of the labels in the space of the components kept. 1 means that the
+            poles are far apart, 0 that they are mixed, and negative values that rows are nearer to the other pole.
         intervals: intervals of `silhouettes` over groups. The silhouette of each row is held fixed, so the intervals
             show the uncertainty of the mean, not how the components would change with other rows.
-        p: per layer, the share of label shuffles whose best layer has a silhouette at least as large.
+        p: per layer, the share of label shuffles whose best layer has a silhouette at least as large as this layer's.
         grouped: whether groups or prompts are known. If not, `intervals` and `p` treat every row as independent.
         least_p: the smallest p that these shuffles can give. If there are few rows, there are few ways to shuffle the
             labels.
 
     The result shows whether the poles are far apart compared with the spread within each pole. It does not show that
-    the poles would separate without labels. They were chosen to differ, and the largest variance may come from
+    the poles would separate without labels. They were chosen to differ, and the largest variance might come from
     something other than the concept.
     """
 
@@ -67,7 +67,7 @@ class PCAResult:
     least_p: float = 0.0
 
     def to_frame(self) -> pd.DataFrame:
-        """Return one row per layer and activation: `layer`, `row`, `label`, `pc1`, `pc2`, ..."""
+        """Return one row per layer and row of activations: `layer`, `row`, `label`, `pc1`, `pc2`, ..."""
         frames = [
             pd.DataFrame(scores, columns=[f"pc{i + 1}" for i in range(scores.shape[1])]).assign(
                 layer=layer, row=np.arange(len(scores)), label=self.labels
@@ -133,8 +133,8 @@ class Trajectories:
         layers, poles: the labels of the layer and pole axes.
 
     The paths do not show what the model does with the difference between the poles. Much of a path reflects time
-    itself, which all rows share. What shows that the poles separate is the distance between their paths, not the shape
-    of either path.
+    itself, which all rows share. The distance between the paths shows whether the poles separate; the shape of either
+    path does not.
     """
 
     means: Float[np.ndarray, "layer pole step component"]
@@ -264,12 +264,12 @@ def trajectories(
 
     Args:
         activations: a cache recorded without `reduce`, or an array "layer row step d_model". Leave out the tail, whose
-            steps only finish the delayed codebooks, by recording with `seconds=(0, ...)`.
+            steps only complete the delayed codebooks, by recording with `seconds=(0, ...)`.
         labels, site, n_components, layers, groups, reading: as in `fit`.
         frame_rate: steps per second of an array. A cache stores its own frame rate.
 
     Raises:
-        InputError: as in `fit`, or if the activations have no steps.
+        InputError: for the reasons listed in `fit`, or if the activations have no step axis.
     """
     array, numbers, clusters = _arrays(activations, site, layers, groups, steps=True)
     names = tuple(map(str, column("labels", labels, array.shape[1])))
@@ -346,7 +346,7 @@ def _refuse_constant(rows: Float[np.ndarray, "row d_model"], layer: int) -> None
 
 
 def _by_group(scores: Float[np.ndarray, "row step component"], groups: np.ndarray) -> np.ndarray:
-    """Return the mean of each group, so that each prompt counts once."""
+    """Return the mean scores of each group, so that each prompt counts once."""
     return np.stack([scores[groups == group].mean(0) for group in np.unique(groups)])
 
 
@@ -368,7 +368,7 @@ def _least_p(target: Int[np.ndarray, " row"], dealt: Int[np.ndarray, "shuffle ro
 
 
 def _by_first_row(labels: Int[np.ndarray, " row"]) -> Int[np.ndarray, " row"]:
-    """Renumber labels in the order of their first rows."""
+    """Return the labels, renumbered in the order of their first rows."""
     _, first, which = np.unique(labels, return_index=True, return_inverse=True)
     return np.argsort(np.argsort(first))[which]
 

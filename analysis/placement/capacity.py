@@ -30,16 +30,16 @@ if TYPE_CHECKING:
     from audiolens import AudioLens, Generation
 
 ROUNDS, SEEDS = 2, 2
-"""A strength is tested in two rounds, with two clips per prompt and sign in each. The second round follows only if few
-clips of the first failed."""
+"""A strength is tested in two rounds, with two clips per prompt and sign in each round. The second round follows only
+if few clips of the first round failed."""
 FIRST_SEED = 20_000
 """Added to the caller's seed, so that the screen does not repeat the clips on which the place was chosen."""
 SEEDS_USED = 100_000
-"""No seed of a screen is this far from the caller's."""
+"""The seeds of a screen exceed the caller's seed by less than this number."""
 SHARES = (1.0, 0.5, 0.25)
 """The strengths that are tried, relative to the first."""
 LEAST_SOUND = 0.5
-"""The smallest share of unsteered clips that must not fail, so that strengths can be compared."""
+"""Strengths are compared only if at least this share of the unsteered clips does not fail."""
 MOST_DRIFT = 3.0
 """The largest drift that is tolerated, as a multiple of the difference between two seeds of one prompt."""
 
@@ -49,11 +49,11 @@ class Capacity:
     """The strength that a place tolerates.
 
     Attributes:
-        strength: the largest strength that was tried and tolerated with both signs. It is 0 if none was, and NaN if the
-            criteria do not apply (see `left_out`).
+        strength: the largest strength that was tried and tolerated with both signs. It is 0 if no strength was
+            tolerated, and NaN if the criteria do not apply (see `left_out`).
         tried: one row per strength and sign, in the order in which they were tried. The columns are `strength`
-            (signed), `failed` (the share of failed clips, see `measure.failed`), `drift` (see `MOST_DRIFT`) and
-            `clips`, their number.
+            (signed), `failed` (the share of failed clips, see `measure.failed`), `drift` (see `MOST_DRIFT`) and `clips`
+            (the number of clips).
         row_steps: number of decoder steps, summed over rows.
         left_out: why no strength was tried, or an empty string.
     """
@@ -85,7 +85,7 @@ class Screen:
         self.row_steps = 0
         self.rounds = [self.generated([], number) for number in range(ROUNDS)]
         self.sound = [~measure.failed(one.clips, one.clips) for one in self.rounds]
-        """Which clips of a round do not fail without steering. Only these are compared."""
+        """Which clips of a round do not fail without steering. Only these clips are compared."""
         by_prompt = np.concatenate([one.nats.reshape(SEEDS, -1) for one in self.rounds])
         self.between_seeds = float(np.mean([abs(a - b) for a, b in combinations(by_prompt, 2)]))
 

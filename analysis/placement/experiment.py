@@ -3,8 +3,8 @@
 A place is a layer and a strategy: for example, one layer's vector added at its own block or at all blocks. `place`
 compares two shifts of the next-code predictions: the shift caused by adding the direction at each place, and the shift
 caused by naming the concept in the prompt (the *words*). It chooses the place where the two shifts are most similar, so
-no steered clips are needed. The result also reports other evidence (probes, patching, attribution, norms, or your own),
-which can decide the choice instead.
+no steered clips are needed. The result also reports other evidence (probes, patching, attribution, norms, or your own).
+This evidence can decide the choice instead.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ READ_PROMPTS = 48
 """Number of prompts per pole from which directions are read if the caller gives no directions."""
 READ_SECONDS = 2.0
 SCREEN_SECONDS = 5.0
-"""Four beats, which a clip needs in order not to count as failed, take five seconds at 50 BPM."""
+"""A clip with fewer than four beats counts as failed. At 50 BPM, four beats take five seconds."""
 
 
 @guarded
@@ -84,11 +84,12 @@ def place(
             the one with the first strategy, and then the lowest block, is chosen.
         layers: the layers whose vectors are candidates (default: every layer of the directions).
         prompts: neutral prompts (default: the first eight development prompts of the set).
-        codes: codes that follow these prompts, one row per prompt. By default the model generates them without
-            steering.
+        codes: codes that the model reads with these prompts, one row per prompt. By default the model generates them
+            without steering.
         seconds: length of the generated clips, in seconds.
         screen_seconds: length of the steered clips that are generated at the chosen place to cap its strength (see
-            `Placement.capacity`), at most as long as the model allows. 0 generates none, and no cap applies.
+            `Placement.capacity`), at most as long as the model allows. With 0, no clips are generated and no cap
+            applies.
         evidence: further evidence about each layer, by name, in a form that `layer_attribution.gather` accepts.
         compute: evidence to compute on the same clips: "probe", "patching", "attribution". Evidence that cannot be
             computed (such as a probe with one clip, or attribution between prompts of unequal length) is left out, and
@@ -101,7 +102,8 @@ def place(
         n_bootstrap, seed: number of bootstrap resamples of the prompts, and their seed. Clips are generated with the
             seeds `seed`, `seed` + 1, ...
         progress: show a progress bar.
-        sampling: a `Sampling` for the clips that follow `prompts`. If it sets a length, that length replaces `seconds`.
+        sampling: a `Sampling` for the clips generated from `prompts`. If it sets a length, that length replaces
+            `seconds`.
         resampling: a `Resampling` that replaces `n_bootstrap` and `seed`.
         read_over: the clips over which the poles' prompts are read if no directions are given (`codes` in
             `difference_in_means`). "shared" uses clips of the set's development prompts, or of `prompts` if the set has

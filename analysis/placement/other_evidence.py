@@ -30,8 +30,8 @@ EVIDENCE_SECONDS = 1.0
 class Computed:
     """The evidence that was computed, the reasons for any missing evidence, and the cost.
 
-    `found` maps each kind of evidence to a frame with the columns layer, value, low and high. The cost is the number of
-    decoder steps, summed over rows.
+    `found` maps each kind of evidence to a data frame with the columns layer, value, low and high. The cost is the
+    number of decoder steps, summed over rows.
     """
 
     found: dict[str, pd.DataFrame] = field(default_factory=dict)
@@ -62,7 +62,7 @@ def computed(
     *,
     batch_size: int,
 ) -> Computed:
-    """Compute the requested evidence, except where it cannot be computed.
+    """Return the requested evidence, and the reasons why any of it could not be computed.
 
     Probes distinguish the two poles' prompts while the model reads the *same* codes, so that the codes do not reveal
     the pole. Patching copies the residual stream of the positive pole's runs into the negative pole's runs, and

@@ -24,7 +24,7 @@ from audiolens.prompts import PromptSet
 
 ALIGNMENT = "alignment"
 AS_GOOD = 0.995
-"""Places with at least this fraction of the best alignment count as equally good. The simplest one is chosen."""
+"""Places with at least this fraction of the best alignment count as equally good. The simplest of them is chosen."""
 MOST_FAILED = 0.05
 """The largest share of failed clips at which a screened strength is tolerated."""
 LEAST_ALIGNMENT = 0.3
@@ -47,29 +47,29 @@ class Placement:
             of the shift at a strength of 1, as a fraction of the shift from prompts that name the negative pole to
             prompts that name the positive pole. `strength` is the strength that shifts the predictions for neutral
             music as far towards a pole as naming the pole does, without guidance. Only the chosen place is screened, so
-            the strengths of the others are not capped.
+            the strengths of the other places are not capped.
         evidence: other evidence about each layer, which always includes the direction's norm.
         left_out: requested evidence that could not be computed, and why.
         by: the name of the evidence that decided the choice.
         certainty: the fraction of resamples of the prompts in which the chosen place reaches 99.5% of the best
             alignment. It is NaN if other evidence decided, if there is only one candidate, or if there are too few
             prompts to resample.
-        at_strength: alignment of the chosen place at its `strength`, at which shifts may no longer be linear in
+        at_strength: alignment of the chosen place at its `strength`, where shifts might no longer be linear in
             strength.
         random: alignments of random directions of the same lengths at the chosen place.
         screened: the strengths that were screened at the chosen place, one row per strength and sign: `strength`
             (signed), `failed` (share of failed clips), `drift` (change in likelihood, as a multiple of the difference
-            between two seeds) and `clips` (their number). It is `None` without a screen.
-        capacity: the largest screened strength that was tolerated, or 0 if none was. It is NaN without a screen, or if
-            unsteered clips already fail.
+            between two seeds) and `clips` (the number of clips). It is `None` without a screen.
+        capacity: the largest screened strength that was tolerated, or 0 if none was tolerated. It is NaN without a
+            screen, or if unsteered clips already fail.
         n_prompts: number of different neutral prompts.
         row_steps: number of decoder steps, summed over the rows of all clips that were generated or read.
 
-    A placement does not show that steering there works. A direction may shift the next-code predictions just as naming
-    the pole does, yet its effect may not accumulate over a clip. The screen uses few clips, and tests only whether they
-    fail or become unlikely. Only the candidate places are considered. The shifts caused by the words and by the
-    direction are compared on unsteered music. The intervals and the certainty reflect only the variation between
-    neutral prompts, with one clip each. They do not include the uncertainty of the direction itself.
+    A placement does not show that steering at the chosen place works. A direction can shift the next-code predictions
+    just as naming the pole does, yet its effect might not accumulate over a clip. The screen uses few clips, and tests
+    only whether they fail or become unlikely. Only the candidate places are considered. The shifts caused by the words
+    and by the direction are compared on unsteered music. The intervals and the certainty reflect only the variation
+    between neutral prompts, with one clip each. They do not include the uncertainty of the direction itself.
     """
 
     concept: str
@@ -143,8 +143,8 @@ class Placement:
     def rejected(self) -> str:
         """Why this placement should not be used, or an empty string.
 
-        It is rejected if its alignment is below 0.3, no larger than that of a random direction, or not distinguishable
-        from 0, or if the screened place tolerated no strength.
+        A placement is rejected if its alignment is below 0.3, no larger than that of a random direction, or not
+        distinguishable from 0, or if the screened place tolerated no strength.
         """
         here, row = f"{self.concept}: {self.name} is rejected as a place", self.chosen
         aligned, most = float(row.alignment), max(map(abs, self.random), default=0.0)
@@ -268,7 +268,7 @@ def chosen(
     seed: int,
     row_steps: int,
 ) -> Placement:
-    """Choose the placement from the shifts, or from other evidence if it decides."""
+    """Return the placement chosen from the shifts or, if other evidence decides, from that evidence."""
     alignment = shifts.alignment()
     draws = resampled(prompts, n_bootstrap, seed)
     again = np.array([shifts.alignment(rows) for rows in draws]).reshape(len(draws), len(places))
@@ -307,7 +307,7 @@ def chosen(
 
 
 def _first_as_good(alignment: Float[np.ndarray, " candidate"]) -> int:
-    """Return the index of the first place that counts as equally good as the best."""
+    """Return the index of the first place that counts as equal to the best."""
     return int(np.flatnonzero(alignment >= _enough(alignment.max()))[0])
 
 

@@ -1,8 +1,8 @@
 """Compare, in the Fisher metric, how words and a direction at each place shift the next-code logits.
 
-In this metric, a small shift causes a Kullback-Leibler divergence of half its squared length. The inner product of two
-shifts measures how much of one shift the other contains. A cosine near 1 means that the direction has the same effect
-as the words, and little other effect.
+In the Fisher metric, a small shift causes a Kullback-Leibler divergence of half its squared length. The inner product
+of two shifts measures how much of one shift the other contains. A cosine near 1 means that the direction has the same
+effect as the words, and little other effect.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ The strength is small, but the shifts are far above the rounding error of float3
 COARSE_STEP = 1.0
 """The strength for models in half precision, which has a larger rounding error."""
 FRAMES = 64
-"""Number of frames compared at a time, because a long clip's predictions might not all fit into memory."""
+"""Number of frames compared at a time. A long clip's predictions might not all fit into memory at once."""
 PLACED = ("one-to-one", "one-to-all", "all-to-all")
 
 
@@ -79,9 +79,9 @@ class Shifts:
     Candidates' shifts are per unit of strength.
 
     Attributes:
-        inner: product of a candidate's shift with the shift of the words.
-        own: product of a candidate's shift with itself.
-        words: product of the shift of the words with itself.
+        inner: inner product of a candidate's shift with the shift of the words.
+        own: inner product of a candidate's shift with itself.
+        words: inner product of the shift of the words with itself.
         row_steps: number of decoder steps, summed over rows.
     """
 
@@ -110,7 +110,8 @@ def asked_in_words(lens: AudioLens, sets: PromptSet, neutral: Sequence[str]) -> 
 
     Raises:
         InputError: if there are too few pairs, or if the text is a prefix and the prompts of a pair have different
-            numbers of tokens. In that case, the shift would include the displacement of all later steps.
+            numbers of tokens. Different numbers of tokens would displace all later steps, and the shift would include
+            this displacement.
     """
     positive, negative = words_of(sets, neutral)
     if lens.config.has_prefix:

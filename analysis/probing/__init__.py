@@ -1,4 +1,4 @@
-"""Test how well a probe can read a label from the activations of each block, compared with the sound itself.
+"""Test how well probes predict a label from each block's activations, compared with probes on the sound itself.
 
 `probe` takes a `Dataset`, a cache, prompts or an array, and returns a `ProbeResult`.
 """

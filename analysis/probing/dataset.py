@@ -1,9 +1,9 @@
 """A labelled data set of prompts or sounds, with one label per row and groups of rows that must stay together.
 
-There are three sources: prompts (with clips generated for them, or given codes), your own sound (arrays, or a folder
-and a CSV), and the synthesiser that étude was trained on, in the manner of SynTheory (Wei et al., ISMIR 2024). Probing
-and PCA use such data sets. This module does not read activations. It uses a model only to generate clips and to encode
-sound.
+The rows come from one of three sources: prompts (with clips generated for them, or given codes), your own sound
+(arrays, or a folder and a CSV), or the synthesiser whose clips étude was trained on. Synthesised data sets follow
+SynTheory (Wei et al., ISMIR 2024). Probing and PCA use these data sets. This module does not read activations. It uses
+a model only to generate clips and to encode sound.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _ENCODED = 16
 _CLASSES = 12
 """Whole numbers with more distinct values than this are treated as a quantity, not as classes."""
 _SEARCHED = 100
-"""Number of synthesiser clips to examine per clip that is kept, before giving up."""
+"""Maximum number of synthesiser clips to examine for each clip that is kept."""
 
 
 @guarded
@@ -61,8 +61,8 @@ class Dataset:
         prompts: one prompt per row; `None` means no prompt.
         codes: the music that the model reads in each row. With `None`, the model reads only the start token, so the
             text is the only source of information.
-        audio: the sound that the codes were made from, "row sample", for the mel baseline. With `None`, the codes are
-            decoded.
+        audio: the sound that the codes were made from, "row sample", for the mel baseline. With `None`, the sound is
+            decoded from the codes.
         sample_rate: sample rate of `audio`, in hertz.
         groups: the group of each row. Rows of one group are never on both sides of a split. By default, rows that share
             a prompt or a clip form a group. A prompt or clip that all rows share is ignored.
@@ -129,8 +129,8 @@ class Dataset:
     ) -> Dataset:
         """Return a data set of prompts, with clips generated for them or with given `codes`.
 
-        `codes` has one row per prompt, or one row for all prompts. Generated codes contain what the prompt asked for,
-        so every block can read the concept from the music so far. If all rows or both poles share the same codes, the
+        `codes` has one row per prompt, or one row for all prompts. Generated codes reflect what the prompt asked for,
+        so every block can read the concept from the earlier music. If all rows or both poles share the same codes, the
         text is the only source of information. `sampling` is a `Sampling` that replaces `guidance_scale` and, if it
         contains a clip length, `seconds`. Its temperature and top_k also apply.
         """
@@ -206,10 +206,10 @@ class Dataset:
         prompt: str | None = None,
         seconds: float | None = None,
     ) -> Dataset:
-        """Return the sound files of a folder, labelled by a CSV with one row per file.
+        """Return a data set of the sound files in a folder, labelled by a CSV with one row per file.
 
         Every cell is read as text. Labels are converted to numbers only if all of them are numbers and no two different
-        labels would become equal. For example, a label "01" stays text.
+        labels would become equal. For example, if one label is "01", all labels stay text.
 
         Args:
             table: the CSV. Its column `file` gives the path of each file relative to `folder`.
@@ -259,10 +259,10 @@ class Dataset:
         seed: int = 0,
         seconds: float = CLIP_SECONDS,
     ) -> Dataset:
-        """Make `n` clips with étude's synthesiser, labelled by `concept`, with all other properties independent of it.
+        """Return `n` synthesised clips, labelled by `concept`. All other properties are independent of the label.
 
         The concepts tempo, timbre, register, density and loudness have the classes "low" and "high", which are the
-        outer thirds of the range. For regression, their label is the clip's position in that range, from 0 to 1. The
+        outer thirds of the range. For regression, the label of a clip is its position in that range, from 0 to 1. The
         other concepts are mode, instrument, tonic (pitch class) and meter. Classes have equal numbers of clips. No
         prompt is given, so that the sound is the only source of information.
 
@@ -308,7 +308,7 @@ def labels_text(labels: np.ndarray) -> str:
 
 
 def checked_labels(labels: Any, rows: int) -> np.ndarray:
-    """Return labels as an array, after checking that there is one label per row and all are of one kind (`column`)."""
+    """Return labels as an array, after checking that there is one per row and that all are of one kind (`column`)."""
     return column("labels", labels, rows)
 
 
@@ -329,7 +329,7 @@ def same_codes(codes: Int[Tensor, "row codebook frame"]) -> np.ndarray:
 
 
 def checked_groups(groups: Any, rows: int, ties: Sequence[np.ndarray] = ()) -> np.ndarray:
-    """Return the group of each row, as given or built from ties between rows with equal prompts or equal clips.
+    """Return the group of each row, as given or built so that rows with equal prompts or equal clips share a group.
 
     Raises:
         InputError: if the given groups separate tied rows, because the same prompt would then be on both sides of a
@@ -353,10 +353,10 @@ def checked_groups(groups: Any, rows: int, ties: Sequence[np.ndarray] = ()) -> n
 
 
 def refuse_leak(sides: np.ndarray, ties: Sequence[np.ndarray], what: str) -> None:
-    """Raise if tied rows are on different sides.
+    """Raise if rows that share a prompt, clip or group are on different sides of a split.
 
     Raises:
-        InputError: if there are such rows. The error names two of these rows.
+        InputError: if two such rows are on different sides. The error names the two rows.
     """
     for tie in ties:
         for mark in np.unique(tie[tie >= 0]):
@@ -365,15 +365,15 @@ def refuse_leak(sides: np.ndarray, ties: Sequence[np.ndarray], what: str) -> Non
             if len(apart):
                 raise InputError(
                     f"a leak: rows {rows[0]} and {apart[0]} share their prompt, clip or group, but {what}= separates "
-                    "them, so the probe could be trained on one and tested on the other: leave it out to keep them "
-                    "together."
+                    f"them, so the probe could be trained on one and tested on the other: leave {what}= out to keep "
+                    "them together."
                 )
 
 
 def encoded(
     lens: AudioLens, audio: Float[np.ndarray, "row sample"], sample_rate: int
 ) -> Int[Tensor, "row codebook frame"]:
-    """Encode sounds to codes, a few at a time."""
+    """Return the codes of sounds, encoding a few sounds at a time."""
     parts = [audio[start : start + _ENCODED] for start in range(0, len(audio), _ENCODED)]
     return torch.cat([lens.encode_audio(torch.from_numpy(part)[:, None], sample_rate).cpu() for part in parts])
 

@@ -79,18 +79,18 @@ def probe(
     reading: Reading | None = None,  # noqa: ARG001 - its values arrive as the loose arguments
     resampling: Resampling | None = None,  # noqa: ARG001 - its values arrive as the loose arguments
 ) -> ProbeResult:
-    """Probe a label at every block, cross-validated by prompt (Alain and Bengio, 2016).
+    """Return cross-validated scores of probes that predict a label at every block (Alain and Bengio, 2016).
 
     Args:
-        lens: the model. It may be `None` for a cache or an array, but then there are no baselines or directions.
+        lens: the model. It can be `None` for a cache or an array, but then there are no baselines or directions.
         data: a `Dataset`, prompts with `labels`, a cache recorded with `reduce=`, or an array "layer row feature". For
-            prompts, clips are generated unless `codes` are given or the position is before any music.
+            prompts, clips are generated unless `codes` are given or `position` is before any music.
         labels: one label per row, if `data` has no labels.
         kind: "ridge" (classes or a quantity), "logistic" (classes only), or "mlp" (either). "ridge" is solved in closed
             form. Its penalty is chosen on the training side, so that features of different widths are comparable.
         task: "classification" or "regression". By default, strings, Booleans and integers with few distinct values are
             treated as classes.
-        site, layers: the site and layers to probe. The heads of a site are probed together.
+        site, layers: the site and layers to probe. Without `heads`, all heads of a site are probed together.
         heads: probe each of these heads separately.
         position: "mean" (over all steps), "first" (the start token, which sees the text alone), "last", "max", or
             (from, to) in seconds for the mean over that span. "eos" is possible if the text is in the decoder's own
@@ -191,7 +191,7 @@ def _rows(
         raise InputError("no labels: give one per row.")
     if isinstance(data, ActivationCache):
         if lens is not None and data.model and data.model != lens.name:
-            raise InputError(f"the cache was recorded from {shown(data.model)}, but the lens is of {shown(lens.name)}.")
+            raise InputError(f"the cache was recorded from {shown(data.model)}, but the lens has {shown(lens.name)}.")
         chosen = None if layers is None else data.numbered(layers)
         found = _held(features.of_cache(data, site, each_head=None if heads is None else True), site, chosen, heads)
         prompts = data.prompts or (None,) * found.values.shape[1]
@@ -216,7 +216,7 @@ def _rows(
 
 
 def _held(found: Features, site: str, layers: Any, heads: Any) -> Features:
-    """Select the requested layers and heads of a cache."""
+    """Return the features of the requested layers and heads of a cache."""
     keep = np.full(len(found.sites), True)
     for name, asked, held in (
         ("layers", None if layers is None else listed_layers(layers), [probed.layer for probed in found.sites]),

@@ -68,7 +68,7 @@ def of_model(
     batch_size: int = 16,
     progress: bool = False,
 ) -> Features:
-    """Read one vector per `ProbedSite` and row. Only one batch and the result are in memory at a time.
+    """Return one vector per `ProbedSite` and row. Only one batch and the result are in memory at a time.
 
     Raises:
         InputError: (or a subclass) if the model lacks the site, layer or head, or if the site has no vector per step.
@@ -157,11 +157,11 @@ def of_array(array: Any, layers: int | Sequence[int] | None = None) -> Features:
 
 
 def of_sound(lens: AudioLens, data: Dataset, baseline: Baseline, position: FeaturePosition = "mean") -> Features:
-    """Return baseline features of the same rows over the same span, computed from sound or codes without the model.
+    """Return baseline features of the rows over the time span of `position`, computed from sound or codes alone.
 
-    "codec" gives the mean, standard deviation, and mean absolute difference between frames of the codec's own vectors.
-    "mel" gives these statistics for 64 mel bands in dB, and the autocorrelation of the onset strength up to two seconds
-    (librosa).
+    "codec" gives three statistics of the codec's own vectors over time: the mean, the standard deviation, and the mean
+    absolute difference between frames. "mel" gives the same statistics of 64 mel bands in dB, and the autocorrelation
+    of the onset strength at lags of up to two seconds (librosa).
 
     Raises:
         InputError: if the rows have no sound.

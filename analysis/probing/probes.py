@@ -86,7 +86,7 @@ class Probe:
         return found
 
     def fitted(self, train: np.ndarray, target: Labels, seed: int = 0) -> Any:
-        """Fit one estimator to one target, with the same weight for every class."""
+        """Return an estimator fitted to one target, with the same weight for every class."""
         weights = self._row_weights(target)
         if self.kind == "ridge":
             model = RidgeCV(PENALTIES if self.penalty is None else [self.penalty], alpha_per_target=True)
@@ -199,7 +199,7 @@ class CrossValidation:
         n_shuffles: int = 20,
         seed: int = 0,
     ) -> CrossValidation:
-        """Split the rows into folds and shuffle the labels.
+        """Split the rows into folds, shuffle the labels, and return both.
 
         Raises:
             InputError: if there are fewer than two distinct labels, if a label has too few rows or groups, or if given
@@ -209,7 +209,7 @@ class CrossValidation:
         n_shuffles = checked_count("n_shuffles", n_shuffles, 0)
         _check_target(target, groups, task, names, n_folds if folds is None else 2)
         if n_shuffles < 1:
-            raise InputError(f"n_shuffles={n_shuffles}: expected at least 1, to compare scores with; 20 are usual.")
+            raise InputError(f"n_shuffles={n_shuffles}: expected at least 1, to compare scores with; 20 is usual.")
         sides = _split(target, groups, task, n_folds, seed) if folds is None else _given(folds, groups)
         for fold in np.unique(sides):
             rest = target[sides != fold]
@@ -222,7 +222,7 @@ class CrossValidation:
     def scored(
         self, values: Float[np.ndarray, "row feature"], probe: Probe, n_bootstrap: int = 500, seed: int = 0
     ) -> Scored:
-        """Cross-validate every target. For each fold, fit on all other folds and score on the held-out fold."""
+        """Return the cross-validated scores of all targets. Each fold is predicted by a probe fitted to the others."""
         values = np.asarray(values, dtype=float)
         outputs = [np.empty((len(values), max(self.n_classes, 1))) for _ in self.targets]
         learned = []
@@ -359,7 +359,7 @@ def _check_target(target: Labels, groups: np.ndarray, task: Task, names: Sequenc
         if mine < n_folds:
             raise InputError(
                 f"label {shown(name)} has {mine} groups (prompts, clips or pieces), fewer than the {n_folds} folds: "
-                f"give more, or folds={max(mine, 2)}."
+                f"give more groups, or folds={max(mine, 2)}."
             )
 
 
@@ -381,6 +381,6 @@ def _split(target: Labels, groups: np.ndarray, task: Task, n_folds: int, seed: i
 def _given(folds: Sequence[int], groups: np.ndarray) -> Int[np.ndarray, " row"]:
     numbers = np.unique(column("folds", folds, len(groups)), return_inverse=True)[1]
     if numbers.max() < 1:
-        raise InputError("all rows are in one fold: expected at least two.")
+        raise InputError("all rows are in one fold: expected at least two folds.")
     refuse_leak(numbers, [groups], "folds")
     return numbers

@@ -25,7 +25,7 @@ from audiolens.model.provenance import Provenance
 
 UNTESTED = "too few rows or shuffles to test: "
 UNGROUPED = "rows have no prompts or groups=, so each counts as independent"
-"""The caveat of a result in which rows of one prompt or piece may be on both sides of a split."""
+"""The caveat of a result in which rows of one prompt or piece might be on both sides of a split."""
 
 
 @guarded
@@ -38,9 +38,9 @@ class ProbeResult:
         sites: where the vectors were read (site, layer, head), in the model's order.
         baselines: the scores of probes on the sound ("mel") and on the codec's vectors ("codec"), without the model.
         labels, groups, folds: one value per row.
-        grouped: whether it is known, from `groups=` or from their prompts, which rows belong together. If not, every
-            row (except equal clips) is treated as independent, and the probe may get a high score merely by recognising
-            a prompt or piece.
+        grouped: whether it is known, from `groups=` or from the prompts, which rows belong together. If not, every row
+            (except equal clips) is treated as independent, and the probe can get a high score merely by recognising a
+            prompt or piece.
         classes: the classes of a classification; empty for a quantity.
         probe: the settings of the probe.
         name, unit: name and unit of the label.
@@ -161,7 +161,7 @@ class ProbeResult:
         return pd.DataFrame(rows)
 
     def directions(self, towards: Any = None) -> Directions:
-        """Return the probes' weights as directions, one per block, scaled to the difference in means along each.
+        """Return the probes' weights as one direction per block, scaled to the difference in means along the direction.
 
         Args:
             towards: the class that the directions point to; the remaining classes form the other pole. For a quantity,

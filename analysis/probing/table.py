@@ -20,7 +20,7 @@ _KINDS = {"b": "Booleans", "U": "text", "S": "text"}
 def read_columns(path: Path, *, filled: Sequence[str], blank: Sequence[str | None] = ()) -> dict[str, list[str]]:
     """Return the columns of a CSV by name, as text.
 
-    Columns in `blank` may have empty cells, and a `None` in `blank` is ignored.
+    Columns in `blank` can have empty cells, and a `None` in `blank` is ignored.
 
     Raises:
         InputError: if a column is missing, or a cell of a column in `filled` is empty. The error names the column or
@@ -46,7 +46,8 @@ def read_columns(path: Path, *, filled: Sequence[str], blank: Sequence[str | Non
 def numbers_or_text(cells: Sequence[str]) -> np.ndarray:
     """Return the cells as numbers if possible, else as text.
 
-    Conversion is possible if all cells are numbers and no two different cells (like "1" and "1.0") would become equal.
+    Conversion is possible if all cells are numbers and no two different cells (such as "1" and "1.0") would become
+    equal.
     """
     text = np.array(cells, dtype=str)
     if not all(map(_NUMBER.fullmatch, cells)):

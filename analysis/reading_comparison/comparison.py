@@ -44,16 +44,17 @@ class Readings:
     """The directions read at each position and in each branch.
 
     `table` has one row per position, branch and layer:
-        norm: length of the difference of means; `relative_norm` is that length divided by the mean activation norm.
+        norm: length of the difference in means; `relative_norm` is that length divided by the mean activation norm.
         separation, auc, split_half_cosine, stable_at: as in `Evidence`.
         cosine: cosine similarity to the direction of the first position and branch (`reference`) at that layer.
         onset_correlation: Spearman's correlation between a clip's projection onto the direction and its onsets per
             second, computed within each pole and averaged. It shows how strongly the reading reflects busyness,
             independently of the poles.
 
-    In the `null` branch only the codes sampled so far can separate the poles. At "first" this branch is the same for
-    all prompts, so its direction is zero and its columns are NaN. The table does not show which reading steers
-    best, which requires a sweep. A low cosine does not show which of two readings represents the concept.
+    In the `null` branch only the codes sampled so far can separate the poles. At the position "first", the activations
+    of this branch are the same for all prompts, so the direction is zero and its columns are NaN. The table does not
+    show which reading steers best; a sweep is needed for that. A low cosine does not show which of two readings
+    represents the concept.
     """
 
     table: pd.DataFrame
@@ -112,18 +113,19 @@ def compare(
     progress: bool = True,
     sampling: Sampling | None = None,
 ) -> Readings:
-    """Read a concept's directions at every position and in every branch, from the same clips.
+    """Return a concept's directions at every position and in every branch, read from the same clips.
 
     Args:
-        positions, branches: as in `difference_in_means`. The first of each is the reference for the others.
+        positions, branches: as in `difference_in_means`. The first position and the first branch are the reference for
+            the others.
         seconds, guidance_scale: length and guidance of the clips; prompt i of either pole is generated from seed i.
         prompts: number of prompts per pole; `None` uses all of them.
         sampling: a `Sampling` instead of guidance_scale and, if it contains a clip length, seconds. Its temperature and
             top_k also apply.
 
     Raises:
-        InputError: (or a subclass) if no position or branch is given, or this model does not have one of them.
-            Positions are checked before the clips are generated.
+        InputError: (or a subclass) if no position or branch is given, or if this model lacks one of them. Positions are
+            checked before the clips are generated.
     """
     checked_flags(progress=progress)
     if not isinstance(sets, PromptSet):

@@ -59,7 +59,7 @@ def downloads(tables: Mapping[str, pd.DataFrame], paths: Mapping[str, str]) -> d
     Args:
         tables: the tables by name.
         paths: path of each table's file, relative to the page. If not all tables fit, the page links to the files of
-            the longest.
+            the longest tables.
     """
     found, left = {}, MOST_BYTES
     contents = {name: csv_of(table).encode("utf-8") for name, table in tables.items()}

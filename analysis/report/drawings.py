@@ -48,9 +48,9 @@ def _responses(study: Study) -> list[Drawing]:
             "Dose-response",
             f"Change in {name} on {settings.test} neutral test prompts x {settings.test_seeds} seeds, relative to the "
             "unsteered clip of the same prompt and seed (median, with 95% interval over prompts). Crosses and diamonds "
-            "are control directions of the same length at the same place, on fewer of these clips. Green lines are "
-            "clips with the same seeds, prompted for the pole. Hollow markers, and bars above the dotted line, mean "
-            "that more than a tenth of the clips failed, that is, were no longer music. Failed clips count as no "
+            "show control directions of the same length at the same place, on fewer of these clips. Green lines show "
+            "clips with the same seeds whose prompts ask for the pole. Hollow markers, and bars above the dotted line, "
+            "mean that more than a tenth of the clips failed, that is, were no longer music. Failed clips count as no "
             "change.",
             plots.dose_response(study.response, study.measure, study.poles),
             ("dose_response",),
@@ -87,8 +87,9 @@ def _places(study: Study) -> list[Drawing]:
             Drawing(
                 "patching_components",
                 "Patching the components of each block",
-                "The same over the whole clip, separately for the outputs of self-attention, cross-attention and MLP. "
-                f"It shows where the text enters, and which components pass it on. {_pairs(found.components)}",
+                "How far the same log-likelihood recovers when only the output of self-attention, of cross-attention "
+                "or of the MLP is replaced, over the whole clip. The grid shows where the text enters, and which "
+                f"components pass it on. {_pairs(found.components)}",
                 found.components.plot(),
                 ("patching_components",),
                 screens.slid(found.components.figure()),
@@ -100,14 +101,14 @@ def _places(study: Study) -> list[Drawing]:
     if len(scanned):
         choice = study.choice
         chosen = None if choice.layer is None else {"strategy": choice.strategy, "layer": choice.layer}
-        remark = "Place and strength were chosen here" if study.placement is None else "The place was not chosen here"
+        remark = "Place and strength were chosen from" if study.placement is None else "The place was not chosen from"
         listed.append(
             Drawing(
                 "scan",
                 "Where steering works",
                 f"Change in {name_of(study.measure)} on {settings.development} development prompts x "
-                f"{settings.development_seeds} seeds, by block, for both signs. {remark}; the results above are from "
-                "other prompts. Hollow markers mean that more than a tenth of the clips failed.",
+                f"{settings.development_seeds} seeds, by block, for both signs. {remark} these clips; the results "
+                "above are from other prompts. Hollow markers mean that more than a tenth of the clips failed.",
                 plots.layers(scanned[scanned["strategy"].notna()], study.measure, chosen=chosen),
                 ("scan",),
             )
@@ -120,13 +121,13 @@ def _evidence(study: Study) -> Drawing:
     if placed is not None:
         figure, screen, named = placed.plot(), placed.figure(), ("placement", "layer_attribution")
         caption = (
-            "The place was chosen by alignment. This is the cosine between the direction's effect on the next codes, "
-            "when added there, and the effect of the concept's words. A black ring marks the chosen place, and grey "
-            "shows what random directions reach. The other kinds of evidence have their own units. Norm is the length "
-            "of the direction relative to the residual stream. Probe is how well the poles are separated in held-out "
-            "clips. Patching is how much likelier the positive pole's music becomes when the residual stream of its "
-            "run replaces the other run's. Attribution is an estimate of the same from gradients. None of the evidence "
-            "uses steered clips. Bars are 95% intervals."
+            "The place was chosen by alignment. Alignment is the cosine between two effects on the next codes: that of "
+            "adding the direction at a place, and that of the concept's words. A black ring marks the chosen place, "
+            "and grey shows what random directions reach. The other kinds of evidence have their own units. Norm is "
+            "the length of the direction relative to the residual stream. Probe is how well the poles are separated in "
+            "held-out clips. Patching is how much likelier the positive pole's music becomes when the residual stream "
+            "of its run replaces the other run's. Attribution is an estimate of this effect from gradients. None of "
+            "the evidence uses steered clips. Bars are 95% intervals."
         )
         screen = screens.bare(screen, "alignment")
     else:
@@ -139,7 +140,7 @@ def _evidence(study: Study) -> Drawing:
             "of the direction relative to the residual stream. Separation is the held-out AUC of the poles along the "
             "direction. Patching is how much likelier the music of one prompt becomes when activations of its run "
             "replace those of the other prompt's run. Bars are 95% intervals over prompts. The kinds measure different "
-            "things and may peak at different blocks."
+            "things and can peak at different blocks."
         )
     return Drawing("layer_attribution", "Every kind of evidence, block by block", caption, figure, named, screen)
 
@@ -161,8 +162,8 @@ def _insides(study: Study) -> list[Drawing]:
             "cosines",
             "The direction from block to block",
             "Cosine similarity between the directions read at two blocks. A star marks values beyond those of random "
-            "directions. Neighbouring blocks agree in part only because the residual stream passes what one block "
-            "writes to the next.",
+            "directions. Neighbouring blocks agree in part because the residual stream carries what one block writes "
+            "into the next.",
             study.cosines.plot(),
             ("cosines",),
             study.cosines.figure(),
@@ -170,7 +171,7 @@ def _insides(study: Study) -> list[Drawing]:
         Drawing(
             "norms",
             "Norm of the direction",
-            "Norm of the difference of means at each block, raw and relative to that of the residual stream."
+            "Norm of the difference in means at each block, raw and relative to the norm of the residual stream."
             + _longer(study),
             plots.norms(study.directions.to_frame()),
             ("directions",),
@@ -200,7 +201,7 @@ def _pairs(grid: PatchingResult) -> str:
 
 
 def _longer(study: Study) -> str:
-    """Compare the direction's norm with the norms of directions from shuffled labels."""
+    """Return a sentence that compares the direction's norm with the norms of directions from shuffled labels."""
     if study.directions.samples is None:
         return ""
     test = study.directions.permutation_test()
@@ -219,7 +220,7 @@ def _opening(study: Study) -> int:
 def _read_at(settings: Settings) -> str:
     """Describe the activation from which a direction was read."""
     position, shared = settings.position, settings.codes == "shared"
-    clip = "a clip of a neutral prompt, the same clip as for its counterpart" if shared else "the clip it generates"
+    clip = "a clip of a neutral prompt, which it shares with its counterpart" if shared else "the clip it generates"
     names = {
         "mean": f"its mean activation over {clip}",
         "first": "the activation at the start token, before any sound",

@@ -121,7 +121,7 @@ def _shown(section: Section, pairs: Sequence[Any], figures: Mapping[str, Any]) -
 
 
 def _figure(drawing: Drawing, folder: Path) -> dict[str, Any]:
-    """Return the template fields for a figure. They show its interactive version, or an image if it has none."""
+    """Return the template fields for a figure, which contain its interactive version or, if it has none, an image."""
     shown, image = None, None
     if drawing.screen is None:
         image = data_link("image/png", (folder / "figures" / f"{drawing.name}.png").read_bytes())

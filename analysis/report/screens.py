@@ -14,7 +14,8 @@ _PLOT = 330
 def bare(figure: go.Figure, first: str = "") -> go.Figure:
     """Remove the figure's own caption.
 
-    `first` is the name of the first panel. It is added here, because the legend left no room for it in the figure.
+    `first` is the name of the first panel. The name is added here, because the legend left no room for it in the
+    figure.
     """
     layout: Any = figure.layout
     layout.annotations = [note for note in layout.annotations if not (note.yanchor == "top" and note.y == 0)]
@@ -33,8 +34,8 @@ def bare(figure: go.Figure, first: str = "") -> go.Figure:
 def slid(figure: go.Figure) -> go.Figure:
     """Place the slider, if there is one, between the title and the axes.
 
-    Below the axes, it would overlap rotated tick labels on narrow screens. The small print in titles is removed,
-    because the page's caption repeats it.
+    Below the axes, the slider would overlap rotated tick labels on narrow screens. The small print in titles is
+    removed, because the page's caption repeats it.
     """
     layout: Any = figure.layout
     layout.title.text = large(layout.title.text)

@@ -27,8 +27,9 @@ def place(study: Study) -> str:
     reason = placed.reason
     if np.isfinite(placed.at_strength):
         reason += (
-            f" This cosine was computed at a small strength. At strength {placed.words_strength:.2g}, which without "
-            f"guidance shifts the predictions about as far as naming the pole does, it is {placed.at_strength:.2f}."
+            f" This cosine was computed at a small strength. It is {placed.at_strength:.2f} at strength "
+            f"{placed.words_strength:.2g}, which shifts the predictions about as far as naming the pole does, without "
+            "guidance."
         )
     if placed.rejected:
         reason += f" {placed.rejected} The study steered there nevertheless."
@@ -73,6 +74,6 @@ def controls(study: Study) -> str:
     found += [f"{row.other} {row.cosine:.2f}" for row in mine.itertuples()]
     clips = study.settings.test * study.settings.control_seeds
     return (
-        f"Cosine similarity of the controls to the direction at its place, without sign: {'; '.join(found)}. They were "
-        f"played on {clips} of the test clips, and the steering is ranked by its effect on the same clips."
+        f"Cosine similarity of the controls to the direction at its place, without sign: {'; '.join(found)}. The "
+        f"controls were run on {clips} of the test clips, and steering is ranked by its effect on the same clips."
     )

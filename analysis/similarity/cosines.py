@@ -39,15 +39,15 @@ class CosineMap:
         layers, other_layers: the blocks of the rows and columns.
         names: names of the two sets of directions (the same name twice for a map of one set).
         chance: the |cosine| that 5% of pairs of independent random directions of this width exceed.
-        p: the share of random directions (or shuffles) whose cosine is at least as far from 0; NaN for a direction with
-            itself.
+        p: the share of random directions (or shuffles) whose cosine is at least as far from 0 as the one observed; NaN
+            for a direction with itself.
         null: the comparison behind `p`: "random" directions or "shuffled" labels.
         n_draws: number of shuffles; 0 for random directions, whose distribution is known.
 
     A high cosine does not show that two blocks use the direction, only that it is similar in both. What one block
-    writes to the residual stream is still present in later blocks. Activations also vary along few of their dimensions,
-    so unrelated directions read from them have larger cosines than random ones. `null="shuffled"` is therefore the
-    stricter comparison.
+    writes to the residual stream is still present in later blocks. Activations also vary along only a few of their
+    dimensions, so unrelated directions read from them have larger cosines than random ones. `null="shuffled"` is
+    therefore the stricter comparison.
     """
 
     cosines: Float[np.ndarray, "layer other_layer"]
@@ -112,7 +112,7 @@ class CosineMap:
 @guarded
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Cosine similarities at each layer between named sets of directions, such as concepts, estimators or spans.
+    """Cosine similarities at each layer between named sets of directions, such as concepts or estimators.
 
     Attributes:
         cosines: "layer name other_name".
@@ -185,7 +185,7 @@ class Comparison:
 def cosine_map(
     directions: Directions, other: Directions | None = None, *, null: Null = "random", n_draws: int = 200
 ) -> CosineMap:
-    """Return the cosine similarity between every layer of `directions` and every layer of `other` (default: itself).
+    """Return the cosine similarity between every layer of `directions` and every layer of `other` (or of itself).
 
     Args:
         null: "random" (directions of the same width) or "shuffled" (the same estimate from balanced shuffles of the
@@ -194,8 +194,8 @@ def cosine_map(
         n_draws: number of shuffles; p is at least 1 / (n_draws + 1).
 
     Raises:
-        InputError, InputTypeError: if either argument is not a `Directions`, their widths differ, a direction is zero,
-            or there are no samples to shuffle.
+        InputError, InputTypeError: if either argument is not a `Directions`, their widths differ, if a direction is
+            zero, or if there are no samples to shuffle.
     """
     second = directions if other is None else other
     _refuse_other({"directions": directions, "other": second})
@@ -235,7 +235,7 @@ def compare(directions: Mapping[str, Directions], *, null: Null = "random", n_dr
 
     Raises:
         InputError, InputTypeError: if there are fewer than two sets, if they have no common layer or differ in width,
-            or as in `cosine_map`.
+            or for the reasons listed in `cosine_map`.
     """
     if not isinstance(directions, Mapping):
         raise InputTypeError(
@@ -285,7 +285,7 @@ def chance_cosine(width: int, share: float = 0.05) -> float:
 
 @guarded
 def chance_p(cosines: np.ndarray, width: int) -> np.ndarray:
-    """Return the probability that the cosine of a random pair of this width is at least as far from 0 as each value."""
+    """Return the probability that the cosine of two random vectors is at least as far from 0 as each value."""
     cosines, width = numbers_of("cosines", cosines), checked_count("width", width)
     half = (width - 1) / 2
     return 2 * stats.beta.sf((1 + np.abs(cosines)) / 2, half, half) if width > 1 else np.ones(cosines.shape)
@@ -313,11 +313,11 @@ def _checked_null(null: Any, n_draws: Any) -> None:
 def _shuffles(directions: Directions, n_draws: int) -> Float[np.ndarray, "draw layer d_model"]:
     """Return the unit directions under shuffled labels.
 
-    In draw i, sets with the same number of prompts use the same order.
+    In draw i, sets with the same number of prompts use the same order of labels.
     """
     if directions.samples is None or directions.meta.estimator != _ESTIMATOR:
         raise InputError(
-            f"{_name(directions)}: shuffles need a difference of means read with keep_samples=True; use null='random'."
+            f"{_name(directions)}: shuffles need a difference in means read with keep_samples=True; use null='random'."
         )
     return np.stack([_units(directions.shuffled(seed)) for seed in range(n_draws)])
 

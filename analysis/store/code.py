@@ -1,10 +1,10 @@
 """Hash the code that a function can run, so that a stored result is used only while that code is unchanged.
 
-Starting at the function's own module, the search follows all imports of modules of audiolens and analysis. This
-includes imports inside functions, and imports for annotations, because the methods of an annotated value may run. A
-name that a package re-exports leads to the module that defines the name, not to the rest of the package. A module that
-is imported under a computed name (`import_module`) is not included. The hash ignores comments, docstrings and
-formatting, methods that only draw (`DRAWING`), and imports that only those methods use.
+Starting at the function's own module, the search follows all imports of audiolens and analysis modules. This includes
+imports inside functions, and imports for annotations, because the methods of an annotated value can run. A name that a
+package re-exports leads to the module that defines the name, not to the rest of the package. A module that is imported
+under a computed name (`import_module`) is not included. The hash ignores comments, docstrings and formatting, methods
+that only draw (`DRAWING`), and imports that only those methods use.
 """
 
 from __future__ import annotations
@@ -115,8 +115,8 @@ class _Module:
 
     Attributes:
         names: the sources of each imported name.
-        imports: the source of each imported name that the code uses, with the attributes that it uses, or `None` if it
-            uses the name as a whole.
+        imports: the source of each imported name that the code uses, paired with the attributes of the name that are
+            used, or with `None` if the name is used as a whole.
     """
 
     digest: str

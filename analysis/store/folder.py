@@ -38,7 +38,7 @@ def check(folder: str | os.PathLike[str], *, overwrite: bool | None = False) -> 
 
     Raises:
         InputError: if the folder contains a study and `overwrite` is false, if it contains anything other than a study,
-            or if the folder cannot be written.
+            or if the folder cannot be written to.
     """
     target = atomic.as_path(folder)
     if target.is_symlink():
@@ -74,11 +74,11 @@ def check_in_place(folder: Path) -> None:
     """Raise if the folder at this path contains links, or cannot be filled in place.
 
     Raises:
-        InputError: if the path is a file, if nothing can be created in the folder or above it, or if
-            `atomic.refuse_links` rejects the folder.
+        InputError: if the path is a file, if nothing can be created in the folder (or, if it does not exist, in the
+            nearest existing folder above it), or if `atomic.refuse_links` rejects the folder.
     """
     if folder.is_symlink() and not folder.exists():
-        raise InputError(f"{folder} is a symbolic link to nothing: give the name of a folder.")
+        raise InputError(f"{folder} is a broken symbolic link: give the name of a folder.")
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file: give the name of a folder.")
     check_above(folder)
@@ -91,10 +91,10 @@ def check_in_place(folder: Path) -> None:
 def fresh(folder: str | os.PathLike[str], *, overwrite: bool | None = False) -> Iterator[Path]:
     """Yield a temporary folder next to `folder`.
 
-    It is renamed to `folder` if the block succeeds, and removed otherwise.
+    The temporary folder is renamed to `folder` if the block succeeds, and removed otherwise.
 
     Raises:
-        InputError: as in `check`.
+        InputError: if `check` rejects the path.
         StoppedError: if something else removes the temporary folder before the block ends.
     """
     target = Path(folder)
@@ -113,7 +113,7 @@ def fresh(folder: str | os.PathLike[str], *, overwrite: bool | None = False) -> 
         except Exception as error:
             if work.is_dir():
                 raise
-            raise StoppedError(f"{work} was removed while {target} was being made in it: make it again.") from error
+            raise StoppedError(f"{work} was removed while {target} was being written in it: write it again.") from error
 
 
 def check_above(target: Path) -> None:
@@ -125,7 +125,7 @@ def check_above(target: Path) -> None:
 
 
 def refuse_path(name: str) -> None:
-    """Raise unless `name` is a plain folder name without a path, because names may come from an untrusted file.
+    """Raise unless `name` is a plain folder name without a path, because names can come from an untrusted file.
 
     Raises:
         InputError: if `name` is empty, is a path or "..", or contains control characters.

@@ -24,7 +24,7 @@ def read(path: Path, content: bytes, kinds: Mapping[str, Kind], rows: int | None
 
     Args:
         path: path of the file, used in error messages.
-        kinds: the columns that the table must have, with their types. The table may have other columns.
+        kinds: the columns that the table must have, with their types. The table can have other columns as well.
         rows: the expected number of rows, if known.
 
     Raises:

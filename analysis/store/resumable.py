@@ -1,10 +1,10 @@
 """Result folders that can be filled over several runs, even if a run is interrupted at any moment.
 
 A description with a hash is written first, and states what the folder contains. Entries follow, such as a sweep's
-batches or a study's stages. Each entry is either complete or absent, and is protected by hashes. A run resumes only a
-folder whose description matches its own, because the results of a different run would not fit its own. A damaged entry
-is removed with a warning, and computed again. Only one process writes at a time, and it checks before each write that
-nothing was removed.
+batches or a study's stages. Each entry is either complete or absent, and is protected by hashes. A run resumes a folder
+only if the description of the run matches the description in the folder, because results of different runs cannot be
+combined. A damaged entry is removed with a warning, and computed again. Only one process writes at a time, and it
+checks before each write that nothing was removed.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class Kind:
 
         Raises:
             DamagedError: if the description is damaged.
-            OtherResultsError: if the file never had a hash, which shows that another program wrote it.
+            OtherResultsError: if the description never had a hash, which means that another program wrote it.
         """
         path = folder / self.description
         try:
@@ -143,10 +143,10 @@ class Kind:
         """Check that a folder can be filled, and return whether it is new, empty or has a description.
 
         Args:
-            inside: further files of the folder, none of which may be a folder or a link.
+            inside: further files of the folder. None of them can be a folder or a link.
 
         Raises:
-            InputError: if the path is a file, or if the folder cannot be written, contains links, or has a subfolder
+            InputError: if the path is a file, or if the folder cannot be written to, contains links, or has a subfolder
                 where a file belongs.
         """
         check_in_place(folder)
@@ -184,7 +184,7 @@ class Kind:
 
         Args:
             settled: a function that returns the description to continue with, or rejects the folder. It is called under
-                the lock, because another process may have filled the folder in the meantime.
+                the lock, because another process might have filled the folder in the meantime.
             kept: a function that returns a sentence about what is kept if the disk is full.
         """
         with held(folder, self.busy, kept) as lock:
@@ -218,9 +218,9 @@ def held(folder: Path, busy: str, kept: Callable[[], str]) -> Iterator[Held]:
 
     Raises:
         BusyError: if another process is writing to the folder. `busy` describes what that process is doing.
-        InputError: if the folder cannot be written, or contains links.
-        StoppedError: if the block fails and the folder was removed in the meantime, or if the disk is full. `kept`
-            describes what is kept in that case.
+        InputError: if the folder cannot be written to, or contains links.
+        StoppedError: if the block fails and the folder was removed in the meantime, or if the disk is full. The message
+            for a full disk ends with the sentence that `kept` returns.
     """
     with refused(folder):
         folder.mkdir(parents=True, exist_ok=True)

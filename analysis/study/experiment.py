@@ -86,13 +86,13 @@ def run(
             anything else, an error is raised. Stages that this study can reuse are kept. To redo every stage, remove
             the folder first.
         progress: show progress bars.
-        tell: function that is called with each line of progress. The first lines describe the plan, and later lines
+        tell: a function that is called with each line of progress. The first lines describe the plan, and later lines
             describe each stage.
         command: the command that reproduces this study, to be shown on its page.
 
     Raises:
         InputError: before the model runs, if the concept is unknown, the settings are out of range, or the folder
-            contains something else or cannot be written.
+            contains something else or cannot be written to.
         BusyError: if another process is working in the folder.
         StoppedError: if the disk is full or a worker process died. Finished stages are kept.
     """

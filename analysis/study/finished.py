@@ -38,7 +38,7 @@ _SHAPE = {
     },
 }  # fmt: skip
 """The types of the fields of a summary from which a study is restored."""
-_AGAIN = "run the command that made the study again to restore it."
+_AGAIN = "to restore it, repeat the command that made the study."
 
 if TYPE_CHECKING:
     from analysis.study.study_set import Several
@@ -75,7 +75,7 @@ def load_folder(folder: str | os.PathLike[str]) -> Study:
         )
     except stages.DAMAGE as error:
         reason = " ".join(str(error).split())[:200].rstrip(".")
-        raise DamagedError(f"{place}: something its page is made of is gone or damaged ({reason}): {_AGAIN}") from None
+        raise DamagedError(f"{place}: a file behind its page is missing or damaged ({reason}): {_AGAIN}") from None
 
 
 @guarded
@@ -121,8 +121,8 @@ def _redrawn(place: Path) -> Study:
     )
     if other is not None:
         raise InputError(
-            f"{place} was made with {other}, which the page would name. Draw it with that version, or run the study "
-            "again."
+            f"{place} was made with {other}, and the page would name the installed version. Draw the page with the "
+            "version that made the study, or run the study again."
         )
     with stages.locked(place) as kept:
         study = load_folder(place)
@@ -140,7 +140,7 @@ def _summary(place: Path) -> dict[str, Any]:
     if not (place / stages.BEGUN).is_file():
         raise InputError(f"{place} contains no study with stages: there is no {stages.BEGUN} in it.")
     if not (place / SUMMARY).is_file():
-        raise InputError(f"{place} contains an unfinished study: run the command that started it again to resume.")
+        raise InputError(f"{place} contains an unfinished study: repeat the command that started it to resume.")
     return _object(place / SUMMARY)
 
 

@@ -1,10 +1,10 @@
 """Choose the other concepts and read their directions, which serve as controls.
 
-Any direction may change the measure, so a direction's effect is compared with the effects of other concepts'
+Any direction can change the measure, so a direction's effect is compared with the effects of other concepts'
 directions.
 
-By default, these are the bundled concepts that the model can read and that have a different measure. Their directions
-are read in the same way as the study's own direction.
+By default, the other concepts are the bundled ones that the model can read and that have a different measure. Their
+directions are read in the same way as the study's own direction.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def chosen(
 
 
 def read(lens: AudioLens, others: Sequence[PromptSet], poles: int, asked: Mapping[str, Any]) -> dict[str, Directions]:
-    """Read the direction of every other concept from its first `poles` prompts per pole.
+    """Return the direction of every other concept, read from its first `poles` prompts per pole.
 
     `asked` contains the arguments with which the study's own direction is read.
     """
@@ -77,7 +77,7 @@ def write(found: Mapping[str, Directions], folder: Path) -> None:
 
 
 def read_back(folder: Path) -> dict[str, Directions]:
-    """Read the directions that `write` stored."""
+    """Return the directions that `write` stored, by concept."""
     kept = [Directions.load(path) for path in sorted(folder.glob("*.safetensors"))]
     return {directions.meta.label: directions for directions in kept}
 
@@ -101,7 +101,7 @@ def _default(lens: AudioLens, sets: PromptSet, measured: str) -> tuple[PromptSet
 
 
 def _same(one: str, other: str) -> bool:
-    """Return whether two measures measure the same quantity, in which case their concepts may be the same."""
+    """Return whether two measures measure the same quantity, in which case their concepts might be the same."""
     return one == other or UNITS.get(one) == UNITS.get(other) == _BEATS
 
 

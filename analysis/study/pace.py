@@ -1,6 +1,6 @@
 """State how much of a tempo change is a change in beat tempo.
 
-This is needed because the interval between onsets also depends on the number of notes per beat.
+Such a statement is needed because the interval between onsets also depends on the number of notes per beat.
 """
 
 from __future__ import annotations

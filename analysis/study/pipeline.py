@@ -56,7 +56,7 @@ def follow(
     tell: Callable[[str], None],
     others: Sequence[PromptSet] = (),
 ) -> Study:
-    """Run every stage of a study, or read the stage if it is already stored."""
+    """Run every stage of a study, or read it if it is already stored, and return the study."""
     with ExitStack() as until_the_end:
         teller = Teller(lens, sets, settings, tell, others)
         return _Course(lens, sets, settings, stages, progress, teller, until_the_end, others).study()

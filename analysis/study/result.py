@@ -61,7 +61,7 @@ class Study:
 
     A study does not show that the direction *is* the concept, only that it separates these prompts and changes this
     measure. It does not show that the concept is computed in the chosen block, because steering works wherever later
-    blocks read the direction. Other music, prompts, lengths or models may behave differently. The chosen place and
+    blocks read the direction. Other music, prompts, lengths or models might behave differently. The chosen place and
     strength were the best of many on development prompts, so only the results on test prompts count. If neither of the
     `outcomes` is `claimable`, the study supports no claim.
     """

@@ -99,7 +99,7 @@ def other_strategies(where: Mapping[str, Any], strategies: Iterable[Strategy]) -
 
 
 def choose(scan: pd.DataFrame, strategy: str | None = None) -> Choice:
-    """Choose the place and strength with the largest `span` (see `Choice`).
+    """Return the place and strength with the largest `span` (see `Choice`).
 
     Only candidates whose share of failed clips is at most `CHOSEN_FAILED` are considered. If every candidate has a
     larger share, the one with the smallest share is chosen. If no effect could be measured, the first candidate is

@@ -63,7 +63,7 @@ _FULL_AT_PLACE: _Grid = {
     "all-to-all": (0.125, 0.25, 0.375, 0.5),
 }
 OWN_IS_LONGER = 2.0
-"""Approximate ratio between the lengths of a direction computed on each prompt's own codes and of one computed on
+"""Approximate length of a direction computed on each prompt's own codes, divided by that of a direction computed on
 shared codes.
 
 A direction computed on own codes also contains properties of the music, so it is longer and its strengths are smaller.
@@ -109,7 +109,7 @@ class Settings:
         shown: number of (prompt, seed) pairs whose clips are saved as audio, starting with the first prompt.
         seed: number of the repetition, 0 to `REPETITIONS` - 1. No two repetitions share a clip or a control direction.
         batch_size, n_jobs: as in `sweep.play`. `n_jobs` changes only the running time.
-        substitutes: deviations from a published protocol, one sentence each, which the report repeats.
+        substitutes: deviations from a published protocol, one sentence each. The report repeats them.
         sampling: a `Sampling` that replaces guidance_scale, temperature, top_k and, if it sets a length, seconds. It
             can only be given when the settings are created.
     """
@@ -257,7 +257,7 @@ class Settings:
         return np.unique(np.linspace(0, n_layers - 1, min(self.most_blocks, n_layers)).round().astype(int)).tolist()
 
     def control_clips(self, sets: PromptSet) -> list[sweep.PromptSeed]:
-        """Return the test clips on which controls are run, which have the first seeds of every test prompt."""
+        """Return the test clips on which controls are run: those with the first seeds of every test prompt."""
         clips = self.test_clips(sets)
         return [clip for first in range(0, len(clips), self.test_seeds)
                 for clip in clips[first : first + self.control_seeds]]  # fmt: skip
@@ -310,14 +310,15 @@ class Settings:
         """Return the measure of a concept.
 
         Raises:
-            InputError: if the concept has no measure, or its measure has no true zero, which makes ratios meaningless.
+            InputError: if the concept has no measure, or if its measure has no true zero, because ratios would be
+                meaningless.
         """
         known = [name for name in (*measure.MEASURES, *measure.EXTRA_MEASURES) if is_ratio(name)]
         name = self.measured or self.measured_by.get(concept) or MEASURED.get(concept)
         if name is None:
             raise InputError(
                 f"{shown(concept)} has no measure, so a study could not report an effect. Concepts with a measure are "
-                f"{', '.join(MEASURED)}; for any other, name one (--measure, measured=) of {', '.join(known)}."
+                f"{', '.join(MEASURED)}; for any other, choose one (--measure, measured=) of {', '.join(known)}."
             )
         if name not in known:
             raise InputError(f"measure {shown(name)}: expected one whose change is a ratio.{nearest(name, known)} "

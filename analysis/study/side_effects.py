@@ -67,7 +67,7 @@ def score(lens: AudioLens, tested: SweepResult, settings: Settings) -> pd.DataFr
 
 
 def table(clips: pd.DataFrame, scored: pd.DataFrame) -> pd.DataFrame:
-    """Summarise the side effects, with one row per condition.
+    """Return a summary of the side effects, with one row per condition.
 
     The columns are `failed` (the share of failed clips), `rms_ratio`, `onsets` and `entropy_ratio` (medians), `nats`
     (the mean), `drift` and `frechet`.

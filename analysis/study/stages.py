@@ -95,8 +95,9 @@ class Stages:
         """Return the stage whose result depends on `follows`, on `common` and on the code of the functions given.
 
         Args:
-            make: computes the result.
-            write, read: store the result in a folder, and read it from there; `None` if `make` stores its own result.
+            make: a function that computes the result.
+            write, read: functions that store the result in a folder and read it from there; `None` if `make` stores its
+                own result.
 
         Raises:
             StoppedError: if the folder was removed, or files that this run wrote have disappeared.
@@ -139,11 +140,11 @@ class Stage(Generic[T]):
 
     @property
     def there(self) -> bool:
-        """Whether the stage is stored. A sweep may be stored only in part."""
+        """Whether the stage is stored. A sweep can be stored only in part."""
         return self.place is not None and self.place.is_dir()
 
     def kept(self, *given: Any, **named: Any) -> T:
-        """Read the stage's result from its folder, or else compute it with these arguments.
+        """Return the stage's result, read from its folder or else computed with these arguments.
 
         A new result is written and read back, so both ways give bit-identical results. A damaged stage is computed
         again, with a `DamageWarning`.
@@ -170,14 +171,14 @@ class Stage(Generic[T]):
         return made
 
     def made(self, *given: Any, **named: Any) -> T:
-        """Call the stage's function.
+        """Return the result of the stage's function for these arguments.
 
         Raises:
             TypeError: if an argument's own code is not covered by the stage's key.
         """
         for home in map(home_of, (*given, *named.values())):
             if self.modules is not None and home.startswith(("audiolens.", "analysis.")) and home not in self.modules:
-                raise TypeError(f"stage {self.name!r}: an argument has code of its own in {home}, which its key lacks.")
+                raise TypeError(f"stage {self.name!r}: its key does not cover an argument's code in {home}.")
         return self.make(*given, **named)
 
     def discard(self, error: Exception) -> None:
@@ -211,7 +212,7 @@ def hash_of(values: Mapping[str, Any]) -> str:
 
 
 def common_of(lens: AudioLens) -> dict[str, Any]:
-    """Return the values that every stage depends on, which are weights, device and versions."""
+    """Return the values that every stage depends on: weights, device and versions."""
     return {
         "weights": content_hash(lens.model),
         "device": lens.device.type,
@@ -225,7 +226,7 @@ def check(folder: str | os.PathLike[str], *, overwrite: bool = False) -> None:
     """Check, before a model is opened, that a study can be written to a folder.
 
     Raises:
-        InputError: if the path is a file, or if the folder contains links, cannot be written, or contains anything
+        InputError: if the path is a file, or if the folder contains links, cannot be written to, or contains anything
             other than a study. Without `overwrite`, a study written by an earlier version is rejected too.
     """
     target = as_path(folder)
@@ -329,7 +330,7 @@ def show(work: Path, target: Path) -> None:
 
 
 def _kept() -> str:
-    return "Finished stages are kept; run the same again."
+    return "Finished stages are kept; run the same study again."
 
 
 def _clear(folder: Path) -> None:

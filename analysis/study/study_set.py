@@ -38,7 +38,7 @@ class Several:
     """Studies of different concepts on one model.
 
     The cross-effects do not show that two concepts are the same or independent. A cross-effect may come from a musical
-    correlation (fast tunes are busier), and directions with a low cosine similarity may still affect the same property.
+    correlation (fast tunes are busier), and directions with a low cosine similarity can still affect the same property.
 
     The p-values of the studies are corrected for both poles of all concepts (Holm). On each study's own page, they are
     corrected for the two poles of its concept only.
@@ -54,7 +54,7 @@ class Several:
     def to_frame(self) -> pd.DataFrame:
         """Return the cross-effects, with one row per steered concept, strength, and measured concept.
 
-        The columns are `concept`, `pole`, `strength`, `measured_concept` (which may be the steered one), `measure`,
+        The columns are `concept`, `pole`, `strength`, `measured_concept` (which can be the steered one), `measure`,
         `effect` (median of steered / unsteered - 1 at the same seed), `low`, `high` and `failed`.
         """
         rows = []
@@ -134,7 +134,7 @@ def run(
     sets = [study.prompts_of(concept, lens, chosen) for concept in concepts]
     names = [one.concept for one in sets]
     if len(names) < 2 or len(set(names)) < len(names):
-        raise InputError(f"concepts {', '.join(names)}: expected two or more different ones.")
+        raise InputError(f"concepts {', '.join(names)}: expected two or more different concepts.")
     for name in names:
         refuse_path(name)
     compared = {one.concept: _others(lens, one, sets, chosen, others) for one in sets}
@@ -191,7 +191,7 @@ def _others(
 def _effects_on(one: Study, measures: Iterable[str]) -> list[Any]:
     """Return the effects of one study's steering on these measures.
 
-    They come from its table or, if missing there, its clips.
+    The effects come from the study's table or, if they are missing there, from its clips.
     """
     tested = one.clips[one.clips["split"] == "test"]
     # The table of a study that was run separately may lack the other concepts' measures.

@@ -41,7 +41,7 @@ class Outcome:
     Attributes:
         pole, strength: the pole, and the coefficient of the direction. Positive means towards the positive pole.
         effect, low, high: median of steered / baseline - 1 over paired clips, and its 95% interval over prompts.
-        failed: share of steered clips that failed, which means that they are no longer music. Their effect is taken as
+        failed: share of steered clips that failed, that is, are no longer music. Failed clips count as an effect of
             zero.
         median: median of the measure over the steered clips that did not fail.
         prompted: the effect of asking for the pole in words instead.
@@ -50,9 +50,9 @@ class Outcome:
             This value is ranked among the controls' mean changes.
         p_random, n_random: p-value from the rank among the random directions, and their number n. The p-value is at
             least 1 / (n + 1).
-        p_shuffled, n_shuffled: the same for balanced shuffles of the poles (p is NaN if there are none).
-        p_other, n_other: the same for other concepts' directions.
-        p_controls, n_controls: the same for all these controls together.
+        p_shuffled, n_shuffled: p-value and number for balanced shuffles of the poles (p is NaN if there are none).
+        p_other, n_other: p-value and number for other concepts' directions.
+        p_controls, n_controls: p-value and number for all these controls together.
         p_corrected, n_tests: `p_controls`, corrected for the number of tests (Holm). The tests are both poles of every
             reported concept.
         rivals: other concepts whose direction has at least as large an effect.
@@ -94,9 +94,9 @@ class Outcome:
 
     @property
     def claimable(self) -> bool:
-        """Whether a study may claim the effect, which must be `towards` the pole and exceed the controls' effects.
+        """Whether a study can claim the effect: it is `towards` the pole and exceeds the controls' effects.
 
-        `p_corrected` must be at most .05, and no other concept's direction may have as large an effect.
+        In addition, `p_corrected` is at most .05, and no other concept's direction has as large an effect.
         """
         return bool(self.towards and self.testable and self.p_corrected <= LEVEL and not self.rivals)
 
@@ -115,7 +115,7 @@ def conditions(
 ) -> list[Condition]:
     """Return the conditions of the test clips: baseline, steering and references.
 
-    The strengths are `doses` times the chosen one, with both signs.
+    The strengths are `doses` times the chosen strength, with both signs.
     """
     shares = sorted({sign * dose for dose in doses for sign in (-1, 1)})
     listed = [Condition(BASELINE, labels=_labels(BASELINE))]
@@ -202,9 +202,10 @@ def outcomes(
 
 
 def corrected(outcomes: Sequence[Outcome]) -> tuple[Outcome, ...]:
-    """Correct the p-values of all outcomes that are reported together, such as both poles of several concepts (Holm).
+    """Return outcomes that are reported together, with p-values corrected for all of them (Holm).
 
-    An outcome that could not be measured counts as a test with p = 1.
+    The outcomes are, for example, those of both poles of several concepts. An outcome that could not be measured counts
+    as a test with p = 1.
     """
     p = correct([1.0 if np.isnan(one.p_controls) else one.p_controls for one in outcomes])
     return tuple(

@@ -1,7 +1,7 @@
 """Before anything is steered, patch a few matched pairs of prompts block by block, to show where a concept acts.
 
-`find` computes the grids, and `write` and `read` store and load them. The grids are not used to decide where to steer;
-`analysis.placement` does that.
+`find` computes the grids, and `write` and `read` store and load them. The grids do not decide where to steer;
+`analysis.placement` makes that decision.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Where:
     Attributes:
         windows: the grid of the residual stream, patched in one block and one time window per cell.
         components: the grid of the components of each block, patched over the whole clip.
-        reason: why a grid is missing, if one is.
+        reason: why a grid is missing, or an empty string.
 
     The grids do not show where the concept is computed (see the caveats of `PatchingResult`).
     """
@@ -58,7 +58,7 @@ class Where:
 
 
 def find(lens: AudioLens, sets: PromptSet, asked: Mapping[str, Any]) -> Where:
-    """Patch matched pairs. `asked` contains the arguments of `patching.pairs`."""
+    """Patch matched pairs, and return the grids. `asked` contains the arguments of `patching.pairs`."""
     found: dict[str, Any] = {}
     try:
         pairs = patching.pairs(lens, sets, **asked)

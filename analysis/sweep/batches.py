@@ -113,7 +113,7 @@ class Batches:
         """
         sounds, _, name = file.partition("/")
         if sounds != SOUND or not is_name(name):
-            raise DamagedError(f"{self.folder}: its table lists the sound file {file!r}, which does not belong to it.")
+            raise DamagedError(f"{self.folder}: the table lists {file!r}, which is not a sound file of this sweep.")
         try:
             batch = int(np.searchsorted(np.cumsum(self.sizes), int(Path(name).stem), side="right"))
         except ValueError as error:

@@ -120,7 +120,7 @@ class Plan:
 
 @guarded
 def clips(prompts: Sequence[str], seeds_per_prompt: int, first_seed: int = 0) -> list[PromptSeed]:
-    """Pair each prompt with its own seeds. No seed is used twice, so that prompts are independent."""
+    """Return each prompt paired with each of its own seeds. No seed is used twice, so that prompts are independent."""
     prompts = in_order("prompts", prompts, "prompts")
     if not prompts or checked_count("seeds", seeds_per_prompt, 0) < 1:
         raise InputError(f"{len(prompts)} prompts x {seeds_per_prompt} seeds: expected at least one of each.")
@@ -130,7 +130,7 @@ def clips(prompts: Sequence[str], seeds_per_prompt: int, first_seed: int = 0) ->
 
 @guarded
 def packed(conditions: Sequence[Condition], clips: Sequence[PromptSeed], batch_size: int = 64) -> Plan:
-    """Check conditions and clips, and pack them into a plan.
+    """Check conditions and clips, and return a plan that packs them into batches.
 
     Raises:
         InputError: if names or clips are duplicated, the baseline is missing, or there are no clips.

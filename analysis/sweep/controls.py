@@ -62,9 +62,9 @@ def drawn(
     others: Mapping[str, Directions] | None = None,
     first_draw: int = 0,
 ) -> list[Control]:
-    """Draw all controls. Random directions and shuffles use the seeds `first_draw`, `first_draw` + 1, ...
+    """Return all controls. Random directions and shuffles use the seeds `first_draw`, `first_draw` + 1, ...
 
-    No shuffle is drawn twice, so a small set of prompts may give fewer than `n_shuffled` shuffles.
+    No shuffle is drawn twice, so a small set of prompts can give fewer than `n_shuffled` shuffles.
 
     Raises:
         InputError: if shuffles are requested but the directions have no samples, or if another concept's directions

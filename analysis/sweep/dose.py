@@ -1,8 +1,8 @@
 """Compute a direction's effect at each strength (the dose-response), with controls, prompted clips and cross-effects.
 
 This module uses the effects of a sweep's conditions (`response.effects`), whose labels are kind, concept, place and
-strength. A place is where a direction is added. The columns in `factorial.PLACE` identify it. The measure is assumed to
-rise towards the concept's positive pole.
+strength. A place is where a direction is added. The columns in `factorial.PLACE` identify a place. The measure is
+assumed to rise towards the concept's positive pole.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class DoseResponse:
             number `n` of strengths.
 
     A dose-response does not show which layer is best. The place with the widest span of effects was selected from many
-    on these same clips, so its estimate is optimistic. Choose a place on these prompts, and report results on others.
-    With fewer than 19 controls, p cannot reach .05.
+    places on the same clips, so its estimate is optimistic. Choose a place on these prompts, and report results on
+    others. With fewer than 19 controls, p cannot reach .05.
     """
 
     concept: str
@@ -121,7 +121,7 @@ class CrossEffects:
 
     `table` has one row per measure and strength, with `effect`, `low`, `high`, `unit` ("ratio", or the unit of the
     difference) and `failed`. The table does not show that an effect is specific to the direction, because any added
-    vector may move a measure (see the controls of `DoseResponse`). With several measures, some intervals exclude zero
+    vector can change a measure (see the controls of `DoseResponse`). With several measures, some intervals exclude zero
     by chance.
     """
 
@@ -134,7 +134,7 @@ class CrossEffects:
 
     @drawable
     def plot(self) -> Any:
-        """Draw the change in every measure (matplotlib figure). Differences, as in loudness, have their own panel."""
+        """Draw the change in every measure (matplotlib figure). Differences (in loudness) have a separate panel."""
         from analysis.sweep import plots
 
         return plots.cross_effects(self.table)
@@ -153,7 +153,7 @@ class CrossEffects:
 
 
 def dose_response(effects: pd.DataFrame, concept: str, measured: str) -> DoseResponse:
-    """Compute ranks, corrected p-values and monotonicity for the conditions of one concept.
+    """Return the dose-response of one concept, with ranks, corrected p-values and monotonicity.
 
     Raises:
         InputError: if the concept was not steered.

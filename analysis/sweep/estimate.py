@@ -32,7 +32,7 @@ class Estimate:
     Attributes:
         plan: rows and batches of the sweep.
         seconds: length of each clip.
-        speed: clips per second, measured on this machine with one short batch. It is NaN if it was not measured.
+        speed: clips per second, measured on this machine with one short batch. It is NaN if the speed was not measured.
         finished: number of rows that are already finished.
         n_bytes: approximate size on disk in bytes; 0 without a folder.
     """

@@ -54,12 +54,12 @@ _SETTINGS = ("seconds", "guidance_scale", "temperature", "top_k", "batch_size")
 @guarded
 @named_once
 def plan(lens: AudioLens, directions: Any, *, timed: bool = True, **asked: Any) -> Estimate:
-    """Estimate what `run` would do with these arguments and how long it would take, without writing anything.
+    """Return what `run` would do with these arguments and how long it would take, without writing anything.
 
     With `timed`, one short batch measures this machine's speed.
 
     Raises:
-        InputError: in the same cases as `run`, including a folder that contains another sweep.
+        InputError: in the same cases as in `run`, for example if the folder contains another sweep.
     """
     checked_flags(timed=timed)
     asked = loosened(run, lens, directions, **asked)
@@ -129,7 +129,7 @@ def run(
             these prompts, and report results on others.
         seeds: either the number of seeds per prompt (no two prompts share a seed) or a list of seeds that every prompt
             uses.
-        sets: prompt sets by concept, for the poles' words (default: the bundled sets with these names).
+        sets: prompt sets by concept, which contain the poles' words (default: the bundled sets with these names).
         n_random, n_shuffled: numbers of random control directions and of balanced shuffles (`Directions.shuffled`).
             With 19 controls, p can reach .05. Shuffles need directions read with `keep_samples=True`.
         others: directions of other concepts, read at the same site and layers. They are further controls, and are
@@ -142,15 +142,15 @@ def run(
         batch_size: maximum number of rows per batch.
         out: a folder for finished batches. If the sweep is interrupted, repeating the call resumes it and gives the
             same table. `None` writes nothing to disk.
-        sound: also write each clip's sound to the folder.
+        sound: "wav" or "flac", to also write each clip's sound to the folder.
         n_jobs: as in `play`.
         progress: show a progress bar.
-        tell: a function that is called with the plan before the start. Timing the plan takes one short batch.
+        tell: a function that is called with the plan before the sweep starts. Timing the plan takes one short batch.
         sampling: a `Sampling` that replaces guidance_scale, temperature, top_k and, if it sets a length, seconds.
 
     Raises:
-        InputError: (or a subclass) if values are out of range or the folder contains another sweep. It is raised before
-            the model runs.
+        InputError: (or a subclass) if values are out of range or the folder contains another sweep. The error is raised
+            before the model runs.
         StoppedError: if the disk is full or a worker process died. Finished batches are kept.
     """
     checked_flags(opposed=opposed, progress=progress)
@@ -207,7 +207,7 @@ def play(
             process, and `None` uses half the cores. The table does not depend on this number.
         listener: an open listener that several sweeps can share. If one is given, it determines the measures and the
             processes.
-        keep_audio: function that selects the rows whose sound is kept in the result (default: no rows) or, with
+        keep_audio: a function that selects the rows whose sound is kept in the result (default: no rows) or, with
             `sound`, in the folder (default: all rows).
         out, sound, sampling: as in `run`.
         progress: the label of a progress bar; `None` shows no bar.

@@ -32,7 +32,7 @@ PLACE = ("concept", "strategy", "layer", "band", "branch")
 REDRAWN = "redrawn"
 """The kind of the baseline with other seeds, which shows the variation between seeds without steering."""
 RESEED = 1 << 31
-"""Number added to the seeds of the redrawn baseline. A seed has 32 bits."""
+"""Number added to the seeds of the redrawn baseline. It is half the range of a seed, which has 32 bits."""
 
 
 @dataclass(frozen=True)

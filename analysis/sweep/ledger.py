@@ -48,7 +48,7 @@ def ledger(folder: str | os.PathLike[str], facts: Mapping[str, Any], labels: pd.
             start.
 
     Raises:
-        InputError: if the folder cannot be written, or contains another sweep (the error names the difference) or
+        InputError: if the folder cannot be written to, or contains another sweep (the error names the difference) or
             anything other than a sweep.
         BusyError: if another process is writing to the folder.
         StoppedError: when writing, if the folder was removed, files in it have disappeared, or the disk is full.
@@ -93,11 +93,11 @@ def refuse_begun(folder: Path, facts: Mapping[str, Any]) -> dict[str, Any] | Non
     if (reason := difference(begun, facts)) is None:
         if plans and own not in plans:
             raise OtherResultsError(
-                f"{path} is from this sweep, but {folder / BATCHES} is from another: remove it, and its batches are "
-                "made again, or choose another folder."
+                f"{path} is from this sweep, but {folder / BATCHES} is from another: choose another folder, or remove "
+                f"{folder / BATCHES} so that the batches are made again."
             )
         if plans and begun["model"]["threads"] != plans[own]:
-            return _replanned(facts, plans, f"{path} gives another number of threads than its batches")
+            return _replanned(facts, plans, f"{path} and the batches give different numbers of threads")
     elif set(plans) == {own}:
         return _replanned(facts, plans, f"{path} and the batches are of different sweeps")
     if not finished(folder) and not (folder / TABLE).exists():
@@ -139,14 +139,14 @@ def _plain(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_facts(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a folder's `plan.json`.
+    """Return the contents of a folder's `plan.json`.
 
     Raises:
         InputError: if there is no plan, or it has the format of another version.
         DamagedError: if the file is damaged.
     """
     place = Path(folder)
-    again = "Run the command that swept into this folder again to restore it."
+    again = "To restore it, repeat the command that wrote the sweep."
     try:
         begun = SWEEP.read(place)
     except DamagedError as error:
@@ -174,7 +174,7 @@ def check(folder: Path) -> None:
 
     Raises:
         InputError: if the path is a file, or if the folder contains links or anything other than a sweep, or cannot be
-            written.
+            written to.
     """
     made = [path for part in (BATCHES, SOUND) for path in (folder / part).glob("*") if path.suffix in _SUFFIXES]
     if SWEEP.check(folder, made):

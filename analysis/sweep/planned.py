@@ -36,7 +36,7 @@ _BEFORE = (
     ("model.device", "it was begun with device {there}, but this is {here}"),
     ("model.attention", "it was begun with attention {there}, but this is {here}"),
 )
-_AFTER = (("clips", "its clips differ"), ("asked", "its asked differ"), ("batches", "its batches differ"))
+_AFTER = (("clips", "its clips differ"), ("asked", "its prompts differ"), ("batches", "its batches differ"))
 
 
 def _verify(path: Path, facts: Mapping[str, Any]) -> None:

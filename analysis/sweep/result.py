@@ -138,7 +138,7 @@ class SweepResult:
     ) -> DoseResponse:
         """Return the effect of one concept's directions at each strength (`dose.dose_response`).
 
-        `concept` may be omitted if only one concept was swept. `measured` defaults to the concept's own measure.
+        `concept` can be omitted if only one concept was swept. `measured` defaults to the concept's own measure.
         """
         name = self._concept(concept)
         own = measured or response.MEASURED.get(name, "")

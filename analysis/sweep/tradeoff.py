@@ -82,10 +82,11 @@ class Limits:
     """How strongly a direction can be added at each place (strategy and layer) before the loss exceeds a bound.
 
     `table` has one row per place and sign. `strength` is the largest strength of that sign up to which the loss stays
-    within the bound, or 0 if it never does. The row also has the `effect`, `low`, `high` and loss at that strength.
-    `open` is true if no tested strength exceeded the bound, so the true limit is higher.
+    within the bound, or 0 if the loss at the weakest strength already exceeds it. The row also has the `effect`, `low`,
+    `high` and loss at that strength. `open` is true if no tested strength exceeded the bound, so the true limit is
+    higher.
 
-    A share of failed clips that is estimated from n clips is uncertain by about 1 / sqrt(n), so a limit may be off by
+    A share of failed clips that is estimated from n clips is uncertain by about 1 / sqrt(n), so a limit can be off by
     one tested strength.
     """
 
@@ -170,7 +171,7 @@ class Front:
     or less loss without less gain.
 
     Which conditions are on the front depends on these clips. With other clips, neighbours with overlapping intervals
-    may swap places.
+    might swap places.
     """
 
     concept: str
@@ -249,7 +250,7 @@ def limits(dose: DoseResponse, bound: float = MOST_FAILED, loss: str = "failed")
 def strategies(dose: DoseResponse, bound: float = MOST_FAILED, loss: str = "failed") -> Strategies:
     """Return each strategy's and branch's largest effect towards each pole at its best layer, with a bound on the loss.
 
-    All strengths up to the limit are compared, because an effect may reverse before clips fail.
+    All strengths up to the limit are compared, because an effect can reverse before clips fail.
     """
     steered = _with_loss(dose, loss)
     sound = pd.concat([group[_within(group, bound, loss)] for group in _rising(steered)])

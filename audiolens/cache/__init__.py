@@ -1,3 +1,3 @@
-"""Recorded activations: the cache, the decomposition of the residual stream, and the file format for both."""
+"""Recorded activations: the cache, its file format, and the decomposition of the residual stream."""
 
 from audiolens.cache.activation_cache import ActivationCache as ActivationCache

@@ -1,10 +1,10 @@
 """ActivationCache: a run's activations as labelled tensors, which can be stacked, sliced, projected and saved.
 
 Keys are full site names ("blocks.3.hook_resid_post"), but methods also accept short forms, as in
-`cache["resid_post", 3]` and `cache.stack("resid_post")`. The axes of every tensor are named. Those of a residual site
-are "row step d_model", with a leading "branch" axis if both guidance branches were recorded, and without "step" if the
-run reduced over time. Those of an attention pattern are "row head query key", with one key per step of the clip (or, in
-cross-attention, per token of the longest prompt).
+`cache["resid_post", 3]` and `cache.stack("resid_post")`. The axes of every tensor are named. A residual site has the
+axes "row step d_model". A "branch" axis comes first if both guidance branches were recorded, and the "step" axis is
+missing if the run reduced over time. An attention pattern has the axes "row head query key", with one key per step of
+the clip (or, in cross-attention, per token of the longest prompt).
 """
 
 import os
@@ -48,10 +48,10 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
 
     `tensors` and `axes` have the same keys. `first_step` is the step number of the first entry along the step axis,
     `branch` is the recorded branch ("cond", "null" or "both"), and `reduce` is the reduction over time, if any. With
-    `reduce="mean"`, `norms` are the mean norms of the activations over the same steps. `heads` are the heads recorded
-    at head sites, in this order (`None` means all heads). `stream` describes the components that sum to the residual
-    stream. `readout` contains the model's final norm and output heads. These are the only tensors of the model that a
-    cache refers to, and they are not saved in files.
+    `reduce="mean"`, `norms` are the mean norms of the activations over the same steps. `heads` lists the heads recorded
+    at head sites, in the order of the "head" axis (`None` means all heads). `stream` describes the components that sum
+    to the residual stream. `readout` contains the model's final norm and output heads. These are the only tensors of
+    the model that a cache refers to, and they are not saved in files.
 
     In a model whose conditioning is a prefix to the audio steps (MusicGen Melody), `prefixes` is the number of prefix
     positions in each row. If the run recorded with `prefix=True`, the steps begin at a negative `first_step`, which is
@@ -108,10 +108,10 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
         return self[key] if key in self else default  # noqa: SIM401 (this is the `get` that the rule asks for)
 
     def __getitem__(self, key: str | tuple[str, int]) -> Tensor:
-        """Return a site's tensor, given the full name or (short name, layer). Layer -1 is the model's last layer.
+        """Return a site's tensor, given its full name or a (short name, layer) pair; layer -1 is the last layer.
 
         Raises:
-            SiteError: if the site was not recorded, or if it exists in every block and no layer is given.
+            SiteError: if the site was not recorded, or if the site exists in every block and no layer is given.
             InputTypeError: if the key is neither a name nor a (short name, layer) pair.
         """
         name = self._key(key)
@@ -135,12 +135,14 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
 
         Raises:
             InputTypeError: if `layers` is not a layer number or a list of layer numbers.
-            SiteError: if a layer is negative, and the model has too few blocks or the cache does not know how many
+            SiteError: if a layer is negative, and the model has too few blocks or the cache does not state how many
                 blocks the model has.
         """
         chosen = listed_layers(layers)
         if any(layer < 0 for layer in chosen) and self.stream is None:
-            raise SiteError(f"layers={shown(layers)}: this cache does not know its model's blocks. Count from 0.")
+            raise SiteError(
+                f"layers={shown(layers)}: this cache does not state how many blocks its model has. Count from 0."
+            )
         blocks = 0 if self.stream is None else self.stream.n_layers
         return [counted(layer, blocks) if layer < 0 else layer for layer in chosen]
 
@@ -196,7 +198,7 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
         """The cache restricted to the steps in a time interval (from, to) in seconds.
 
         Raises:
-            InputTypeError, InputError: if `span` is not such an interval, or is not inside the recorded steps.
+            InputTypeError, InputError: if `span` is not a valid time interval, or is not inside the recorded steps.
         """
         return selection.of_seconds(self, span)
 
@@ -214,13 +216,13 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
 
         `direction` is a tensor, an array or a list ("d_model" or "layer d_model"), or a mapping from layer to vector
         (such as a `Directions`). A positive projection means that the activation points along the direction. The units
-        are those of the residual stream. At a layer where the vector is zero (a probe may find no signal there), the
-        projection is 0.
+        are those of the residual stream. At a layer where the vector is zero (for example, because a probe found no
+        signal), the projection is 0.
 
         Raises:
             SiteError: if the site was not recorded, or if a mapping lacks one of the recorded layers.
-            InputTypeError, InputError: if the vectors are not finite numbers, have the wrong width or are all zero. It
-                is also raised if `Directions` and the cache are known to come from different models.
+            InputTypeError, InputError: if the vectors are not finite numbers, have the wrong width or are all zero. An
+                `InputError` is also raised if the directions and the cache are known to come from different models.
         """
         self._refuse_foreign(direction)
         values = self.stack(site).float()
@@ -245,8 +247,8 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
         the whole model and sum to the last `resid_post`. They are the embeddings ("embed" and "pos_embed" if both were
         recorded, otherwise their sum "0_pre") and the outputs of each block, for example "3_attn_out",
         "3_cross_attn_out" and "3_mlp_out". A change made by an intervention at a residual site is not a component, so
-        the sum does not include the change. With `return_labels`, the result is a pair of the values and a list of
-        labels, as in TransformerLens, instead of a `Components`.
+        the sum does not include the change. With `return_labels`, the result is the pair (values, list of labels), as
+        in TransformerLens, instead of a `Components`.
 
         Raises:
             SiteError: if a component was not recorded; the message states which sites to record.
@@ -265,10 +267,11 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
     def accumulated_resid(self, layer: int | None = None, incl_mid: bool = False, return_labels: bool = False) -> Any:
         """Return the labelled states of the residual stream up to a block: "component row step d_model".
 
-        The states begin with "0_pre" and end with the input of block `layer`. For `None` they end with "final_post",
-        before the final norm. The input of a block is its `resid_pre` or, if that was not recorded, the `resid_post` of
-        the previous block. `incl_mid` adds the states inside each block: "3_mid" is the state after the attention of
-        block 3, and "3_cross" the state after its cross-attention. `return_labels` works as in `decompose_resid`.
+        The states begin with "0_pre" and end with the input of block `layer`. If `layer` is `None`, they end with
+        "final_post", which is the stream before the final norm. The input of a block is its `resid_pre` or, if that was
+        not recorded, the `resid_post` of the previous block. `incl_mid` adds the states inside each block: "3_mid" is
+        the state after the attention of block 3, and "3_cross" the state after its cross-attention. `return_labels`
+        works as in `decompose_resid`.
 
         Raises:
             SiteError: if a state was not recorded; the message states which sites to record.
@@ -279,15 +282,17 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
     def logit_lens(
         self, lens: "HasModel | None" = None, *, site: str = "resid_post", layers: int | Sequence[int] | None = None
     ) -> Float[Tensor, "layer ..."]:
-        """Apply the final norm and output heads to the stream at each recorded layer, as if the model ended there.
+        """Return the logits of the residual stream at each recorded layer, as if the model ended after that layer.
 
-        The logits are "layer row codebook step vocab" (with "branch" before "row", or without "step", as recorded). At
-        the last block they are the model's own logits. They take n_codebooks x vocab_size / d_model times as much
-        memory as the states, so select only the `layers` you need. If the cache contains means over time
-        (`reduce="mean"`), the result is the logits of the mean state, which differ from the mean of the logits.
+        The final norm and the output heads are applied to the stream. The logits are "layer row codebook step vocab"
+        (with "branch" before "row", or without "step", as recorded). At the last block they are the model's own logits.
+        They take n_codebooks x vocab_size / d_model times as much memory as the states, so select only the `layers` you
+        need. If the cache contains means over time (`reduce="mean"`), the result is the logits of the mean state, which
+        differ from the mean of the logits.
 
         Args:
-            lens: a lens on the model that the cache was recorded from, which a cache loaded from a file requires.
+            lens: a lens on the model that the cache was recorded from. It is required if the cache was loaded from a
+                file.
             site: the state of the residual stream to read.
             layers: the layers to read (`None` means all recorded layers).
         """
@@ -303,10 +308,10 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
         return lengths(self)
 
     def to(self, device: Any = None, dtype: str | torch.dtype | None = None) -> "ActivationCache":
-        """Move the cache to another device or floating dtype. Either may be given as a torch object or by name.
+        """Return the cache on another device or with another floating-point dtype, given as torch objects or by name.
 
         Raises:
-            InputError: if this machine does not have the device, or if `dtype` is not a floating dtype.
+            InputError: if this machine does not have the device, or if `dtype` is not a floating-point dtype.
         """
         return selection.moved(self, device, dtype)
 
@@ -314,7 +319,7 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
         """Write the cache to one safetensors file, with the labels in its header, replacing any old file atomically.
 
         Raises:
-            InputError: if the file cannot be written, or if something other than a file has this name.
+            InputError: if the file cannot be written, or if `path` exists and is not a regular file.
         """
         return kept(as_path(path), self)
 
@@ -326,10 +331,10 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
         `at_layers` and `to` do not read any tensors. The file must remain unchanged until the last tensor is read.
 
         Raises:
-            InputError: if the file is not a complete activation cache. It is also raised later, when a tensor is read,
-                if the file no longer exists or has changed.
-            DamagedError: (an InputError) if the labels are not those that were written. It is also raised later, if a
-                tensor that is read differs from the one that was written.
+            InputError: if the file is not a complete activation cache. An `InputError` is also raised later, when a
+                tensor is read, if the file no longer exists or has changed.
+            DamagedError: (an InputError) if the labels differ from those that were written. A `DamagedError` is also
+                raised later, if a tensor differs from the one that was written.
             SiteError: if the file does not contain one of the sites.
         """
         whole = cls(**opened(path))
@@ -358,6 +363,6 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
         if theirs and (mine := self.model_weights()) and mine != theirs:
             raise InputError(
                 f"direction was read from {shown(getattr(meta, 'model', ''))}, and this cache was recorded from "
-                f"{shown(self.model)}, which has other weights: a direction means nothing in another model. Read it "
-                "again with the cache's model."
+                f"{shown(self.model)}, which has different weights: a direction means nothing in another model. Read "
+                "the direction again with the cache's model."
             )

@@ -91,9 +91,9 @@ class Readout:
 @guarded
 @dataclass(frozen=True, eq=False)
 class Components(AsArray):
-    """Components or states of the residual stream, with the `values` "component row step d_model" and their `labels`.
+    """Components or states of the residual stream: `values` of shape "component row step d_model", and their `labels`.
 
-    Labels follow TransformerLens: "embed", "3_attn_out", "3_pre", "final_post". If both branches were recorded, a
+    The labels follow TransformerLens: "embed", "3_attn_out", "3_pre", "final_post". If both branches were recorded, a
     "branch" axis follows the first axis. If the cache was reduced over time, there is no "step" axis.
     """
 
@@ -132,7 +132,7 @@ def equipped(cache: "ActivationCache", traced: TracedModel) -> "ActivationCache"
 
 
 def decompose(cache: "ActivationCache", layer: int | None) -> Components:
-    """Return the components that were written to the stream before a block."""
+    """Return the components of the residual stream before block `layer`; see `ActivationCache.decompose_resid`."""
     what = f"decompose_resid({'' if layer is None else layer})"
     stream, end = _checked(cache, layer, what)
     apart = ("hook_embed", "hook_pos_embed")
@@ -142,7 +142,7 @@ def decompose(cache: "ActivationCache", layer: int | None) -> Components:
 
 
 def accumulate(cache: "ActivationCache", layer: int | None, incl_mid: bool) -> Components:
-    """Return the states of the stream up to a block."""
+    """Return the states of the residual stream up to block `layer`; see `ActivationCache.accumulated_resid`."""
     checked_flags(incl_mid=incl_mid)
     what = f"accumulated_resid({'' if layer is None else layer})"
     stream, end = _checked(cache, layer, what)
@@ -159,7 +159,7 @@ def accumulate(cache: "ActivationCache", layer: int | None, incl_mid: bool) -> C
 
 
 def labelled(parts: Components, return_labels: bool) -> Any:
-    """Return the components, or the pair of values and labels that TransformerLens would return."""
+    """Return the components or, with `return_labels`, the pair (values, list of labels), as TransformerLens does."""
     return (parts.values, list(parts.labels)) if return_labels else parts
 
 
@@ -171,12 +171,12 @@ def below(cache: "ActivationCache", layer: int | None, what: str) -> int:
 def logit_lens(
     cache: "ActivationCache", traced: TracedModel | None, site: str, layers: int | Sequence[int] | None
 ) -> Float[Tensor, "layer ..."]:
-    """Compute the logits of the stream at some blocks, as if the model ended there."""
+    """Return the logits of the residual stream at the given layers; see `ActivationCache.logit_lens`."""
     readout = cache.readout if traced is None else Readout.of(traced)
     if readout is None:
         raise InputError(
-            "this cache has no final norm and output heads, which files do not contain: give a lens on the model "
-            "it was recorded from, cache.logit_lens(lens)."
+            "this cache does not contain the model's final norm and output heads, because they are not stored in "
+            "files: give a lens on the model that the cache was recorded from, cache.logit_lens(lens)."
         )
     if traced is not None and cache.model and cache.model != traced.name:
         raise InputError(
@@ -206,7 +206,7 @@ def logit_lens(
 
 
 def _checked(cache: "ActivationCache", layer: int | None, what: str) -> tuple[Stream, int]:
-    """Do the same as `_blocks`, and check that the values in the cache can be summed."""
+    """Return the result of `_blocks`, after checking that the values in the cache can be summed."""
     found = _blocks(cache, layer, what)
     if cache.reduce == "max":
         raise InputError(f"{what}: a sum of maxima is not the maximum of the sum. Record steps, or reduce='mean'.")
@@ -217,14 +217,16 @@ def _blocks(cache: "ActivationCache", layer: int | None, what: str) -> tuple[Str
     """Return the model's residual stream, and the number of the block before which to stop."""
     stream = cache.stream
     if stream is None:
-        raise InputError(f"{what}: this cache does not know its model's blocks. Record it with a lens.")
+        raise InputError(f"{what}: this cache does not state how many blocks its model has. Record it with a lens.")
     try:
         asked = stream.n_layers if layer is None else whole_number(layer)
     except TypeError:
         raise InputTypeError(f"{what}: expected a layer, or None for the whole model.") from None
     end = stream.n_layers if asked == -1 else asked
     if not 0 <= end <= stream.n_layers:
-        raise InputError(f"{what}: this model has layers 0 to {stream.n_layers - 1}; {stream.n_layers} is all of them.")
+        raise InputError(
+            f"{what}: this model has layers 0 to {stream.n_layers - 1}; give {stream.n_layers} to use all of them."
+        )
     return stream, end
 
 
@@ -252,6 +254,6 @@ def _collected(cache: "ActivationCache", names: dict[str, str], what: str) -> Co
 
 
 def _recipe(names: Iterable[str]) -> list[str]:
-    """The sites to record, by short name, except for the start of the stream, which exists only at block 0."""
+    """The sites to record, by short name. The start of the stream keeps its full name: it exists only at block 0."""
     start = "blocks.0.hook_resid_pre"
     return list(dict.fromkeys(name if name == start else Site.of(name).short for name in names))

@@ -62,7 +62,7 @@ class Stored(Mapping[str, Tensor]):
         return dict, (dict(self.items()),)
 
     def some(self, names: Sequence[str], under: str = "") -> "Stored":
-        """Select the tensors with these names, which have the prefix `under` in the file."""
+        """Select the tensors with these names. In the file, each name has the prefix `under`."""
         return Stored({name: self.outlines[under + name] for name in names}, lambda name: self._once(under + name))
 
     def changed(self, change: Change) -> "Stored":
@@ -71,7 +71,7 @@ class Stored(Mapping[str, Tensor]):
         return Stored(outlines, lambda name: change(self._once(name), name))
 
     def _once(self, name: str) -> Tensor:
-        """Read a tensor for another `Stored`, which keeps it in memory, so that it need not be kept here as well."""
+        """Read a tensor for another `Stored`. Only that object keeps the tensor in memory."""
         return self._held[name] if name in self._held else self._read(name)
 
 
@@ -93,7 +93,7 @@ def changed(tensors: Mapping[str, Tensor], change: Change) -> Mapping[str, Tenso
 
 
 def kept(path: Path, cache: Any) -> Path:
-    """Write a cache; see `ActivationCache.save`."""
+    """Write a cache to a file, and return the path; see `ActivationCache.save`."""
     labels = {
         "format": _FORMAT,
         "axes": {name: list(axes) for name, axes in cache.axes.items()},
@@ -149,7 +149,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], labels: Mapping[str, Any]) 
     """Write one safetensors file, with the labels in its header. An existing file is replaced atomically.
 
     Raises:
-        InputError: if the file cannot be written, or if something other than a file has this name.
+        InputError: if the file cannot be written, or if `path` exists and is not a regular file.
     """
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with written(path) as made:
@@ -161,7 +161,8 @@ def read(path: str | os.PathLike[str], format_: str, unsealed: str) -> tuple[dic
     """Read the labels of a file, and prepare to read its tensors. Files in the `unsealed` format have no hashes.
 
     Raises:
-        InputError: if this is not a complete file in either format, or later, if a tensor that is read is damaged.
+        InputError: if the file is not complete, or is in neither format. An `InputError` is also raised later, if a
+            tensor that is read is damaged.
     """
     # The path is made absolute, so that a later change of the working directory has no effect.
     absolute = Path(path).absolute()

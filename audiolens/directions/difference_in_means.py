@@ -50,7 +50,7 @@ def difference_in_means(
     (instruments, decay, loudness), and these differences enter the direction. With `codes="shared"`, the model instead
     runs on the same clips of neutral prompts for both poles, so only the text differs. Prefer this setting for
     steering. With a `codes` tensor or `audio`, the model runs on that music. Means are computed from running sums, so
-    memory depends only on the batch size and the codes (a few kB per clip).
+    memory use depends only on the batch size and the codes (a few kB per clip).
 
     Args:
         positive, negative: the prompts of the poles; `None` means no prompt (for poles that differ in their music).
@@ -62,8 +62,8 @@ def difference_in_means(
             position used in the paper.
         branch: the guidance branch that is read; "both" averages the conditional and the null branch.
         guidance_scale: the guidance scale of the generated clips.
-        codes: "own" (the default): each prompt generates its own clip. "shared": for prompt i of both poles, the model
-            runs on clip i of the neutral prompts, whose clips are generated once. If the poles have different numbers
+        codes: "own" (the default): each prompt generates its own clip. "shared": clips of the neutral prompts are
+            generated once, and the model runs on clip i for prompt i of both poles. If the poles have different numbers
             of prompts, the model runs on several of these clips for each prompt, so that every clip has the same weight
             in both poles. Otherwise, give a tensor of codes with one row per prompt, used for both poles, or a pair of
             tensors (positive pole, negative pole).
@@ -76,8 +76,8 @@ def difference_in_means(
             needs.
         prefix: include the conditioning before step 0 in the "mean", if it is part of the decoder's own sequence.
         neutral: the prompts of the shared clips, used in cyclic order, such as `sets.development`. Do not use test
-            prompts here. Neutral prompts are ignored at the positions "first" and "eos", for which nothing is
-            generated.
+            prompts as neutral prompts. Neutral prompts are ignored at the positions "first" and "eos", for which
+            nothing is generated.
 
     Raises:
         InputError: (or a subclass) before the run, if a pole is empty, a prompt is in both poles, the two poles have
@@ -95,9 +95,9 @@ def difference_in_means(
     found = read_poles(lens, reader, label, keep_samples)
     if not found.vectors.any():
         raise InputError(
-            f"the direction is 0 at every layer: at {reader.site}, position {shown(reader.position)}, branch "
-            f"{reader.branch!r} the poles have the same mean. Read another site, position or branch, or give other "
-            "prompts."
+            f"the direction is 0 at every layer, because the poles have the same mean at site {reader.site}, position "
+            f"{shown(reader.position)} and branch {reader.branch!r}. Read another site, position or branch, or give "
+            "other prompts."
         )
     return found
 

@@ -1,4 +1,4 @@
-"""Directions: one vector per layer with provenance, which can be added, scaled, orthogonalised, saved and loaded.
+"""Directions: one vector per layer, with provenance. They can be added, scaled, orthogonalised, saved and loaded.
 
 A direction points from the negative to the positive pole and is stored unnormalised: its length is the full difference
 of means, so a strength of 1 moves the negative pole's mean onto the positive pole's.
@@ -210,8 +210,8 @@ class Directions(AsArray):
         prompts, one is left out. The vectors are short, so they are rescaled to the norms of these directions, unless
         `match_norms` is false. This method needs samples (`keep_samples=True`).
 
-        `balanced=False` permutes the labels over all prompts. Such shuffles retain part of the concept, and rescaling
-        magnifies that part. Use them only to see how much is retained.
+        `balanced=False` permutes the labels over all prompts. The result retains part of the concept, and rescaling
+        magnifies that part. Use this setting only to see how much of the concept is retained.
 
         Raises:
             InputError: if no samples were stored or, with `balanced=True`, if a pole has fewer than two prompts.
@@ -227,7 +227,8 @@ class Directions(AsArray):
     def with_norms_of(self, other: "Directions") -> "Directions":
         """Return these directions scaled to the norms of `other`, layer by layer.
 
-        Another concept's direction can then serve as a control, which is added with the same norm at the same places.
+        The direction of another concept can then serve as a control: it is added at the same places, with the same
+        norm.
         """
         self._refuse_foreign(other)
         return self._changed(unit(self.vectors) * other.norms[:, None], f"{self.meta.label} like ({other.meta.label})")
@@ -270,7 +271,7 @@ class Directions(AsArray):
         Any existing file is replaced. Samples are not written.
 
         Raises:
-            InputError: if the path cannot be written.
+            InputError: if the file cannot be written.
         """
         facts = {
             "meta": self.meta.as_dict(),

@@ -52,13 +52,13 @@ def principal_component(directions: Directions) -> Directions:
     positive, negative = samples.values[:, samples.labels], samples.values[:, ~samples.labels]
     if positive.shape != negative.shape:
         raise InputError(
-            f"{positive.shape[1]} positive and {negative.shape[1]} negative prompts: give as many of each, as pairs."
+            f"{positive.shape[1]} positive and {negative.shape[1]} negative prompts: give pairs of matched prompts."
         )
     return _oriented(directions, torch.linalg.svd(positive - negative, full_matrices=False).Vh[:, 0], "pca of pairs")
 
 
 def probe_weights(directions: Directions, penalty: float = 1.0) -> Directions:
-    """Return the weights of a logistic regression that separates the poles, per layer (scikit-learn).
+    """Return, for each layer, the weights of a logistic regression that separates the poles (scikit-learn).
 
     The method is that of Alain and Bengio (2016). The features are standardised before the fit. `penalty` is the weight
     of the squared-norm penalty, which is 1 / C in scikit-learn. The direction that separates best need not be the one

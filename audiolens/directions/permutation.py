@@ -29,7 +29,7 @@ class PermutationTest:
         least_p: the smallest possible `p`, which is large with few prompts.
         n_shuffles: number of shuffles.
 
-    Labels are exchanged within pairs of prompts if the poles have the same number of them, and otherwise among all
+    Labels are exchanged within pairs of prompts if the poles have the same number of prompts, and otherwise among all
     prompts. A small p shows that the poles differ in the activations. It does not show that the difference represents
     the concept, or that the model uses it.
     """

@@ -1,9 +1,9 @@
 """Read one vector per prompt and layer for two poles, batch by batch, while the model generates or runs on given codes.
 
 Only one batch is in memory at a time, and the lens averages over time while the model runs. Positive prompt i and
-negative prompt i share a seed. If the model generates music for each prompt, however, the two prompts differ in their
-music as well as in their text. If the model instead runs on the same codes for both prompts, only the text differs.
-These codes are given, or generated from neutral prompts (`audiolens.directions.shared_codes`).
+negative prompt i share a seed. If the model generates music for each prompt, however, the readings of the two prompts
+differ in the music as well as in the text. If the model instead runs on the same codes for both prompts, only the text
+differs. The caller gives these codes, or they are generated from neutral prompts (`audiolens.directions.shared_codes`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -33,8 +33,8 @@ from audiolens.tracing.sampling import checked_settings
 Position = Literal["mean", "first", "last", "eos"] | Span
 Codes = Int[Tensor, "row codebook frame"]
 CodesSource = Literal["own", "shared"]
-"""The clips that are generated, on which the model then runs: each prompt's own clip, or clips of neutral prompts that
-both poles share.
+"""The generated clips on which the model runs: each prompt's own clip, or clips of neutral prompts, which both poles
+share.
 """
 
 
@@ -65,7 +65,7 @@ class Samples:
 
 @dataclass(frozen=True)
 class ReadBatch:
-    """The vectors read for one batch of rows; `index` gives their indices in `Samples`."""
+    """The vectors read for one batch of rows; `index` gives the index of each row in `Samples`."""
 
     values: Float[Tensor, "layer row d_model"]
     norms: Float[Tensor, "layer row"]
@@ -125,8 +125,8 @@ class PoleReader:
         if asked == "shared" and not self.starts:
             if branch == "null":
                 raise InputError(
-                    "branch='null' does not see the text, so over shared codes both poles are read alike: read the "
-                    "branch 'cond' or 'both', or give codes='own'."
+                    "branch='null' does not see the text, so with shared codes both poles would give the same "
+                    "activations: read the branch 'cond' or 'both', or give codes='own'."
                 )
             self.clips = SharedClips.of(checked_neutral(neutral), (len(self.positive), len(self.negative)))
         if self.plays:
@@ -289,7 +289,7 @@ class PoleReader:
         sides = (codes, codes) if isinstance(codes, Tensor) else tuple(codes)
         if len(sides) != 2 or not all(isinstance(side, Tensor) and side.ndim == 3 for side in sides):
             raise InputTypeError(
-                "codes: expected 'row codebook frame', or a pair of them (positive pole, negative pole)."
+                "codes: expected a tensor 'row codebook frame', or a pair of tensors (positive pole, negative pole)."
             )
         for pole, side, prompts in zip(("positive", "negative"), sides, (self.positive, self.negative), strict=True):
             if len(side) != len(prompts):
@@ -310,7 +310,7 @@ def _checked_source(codes: Any, neutral: Any) -> CodesSource | None:
     if asked not in ("own", "shared", None):
         raise InputError(f"codes={codes!r}: expected 'own', 'shared', or a tensor 'row codebook frame'.")
     if neutral is not None and asked != "shared":
-        raise InputError("neutral= are the prompts whose clips both poles share: give codes='shared' as well.")
+        raise InputError("neutral= gives the prompts of the clips that both poles share: give codes='shared' as well.")
     return asked
 
 
@@ -366,7 +366,8 @@ def _checked_seeds(seeds: Any, count: int) -> list[int]:
     listed = [checked_seed(seed) for seed in (given if isinstance(given, list) else [given] * count)]
     if len(listed) != count:
         raise InputError(
-            f"{len(listed)} seeds for {count} prompts per pole: give one per pair, as prompt i uses seed i."
+            f"{len(listed)} seeds for {count} prompts per pole: give one per pair, because prompt i of each pole uses "
+            "seed i."
         )
     return listed
 

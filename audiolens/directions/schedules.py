@@ -1,7 +1,7 @@
 """Schedules: functions of time in seconds that scale a steering strength over a clip.
 
-Use them as in `steer(..., schedule=linear(0.0, 2.0))`. Any function of seconds works. This module contains common ones.
-Time is measured from the start of the clip and is the same for every row and layer.
+Use them as in `steer(..., schedule=linear(0.0, 2.0))`. This module contains common schedules, but any function of the
+time in seconds works. Time is measured from the start of the clip and is the same for every row and layer.
 """
 
 import math

@@ -65,12 +65,12 @@ def checked_neutral(neutral: Any) -> tuple[str | None, ...]:
     """Return the neutral prompts as a tuple.
 
     Raises:
-        InputError: if there are none.
+        InputError: if there are no neutral prompts.
     """
     listed = () if neutral is None else in_order("neutral", neutral, "prompts")
     if not listed:
         raise InputError(
-            "codes='shared' reads both poles over the clips of neutral prompts, and none were given: give "
-            "neutral=sets.development, or codes='own' to read each pole over its own clips."
+            "codes='shared' reads both poles on the clips of neutral prompts, but no neutral prompts were given: give "
+            "neutral=sets.development, or codes='own' to read each pole on its own clips."
         )
     return listed

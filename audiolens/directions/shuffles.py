@@ -1,4 +1,4 @@
-"""Split prompts into two groups regardless of their poles, for control directions and permutation tests.
+"""Split prompts into two random groups other than the poles, for control directions and permutation tests.
 
 A *balanced* split puts half of each pole into each group, so the concept cancels in the difference between the groups.
 After a free permutation of the labels, the difference still contains part of the concept, and rescaling it to the
@@ -26,10 +26,10 @@ def balanced(labels: Bool[Tensor, " prompt"], seed: int) -> Groups:
 
     If a pole has an odd number of prompts, a random one is left out.
 
-    The poles are split independently, even if their prompts are matched. The two prompts of a pair may be read on the
-    same clip, so that everything but the concept cancels within the pair. If half of the pairs were swapped instead,
-    only the differences between pairs in how strongly they express the concept would be left, and rescaling would
-    magnify them.
+    The poles are split independently, even if their prompts are matched. If the two prompts of a pair are read on the
+    same clip, everything but the concept cancels within the pair. If half of the pairs were swapped instead, only
+    differences in how strongly each pair expresses the concept would be left, and rescaling would magnify these
+    differences.
 
     Raises:
         InputError: if a pole has fewer than two prompts.
@@ -69,7 +69,7 @@ def different(labels: Bool[Tensor, " prompt"], n: int, first_seed: int = 0) -> l
 
 
 def permuted(labels: Bool[Tensor, " prompt"], n: int, seed: int) -> Float[Tensor, "shuffle prompt"]:
-    """Return the weights of each prompt in the difference in means under `n` random labellings, for a permutation test.
+    """Return the weight of each prompt in the difference in means under `n` random labellings, for a permutation test.
 
     If the poles have the same number of prompts, labels are permuted within pairs, and otherwise over all prompts.
     These labellings are not balanced, because a permutation test is exact only if the original labelling is among those

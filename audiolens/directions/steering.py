@@ -184,7 +184,7 @@ def _sources(concepts: list[Directions], strategy: Strategy, layer: Any) -> list
     given = one_or_listed("layer", layer)
     whose = given if isinstance(given, list) else [given] * len(concepts)
     if len(whose) != len(concepts):
-        raise InputError(f"layer={layer} for {len(concepts)} concepts: give one for all, or one for each.")
+        raise InputError(f"layer={layer} for {len(concepts)} concepts: give one layer for all, or one for each.")
     return [_source(one, strategy, where) for one, where in zip(concepts, whose, strict=True)]
 
 

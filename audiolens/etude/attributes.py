@@ -1,6 +1,6 @@
 """The musical attributes that étude was trained on, with their ranges, poles and sampling.
 
-All attributes are sampled independently, so no label (and no word in a caption) predicts another.
+All attributes are sampled independently, so no label (and no word in a caption) predicts another attribute.
 `synth` turns attributes into sound, and `captions` turns them into words.
 """
 
@@ -113,7 +113,10 @@ class Attributes:
         return RANGES[name].level(value) if name in RANGES else str(value)
 
     def targets(self) -> Iterator[tuple[str, float]]:
-        """Regression targets: every attribute as numbers in about [-1, 1], with the instrument one-hot."""
+        """Yield regression targets: each attribute that captions can name, as one or more numbers from about -1 to 1.
+
+        The instrument has one target per instrument: 1 for the instrument that plays, and -1 for the others.
+        """
         for name, span in RANGES.items():
             yield name, 2 * span.position(getattr(self, name)) - 1
         yield "mode", 1.0 if self.mode == "major" else -1.0

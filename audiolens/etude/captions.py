@@ -98,7 +98,7 @@ ENDINGS = (
 
 @dataclass(frozen=True)
 class Caption:
-    """A caption, with a mapping from each concept that its words name to the level."""
+    """A caption: its text, and a mapping from each concept that the text names to the level that it names."""
 
     text: str
     named: Mapping[str, str]
@@ -111,7 +111,7 @@ def caption(attributes: Attributes, rng: np.random.Generator, named_share: float
 
 
 def write(named: Mapping[str, str], rng: np.random.Generator) -> str:
-    """A caption that names exactly `named` (concept -> level) among neutral words, with random order and wording."""
+    """Return a caption that names exactly the levels in `named` (concept -> level), in random order and wording."""
     adjectives, phrases = [], []
     for concept, level in named.items():
         if rng.random() < 0.5:

@@ -7,7 +7,7 @@ A clip consists of drums (a kick with a click on every beat, a snare on the weak
 Notes are read from one-period wavetables. Brightness sets the decay of the harmonics. The whole mix is then tilted
 until it has the requested spectral centroid, so that brightness means the same for every instrument, register and
 tempo. Kick and bass have the same energy per second at every tempo. Otherwise fast music would contain more of both. A
-model asked for fast music would then also play darker, because guidance amplifies correlated attributes.
+model asked for fast music would then also generate darker music, because guidance amplifies correlated attributes.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ EVEN_BEAT_SECONDS = 0.5
 """The beat length at which a kick has unit level; kicks on longer beats are louder, to keep energy per second equal."""
 BASS_DECAY_BEATS = 0.4
 NOISE_SLOPE = 0.4
-"""The spectral slope of drum noise relative to that of the notes' harmonics: drums are only a little brighter."""
+"""The spectral slope of drum noise relative to that of the notes' harmonics: drums are only slightly brighter than
+notes."""
 BELL_PARTIALS = ((1.0, 1.0), (2.76, 0.6), (5.40, 0.35), (8.93, 0.2))
 """(frequency ratio, amplitude) of the modes of a struck bar (Fletcher and Rossing, The Physics of Musical
 Instruments)."""
@@ -97,7 +98,7 @@ def render(attributes: Attributes, seed: int | np.random.Generator, seconds: flo
 
 
 def bar_start(attributes: Attributes, rng: np.random.Generator) -> float:
-    """The time in seconds from the start of the first bar to the start of the clip; `render` samples it first."""
+    """The time in seconds from the start of the first bar to the start of the clip, which `render` samples first."""
     return rng.random() * attributes.meter * 60 / attributes.tempo_bpm
 
 
@@ -205,7 +206,7 @@ def _compress(sound: Waveform, crest: float = 4.0) -> Waveform:
 
 
 def _tilt_to(sound: Waveform, centroid_hz: float) -> Waveform:
-    """Apply the zero-phase filter (1 + f / 500 Hz) ** a, with a such that the mean centroid is `centroid_hz`."""
+    """Apply the zero-phase filter (1 + f / 500 Hz) ** k, with k chosen so that the mean centroid is `centroid_hz`."""
     n_fft = 1024
     frames = np.lib.stride_tricks.sliding_window_view(sound, n_fft)[:: n_fft // 2]
     magnitude = np.abs(np.fft.rfft(frames * np.hanning(n_fft), axis=-1)) + 1e-9

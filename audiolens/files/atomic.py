@@ -27,7 +27,7 @@ def put(path: Path, content: bytes) -> Path:
     """Write a file into an existing folder atomically. Even a power failure leaves either the old file or the new one.
 
     Raises:
-        InputError: if something other than a file has this name.
+        InputError: if `path` exists and is not a regular file.
         StoppedError: if the folder no longer exists.
         OSError: if the file cannot be written.
     """
@@ -53,7 +53,7 @@ def written(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path to write to, which is renamed to `path` if the block succeeds; create missing folders.
 
     Raises:
-        InputError: if something other than a file has this name, or if the file cannot be written.
+        InputError: if `path` exists and is not a regular file, or if the file cannot be written.
     """
     target = as_path(path)
     refuse_special(target)
@@ -70,8 +70,8 @@ def new_folder(folder: Path) -> Iterator[Path]:
     """Yield a temporary empty folder, which is renamed to `folder` if the block succeeds. The parent must exist.
 
     Raises:
-        InputError: if something other than an empty folder has this name.
-        OSError: if the folder cannot be written.
+        InputError: if `folder` exists and is not an empty folder.
+        OSError: if the folder cannot be created or written to.
     """
     refuse_taken(folder)
     with aside(folder.parent) as work:
@@ -125,7 +125,7 @@ def refuse_special(path: Path) -> None:
     """Reject a path at which there is already a folder, link, device, pipe or socket.
 
     Raises:
-        InputError: if there is one; the message states its kind.
+        InputError: if anything except a regular file exists at this path; the message states what it is.
     """
     kind = _kind(path)
     if kind == "folder":
@@ -138,7 +138,7 @@ def refuse_taken(folder: Path) -> None:
     """Reject a path at which there is already anything except an empty folder.
 
     Raises:
-        InputError: if there is such an entry; the message states its kind.
+        InputError: if anything except an empty folder exists at this path; the message states what it is.
     """
     kind = _kind(folder)
     if kind == "folder" and any(folder.iterdir()) or kind == "file":
@@ -150,23 +150,23 @@ def refuse_taken(folder: Path) -> None:
 def refuse_misplaced(files: Iterable[Path], folders: Iterable[Path] = ()) -> None:
     """Reject a folder where a file is expected, and anything except a folder where a folder is expected.
 
-    Such an entry is not replaced, because audiolens did not create it and a folder may contain the user's only copy of
-    some data.
+    Such an entry is not replaced, because audiolens did not create it and a folder might contain the user's only copy
+    of some data.
 
     Raises:
-        InputError: if there is such an entry; the message names the first. Once the user has removed it, audiolens
-            creates the expected file or folder again.
+        InputError: if a path has the wrong kind of entry; the message names the first such path. Once the user has
+            removed the entry, audiolens creates the expected file or folder again.
     """
     for path, expected in (*((path, "file") for path in files), *((path, "folder") for path in folders)):
         if (kind := _kind(path)) not in (None, expected):
             raise InputError(
-                f"{path} is a {kind}, but a {expected} belongs there: remove it, or choose another folder. After "
-                f"the removal the {expected} is created again."
+                f"{path} is a {kind}, but a {expected} belongs there: remove it, or choose another folder. Once "
+                f"the {kind} is removed, the {expected} is created again."
             )
 
 
 def refuse_links(folder: Path) -> None:
-    """Reject a folder that contains anything except files and folders, because links may lead outside the folder.
+    """Reject a folder that contains anything except files and folders, because links can lead outside the folder.
 
     Raises:
         InputError: if there is a link, device, pipe or socket, or a folder that cannot be read; the message names it.
@@ -195,7 +195,7 @@ def inside(folder: Path, name: object) -> Path:
     """Return the path of a subfolder of `folder`, given a subfolder name that was read from a file.
 
     Raises:
-        InputError: if the name leads outside `folder`, or if a link has this name.
+        InputError: if the name leads outside `folder`, or if it is the name of a symbolic link.
     """
     if not is_name(name):
         raise InputError(f"{shown(name)} cannot name a folder in {folder}: expected a name without a path.")
@@ -206,7 +206,7 @@ def inside(folder: Path, name: object) -> Path:
 
 
 def is_name(name: object) -> bool:
-    """Whether this is the plain name of an entry in a folder, rather than a path that could lead out of the folder."""
+    """Whether `name` is the plain name of a folder entry, rather than a path that could lead out of the folder."""
     return isinstance(name, str) and name not in ("", ".", "..") and not {"/", "\\", "\0"} & {*name}
 
 
@@ -219,7 +219,10 @@ def remove(entry: Path) -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove the temporary files that killed processes left in a folder. No other process may be writing to it."""
+    """Remove the temporary files that killed processes left in a folder.
+
+    Call this function only while no other process is writing to the folder.
+    """
     for leftover in folder.glob(f"{UNFINISHED}*"):
         remove(leftover)
 
@@ -229,12 +232,15 @@ def _unfinished(mark: str = UNFINISHED) -> str:
 
 
 def _without_following(path: str, flags: int) -> int:
-    """Open a file for `open` (as its `opener`), without following links and with the umask's permissions."""
+    """Open a file without following links, with the permissions that the umask allows (an `opener` for `open`)."""
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 def _settle(folder: Path) -> None:
-    """Flush every file to disk, with the umask's permissions, because some libraries create private files."""
+    """Flush every file to disk, and set its permissions to those that the umask allows.
+
+    Some libraries create files that only their owner can read.
+    """
     # Reading the umask requires setting it. The strictest umask exposes no file in the meantime.
     umask = os.umask(0o077)
     os.umask(umask)

@@ -30,7 +30,7 @@ MOST_DIGITS = 40
 MOST_TEXT = 2**17
 """The largest number of characters in one string or key. Python's own CSV reader has the same limit for a cell."""
 MOST_HEADER_BYTES = 100_000_000
-"""The largest header in bytes that safetensors itself accepts."""
+"""The size in bytes of the largest header that safetensors itself accepts."""
 MOST_TENSORS = 100_000
 MOST_AXES = 16
 
@@ -149,7 +149,7 @@ def csv_rows(path: Path, text: str) -> list[Row]:
     """Parse the text of a CSV file. The rows include the header but no empty lines.
 
     Raises:
-        InputError: if quotes are unmatched, a cell exceeds the limit, or a row and the header differ in length.
+        InputError: if quotes are unmatched, a cell exceeds the limit, or a row has more or fewer cells than the header.
     """
     # `text.splitlines` would also split at form feeds and Unicode separators, which may be inside a cell.
     reader = csv.reader(io.StringIO(text), strict=True)
@@ -165,7 +165,8 @@ def csv_rows(path: Path, text: str) -> list[Row]:
     for line, cells in rows:
         if len(cells) != len(rows[0][1]):
             raise InputError(
-                f"{path}: line {line} has {len(cells)} cells, expected {len(rows[0][1])} (quote cells with commas)."
+                f"{path}: line {line} has {len(cells)} cells, expected {len(rows[0][1])} (put a cell that contains a "
+                "comma in quotes)."
             )
     return rows
 
@@ -287,4 +288,4 @@ def _too_deep(path: Path) -> InputError:
 
 
 def _not_whole(path: Path, reason: str) -> InputError:
-    return InputError(f"{path} is not a whole safetensors file: {reason}.")
+    return InputError(f"{path} is not a complete safetensors file: {reason}.")

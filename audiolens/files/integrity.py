@@ -1,9 +1,10 @@
 """Store hashes with saved files, so that any changed byte is detected when a file is read.
 
-A JSON file contains a hash of its other entries. The header of a safetensors file is JSON with such a hash. It also
-contains a hash of each tensor, so that tensors can be read one by one. Any other file contains a hash of its own bytes
-(`seal`), or the manifest of its folder lists the file with its hash. Reading a file returns exactly what was written,
-or raises a `DamagedError` that names the file. Hashes reveal damaged or swapped files, but not who wrote a file.
+A JSON file contains a hash of its other entries. The header of a safetensors file is JSON with a hash of the same kind.
+The header also contains a hash of each tensor, so that tensors can be read one by one. Any other file contains a hash
+of its own bytes (`seal`), or the manifest of its folder lists the file with its hash. Reading a file returns exactly
+what was written, or raises a `DamagedError` that names the file. Hashes reveal damaged or swapped files, but not who
+wrote a file.
 """
 
 import hashlib
@@ -85,7 +86,7 @@ def sealed_json(facts: Mapping[str, Any], *, indent: int | None = 1, ensure_asci
 
 
 def read_json(path: Path, former: Collection[str | None] = ()) -> dict[str, Any]:
-    """Read the facts that `sealed_json` wrote, without their hash. Files in a `former` format may have no hash.
+    """Read the facts that `sealed_json` wrote, without their hash. A file in a `former` format need not have a hash.
 
     Raises:
         DamagedError: if the file cannot be read, or differs from what was written.
@@ -116,7 +117,7 @@ def check_seal(path: object, content: bytes) -> None:
     """Check bytes against the hash that they contain.
 
     Raises:
-        DamagedError: if they contain no hash, or if their hash is different.
+        DamagedError: if the bytes contain no hash, or do not match their hash.
     """
     start, end = _slot(content)
     stated = content[start:end]

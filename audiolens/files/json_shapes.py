@@ -21,8 +21,8 @@ def refuse_other(path: str | PathLike[str], value: Any, shape: Any, where: str =
     """Reject a value that does not have the expected shape.
 
     Raises:
-        InputError: if the value differs from the shape; the message names the file, the first key with a difference,
-            and what is expected there.
+        InputError: if the value does not have the expected shape; the message names the file and the first key that
+            differs, and states what is expected there.
     """
     difference = _difference(value, shape, where)
     if difference is not None:

@@ -2,11 +2,11 @@
 
 Every measure is a function of (audio, sample_rate). Audio is a numpy array or a torch tensor with one or two channels.
 If its shape is [sample] or [channel, sample], the result is one number; if it is [row, channel, sample], the result is
-an array [row]. Audio may also be a sound file or what `lens.generate` returned (both without a sample rate), or a list
-of these. Channels are averaged and any DC offset is removed. If a measure is undefined (for silence, or for the
-pitch of noise), the result is NaN. An InputError is raised for audio that cannot be measured because it contains NaN,
-is shorter than 0.1 s or longer than ten minutes, has an impossible sample rate, or is a damaged file. docs/measures.md
-describes the method and calibration of each measure. librosa and scipy are imported on first use, and torch only for
+an array [row]. Audio can also be a sound file or what `lens.generate` returned (both without a sample rate), or a list
+of these. Channels are averaged and any DC offset is removed. If a measure is undefined (such as the tempo of silence or
+the pitch of noise), the result is NaN. An InputError is raised if audio contains NaN, is shorter than 0.1 s or longer
+than ten minutes, has an impossible sample rate, or is a damaged file. docs/measures.md describes the method and
+calibration of each measure. librosa and scipy are imported on first use, and torch only for
 measures that need a model (`drift`, `frechet_distance`, `clap_score`).
 """
 

@@ -40,7 +40,7 @@ def tempo_of(beats: Float[np.ndarray, " beat"]) -> float:
 
 
 def lacking() -> str | None:
-    """Return why Beat This cannot be used here, or `None` if it can. Downloads its weights if they are missing."""
+    """Return the reason why Beat This cannot be used, or `None` if it can. Missing weights are downloaded."""
     try:
         require()
     except AudioLensError as error:
@@ -49,7 +49,7 @@ def lacking() -> str | None:
 
 
 def require() -> None:
-    """Raise the same error as `beat_this_tempo` if Beat This cannot be used here."""
+    """Raise the error that `beat_this_tempo` would raise, if Beat This cannot be used."""
     _tracker()
 
 
@@ -60,13 +60,13 @@ def _tracker() -> Any:
         from beat_this.inference import Audio2Beats  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise MissingPackageError(
-            f"tempo by Beat This needs its package ({error}): pip install 'audiolens[beats]', or use another method "
-            "('beat', 'ioi')."
+            f"tempo by Beat This needs the package beat_this ({error}): pip install 'audiolens[beats]', or use another "
+            "method ('beat', 'ioi')."
         ) from None
     if Path(CHECKPOINT).exists():
         raise InputError(
-            f"{Path(CHECKPOINT).absolute()} would be opened instead of Beat This's own weights of that name: rename "
-            "it, or work in another folder."
+            f"{Path(CHECKPOINT).absolute()} would be opened instead of Beat This's own weights, which have the same "
+            "name: rename it, or work in another folder."
         )
     try:
         with _tensors_only():

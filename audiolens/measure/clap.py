@@ -1,4 +1,4 @@
-"""Score how well clips match a text, and embed them, with transformers' ClapModel.
+"""Score how well clips match a text, and compute embeddings of clips, with transformers' ClapModel.
 
 CLAP is described in Wu et al. (2023), "Large-scale Contrastive Language-Audio Pretraining". This module needs torch, so
 `audiolens.measure` imports it only on first use. The weights are downloaded once. A clip's score and embedding do not
@@ -59,8 +59,8 @@ def clap_score(
         batch_size: windows per batch.
 
     Raises:
-        InputError: if clips and texts differ in number, or audio cannot be measured.
-        ModelNotFoundError: if there is no such model, or no network to download it.
+        InputError: if clips and texts differ in number, or if the audio cannot be measured.
+        ModelNotFoundError: if the model does not exist or cannot be downloaded.
 
     The score does not show how good a clip sounds. CLAP understands text only coarsely (it is almost insensitive to
     tempo), so compare scores only for the same text, and pair clips by seed.
@@ -80,7 +80,7 @@ def clap_score(
     limit = min(processor.tokenizer.model_max_length, of_text.max_position_embeddings - of_text.pad_token_id - 1)
     longest = len(tokens["input_ids"][0])
     if longest > limit:
-        raise InputError(f"a text has {longest} tokens, and CLAP reads {limit}: shorten it.")
+        raise InputError(f"a text has {longest} tokens, but CLAP reads at most {limit}: shorten it.")
     note_unread(listed, processor.tokenizer)
     tell_unread()
     with torch.no_grad():
@@ -97,9 +97,9 @@ def clap_score(
 def clap_embeddings(
     audio: Audio, sample_rate: float | None = None, *, model: Model = DEFAULT, batch_size: int = 16
 ) -> list[Float[np.ndarray, "window feature"]]:
-    """Return CLAP's unit-norm embedding of each clip's ten-second windows; the last window may be shorter.
+    """Return CLAP's unit-norm embedding of each ten-second window of each clip; the last window can be shorter.
 
-    Arguments and errors are those of `clap_score`.
+    The arguments and errors are those of `clap_score`.
     """
     clips, _ = read(audio, sample_rate, centred=False)
     return _embedded(clips, *opened(model), whole_batch_size(batch_size))

@@ -1,4 +1,4 @@
-"""Read and check audio of any layout, and mix it to mono clips, the input of every measure.
+"""Read and check audio of any layout, and mix it down to mono clips, which are the input of every measure.
 
 The other modules of `audiolens.measure` call this one. A `Clip` computes each spectrum and the onset envelope once, so
 that tempo, onset rate and brightness together cost little more than one of them.
@@ -23,7 +23,7 @@ from audiolens.sound.soundfiles import LONGEST_SECONDS, MOST_CHANNELS, RATES_HZ,
 
 T = TypeVar("T")
 SILENCE_DBFS = -60.0
-"""A clip whose root mean square is lower is silent, and only its loudness is measured."""
+"""A clip whose root mean square is below this level counts as silent, and only its loudness is measured."""
 SHORTEST_SECONDS = 0.1
 
 
@@ -91,7 +91,7 @@ class Clip:
 
     @cached_property
     def onset_envelope(self) -> Envelope:
-        """Onset envelope from 32 ms windows every 8 ms, for all of `rhythm`."""
+        """Onset envelope from 32 ms windows every 8 ms, for all measures of rhythm."""
         hop = round(0.008 * self.sample_rate)
         return envelope(self.spectrum(self.window(0.032), hop), self.sample_rate, hop)
 
@@ -123,7 +123,7 @@ def read(audio: Any, sample_rate: float | None = None, *, centred: bool = True) 
 
     Args:
         audio: an array or tensor, the path of a sound file, what `lens.generate` returned, or a list of these; clips
-            may differ in length.
+            can differ in length.
         sample_rate: sample rate of arrays, in Hz; files and generations have their own.
 
     Raises:
@@ -168,7 +168,9 @@ def _rows(audio: Any, sample_rate: float | None, centred: bool) -> tuple[list[Cl
         return [of_file(audio, centred=centred)], False
     if hasattr(audio, "audio") and hasattr(audio, "sample_rate"):
         if audio.audio is None:
-            raise InputError("these clips were made with decode=False; give lens.decode_codes(out.codes), and its rate")
+            raise InputError(
+                "these clips were generated with decode=False; give lens.decode_codes(out.codes) and the sample rate"
+            )
         if sample_rate not in (None, audio.sample_rate):
             raise InputError(
                 f"generated clips have their own sample rate, {audio.sample_rate}, but sample_rate={sample_rate} was "

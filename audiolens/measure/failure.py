@@ -43,10 +43,11 @@ def failed(steered: Generated, baseline: Generated) -> Bool[np.ndarray, " row"]:
     A row fails if its root mean square is outside [1/3, 3] times the baseline's, if it has fewer than four onsets, or
     if the entropy of its codes is less than half the baseline's. In an analysis, treat a failed row as showing no
     effect, because a clip that steering has silenced does not show that the music became slower. Four beats take five
-    seconds at 50 BPM, so shorter clips of slow music may fail.
+    seconds at 50 BPM, so shorter clips of slow music can fail.
 
     Raises:
-        InputError: if the baseline differs in its model, length, prompts, seeds or sampling, or was itself steered.
+        InputError: if `steered` and `baseline` differ in model, length, prompts, seeds or sampling, or if the baseline
+            was itself steered.
     """
     return failures(steered, baseline)["failed"].to_numpy(dtype=bool)
 
@@ -60,7 +61,7 @@ def failures(steered: Generated, baseline: Generated) -> pd.DataFrame:
     entropy, reference = code_entropy(steered.codes), code_entropy(baseline.codes)
     for name, clips, codes in (("steered", ours, entropy), ("baseline", theirs, reference)):
         if len(clips) != len(codes):
-            raise InputError(f"{name} has {len(clips)} clips of sound and {len(codes)} rows of codes; give one of each")
+            raise InputError(f"{name} has {len(clips)} clips but {len(codes)} rows of codes; give one row per clip")
     refuse_unpaired(steered, baseline)
     with np.errstate(divide="ignore", invalid="ignore"):
         rms_ratio = _rms(ours) / _rms(theirs)

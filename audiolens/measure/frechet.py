@@ -153,7 +153,7 @@ def between(
         )
     if n_a <= max(least * width, 1):
         raise InputError(
-            f"{n_a} features of {width} dimensions: each set needs more than {max(least * width, 1):g}, or the "
+            f"{n_a} features of {width} dimensions: each set needs more than {max(least * width, 1):g}; otherwise the "
             "distance is mostly bias. Give more clips or shorter windows; lower least= to explore, not to report."
         )
     shift = float(np.square(a.mean(axis=0) - b.mean(axis=0)).sum())

@@ -43,7 +43,7 @@ class Drift:
 
     Attributes:
         nats: the mean negative log-likelihood per code of each clip under the unsteered model, by codebook.
-        level: the mean negative log-likelihood per code of the model's own sample with that row's prompt (and seed).
+        level: the same quantity for the model's own sample with the prompt (and seed) of the same row.
         outside: the fraction of each clip's codes that the unsteered model could not have sampled because they are
             outside its top-k; it is 0 without top-k.
         spread: the mean absolute difference in level between two of the model's own samples. It uses pairs with the
@@ -119,15 +119,15 @@ def drift(
     temperature: Real | None = None,
     batch_size: int = 16,
 ) -> Drift:
-    """Return how far the clips of `out` drift from what `lens` generates unsteered: |nats per code - level|.
+    """Return how far the clips of `out` drift from what `lens` generates without steering: |nats per code - level|.
 
     Args:
         out: what `lens.generate(..., interventions=...)` returned. Its codes are scored without the interventions, each
             row under its own prompt. The codes of an audio prompt are context and are not scored.
-        baseline: the model's unsteered clips for the same prompts, seeds and settings; by default they are generated
-            here (with seeds 0, 1, ... if `out` has none). Without steering, the drift is then exactly 0 if both ran in
-            batches of the same size. Otherwise it is 0 up to rounding, which changes about one code in several
-            thousand.
+        baseline: the model's unsteered clips for the same prompts, seeds and settings; by default this function
+            generates them (with seeds 0, 1, ... if `out` has none). If `out` is also unsteered, the drift is exactly 0,
+            provided that `out` and the baseline were generated in batches of the same size. With other batch sizes, the
+            drift is 0 up to rounding, which changes about one code in several thousand.
         guidance_scale, temperature: the settings used for scoring; by default those of `out`, and temperature 1 for
             greedy clips.
         batch_size: the number of rows generated and scored at a time.

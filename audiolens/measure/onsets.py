@@ -1,8 +1,8 @@
 """The onset envelope and its peaks: when notes and drum strokes begin.
 
 The envelope is the spectral flux on mel bands in dB, as in Böck and Widmer (DAFx 2013). Its scale is absolute (the rise
-in dB, averaged over bands), which separates onsets from the random fluctuations of noise. `clips`,
-`rhythm` and `pitch` import from this module, so it must not import them.
+in dB, averaged over bands), so that onsets can be separated from the random fluctuations of noise. `clips`, `rhythm`
+and `pitch` import from this module, so it must not import them.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def envelope(magnitude: Float[np.ndarray, "bin frame"], sample_rate: int, hop: i
 def peaks_seconds(
     strength: Float[np.ndarray, " frame"], frame_rate: float, share: float = 0.0
 ) -> Float[np.ndarray, " onset"]:
-    """Return the times in seconds of peaks that reach `RISE_DB` and `share` times the height of the strong peaks."""
+    """Return the times in seconds of peaks that reach both `RISE_DB` and `share` times the height of strong peaks."""
     from scipy.signal import find_peaks
 
     distance = max(round(CLOSEST_SECONDS * frame_rate), 1)

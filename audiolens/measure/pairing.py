@@ -11,13 +11,13 @@ SAMPLING = ("guidance_scale", "temperature", "top_k")
 
 
 def refuse_unpaired(clips: Any, baseline: Any, called: str = "steered", *, by_order: bool = False) -> None:
-    """Raise an error unless the baseline is unsteered and has the same settings and, row by row, prompts and seeds.
+    """Raise an error unless the baseline is unsteered and matches the clips in settings and, by row, prompt and seed.
 
     Args:
         clips, baseline: what `lens.generate` returned. Settings, prompts and seeds that an object does not state are
             not compared.
         called: the name of the clips in messages.
-        by_order: whether clips without seeds may be paired by order alone with clips that have seeds.
+        by_order: whether clips without seeds can be paired by order alone with clips that have seeds.
 
     Raises:
         InputError: if the baseline does not match; the message names the difference.

@@ -16,8 +16,9 @@ LOWEST_HZ, HIGHEST_HZ = 140.0, 1_200.0
 CHROMA_HZ = (100.0, 1_000.0)
 """The range used for pitch classes. Above it, fifth harmonics would add a major third even in a minor key."""
 MODE_HZ = (100.0, 600.0)
-"""The range used for the mode, narrower for the same reason. With partials up to 1000 Hz, clips steered to minor looked
-neutral, although a key network and their spectra show minor thirds (docs/ears.md)."""
+"""The range used for the mode, narrower than `CHROMA_HZ` because of the same harmonics. With partials up to 1000 Hz,
+clips steered to minor were measured as neutral, although their spectra and a key network show minor thirds
+(docs/ears.md)."""
 AUDIBLE_SHARE, MODE_SHARE = 0.01, 0.03
 """Peaks below this fraction of the strongest partial are ignored, because a codec leaves faint tones between notes."""
 KEY_HZ = (50.0, 400.0)
@@ -44,7 +45,7 @@ def pitch(audio: Audio, sample_rate: float | None = None) -> float | Float[np.nd
 
     The value follows the register of the melody (with a rank correlation of about .95 on étude's synthesised clips,
     regardless of their brightness). It is not a transcription: in a chord it follows the loudest partial. The result is
-    NaN for silence, for noise, and for a sound without partials in that range.
+    NaN for silence, for noise, and for a sound without partials from 140 to 1200 Hz.
     """
     return per_row(audio, sample_rate, register_hz)
 
@@ -54,9 +55,10 @@ def pitch_class(audio: Audio, sample_rate: float | None = None) -> float | Float
     """Return the tonic of the key in semitones above C, 0 to 11.
 
     The key is the major or minor key that best fits the notes below 400 Hz, by the profiles of Krumhansl and Kessler,
-    as in `mode`. If a sound has a single pitch class, that class is its tonic. A few seconds rarely determine a key: on
-    étude's synthesised clips 82% are correct (chance 17%). The result is NaN if two tonics fit almost equally well, and
-    for silence, noise, and sounds with two pitch classes. The values are on a circle, so do not average them.
+    as in `mode`. If a sound has a single pitch class, that class is its tonic. A few seconds rarely determine a key:
+    the tonic is correct for 82% of étude's synthesised clips (chance 17%). The result is NaN if two tonics fit almost
+    equally well, and for silence, noise, and sounds with two pitch classes. The values lie on a circle, so do not
+    average them.
     """
     return per_row(audio, sample_rate, key_tonic)
 
@@ -68,7 +70,7 @@ def mode(audio: Audio, sample_rate: float | None = None) -> float | Float[np.nda
     The value is the chroma's best correlation with a major profile minus its best correlation with a minor profile. The
     correlations use Krumhansl and Kessler's profiles on all twelve tonics and the partials from 100 to 600 Hz. A few
     seconds rarely determine the mode, so interpret the sign of the mean over many clips, not the sign of a single clip.
-    The result is NaN for silence, noise, and fewer than three pitch classes (in all, or in that range).
+    The result is NaN for silence, noise, and fewer than three pitch classes (in total, or from 100 to 600 Hz).
     """
     return per_row(audio, sample_rate, major_minor)
 
@@ -122,7 +124,7 @@ def _clear_chroma(clip: Clip) -> Float[np.ndarray, "12"] | None:
 def chroma(
     clip: Clip, band_hz: tuple[float, float] = CHROMA_HZ, power: float = 0.2, audible: float = AUDIBLE_SHARE
 ) -> Float[np.ndarray, "12"]:
-    """Return the strength of each pitch class (0 = C): the sum over spectral peaks in a band, each raised to a power.
+    """Return the strength of each pitch class (0 = C): the sum of its peaks' magnitudes in a band, raised to a power.
 
     With the default power, a fifth root, the sum reflects how many notes there are rather than how loud they are, so
     that bass and chords do not mask the third of the key.
@@ -156,14 +158,16 @@ def _keys(profile: Float[np.ndarray, "12"], key: Float[np.ndarray, "12"]) -> Flo
 
 
 def _offset(magnitude: np.ndarray, bins: np.ndarray, frames: np.ndarray) -> np.ndarray:
-    """Return the positions of peaks between bins: the vertex of a parabola through three log magnitudes."""
+    """Return the offset of each peak from its bin: the vertex of a parabola through three log magnitudes."""
     before, at, after = (np.log(magnitude[bins + step, frames] + 1e-9) for step in (-1, 0, 1))
     return vertex(before, at, after)
 
 
 @dataclass(frozen=True)
 class _Partials:
-    """Each frame's strongest partial, and the weighted mean of its level above the spectrum within half an octave on
+    """The strongest partial of each frame, and how far these partials exceed the spectrum around them.
+
+    `tonality_db` is the weighted mean over frames of the partial's level above the spectrum within half an octave on
     either side.
     """
 

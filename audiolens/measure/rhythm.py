@@ -1,6 +1,6 @@
 """Measure rhythm: tempo, onset rate and pulse clarity.
 
-Tempo and note density are different: a slow piece may have many notes. `onset_rate` counts all onsets; `tempo` measures
+Tempo and note density are different: a slow piece can have many notes. `onset_rate` counts all onsets; `tempo` measures
 the period of the pulse ("beat") or the median interval between accents ("ioi"). All of these measures use the clip's
 onset envelope.
 """
@@ -28,7 +28,7 @@ OCTAVE_TOLERANCE = 0.04
 LEAST_CLARITY = 0.3
 """The lowest pulse clarity at which a clip has a beat.
 
-Clicks at random times have about 0.2, and étude's synthesised music has 0.5 to 1.
+Clicks at random times have a pulse clarity of about 0.2, and étude's synthesised music has 0.5 to 1.
 """
 
 TempoMethod = Literal["beat", "ioi", "beat_this"]
@@ -46,7 +46,7 @@ def tempo(
         sample_rate: sample rate of arrays, in Hz.
         method: `"beat"` finds the highest peak in the autocorrelation of the onset envelope, as in
             `librosa.feature.tempo` with a uniform prior, with the period interpolated between frames. `"ioi"` is 60
-            over the median interval between accents (onsets in most frequency bands), and may be outside [40, 240].
+            over the median interval between accents (onsets in most frequency bands), and can be outside [40, 240].
             `"beat_this"` is 60 over the median interval between the beats of Beat This (ISMIR 2024), the tracker used
             by Facchiano et al. (2025). It needs `pip install 'audiolens[beats]'`.
 
@@ -54,9 +54,9 @@ def tempo(
         BPM per row; NaN for silence, for fewer than four onsets (or beats) and, for "beat", if the envelope is not
         periodic, as in noise.
 
-    Listeners disagree about whether to halve or double the beat, and "beat" may also report half or double the tempo
-    (64 for 20 s of clicks at 128 BPM). `tempo_octave` is the runner-up, and `tempo_ambiguity` shows how close the two
-    tempi were. Tables contain all three.
+    Listeners disagree about whether to halve or double the beat, and "beat" can also report half or double the tempo
+    (64 BPM for 20 s of clicks at 128 BPM). `tempo_octave` is the runner-up, and `tempo_ambiguity` shows how close the
+    two tempi are. `table` contains all three values.
     """
     methods = {"beat": beat_tempo, "ioi": ioi_tempo, "beat_this": beat_this_tempo}
     if method not in methods:
@@ -134,7 +134,7 @@ def octave_tempo(clip: Clip) -> float:
 
 
 def _rival(clip: Clip) -> tuple[float, float]:
-    """Return the strongest peak an octave or a twelfth from `beat_tempo` as (BPM, height), or (NaN, 0) if none."""
+    """Return (BPM, height) of the strongest peak an octave or a twelfth from `beat_tempo`, else (NaN, 0)."""
     bpm = beat_tempo(clip)
     rivals = [
         (other, strength)

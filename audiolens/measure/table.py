@@ -70,15 +70,15 @@ def table(
 
     Args:
         audio: [row, channel, sample] (or one clip), a sound file, what `lens.generate` returned, or a list of these;
-            clips may differ in length.
+            clips can differ in length.
         sample_rate: sample rate of all arrays, in Hz; files have their own.
         measures: names from `MEASURES` or `EXTRA_MEASURES`; all of `MEASURES` by default. Measures share spectra and
             onsets.
-        n_jobs: the number of processes, or -1 for one per core; results do not depend on it. Processes are started once
-            (about 2 s) and reused.
+        n_jobs: the number of processes, or -1 for one per core, which does not affect the results. Processes are
+            started once (about 2 s) and reused.
 
     Raises:
-        InputError: if a clip cannot be measured; `table_of_files` continues with the other files in that case.
+        InputError: if a clip cannot be measured (`table_of_files` instead continues with the other files).
     """
     import pandas as pd
 
@@ -119,7 +119,11 @@ def table_of_files(
 
 
 def checked_measures(measures: Sequence[str] | None) -> list[str]:
-    """Return the names of measures, by default those of `MEASURES`; an unknown name raises an error that lists them."""
+    """Return the names of measures, by default those in `MEASURES`.
+
+    Raises:
+        InputError: if a name is unknown; the message lists the known names.
+    """
     names = list(MEASURES if measures is None else measures)
     known = [*MEASURES, *EXTRA_MEASURES]
     unknown = [name for name in names if name not in known]
@@ -131,10 +135,11 @@ def checked_measures(measures: Sequence[str] | None) -> list[str]:
 
 @guarded
 def refuse_lacking(measures: Sequence[str]) -> None:
-    """Raise an error, before any clip is generated, if one of the measures cannot be computed here.
+    """Raise an error, before any clip is generated, if one of the measures cannot be computed.
 
     Raises:
-        MissingPackageError, InputError: in that case; the message states what the measure needs.
+        MissingPackageError, InputError: if a measure needs a package or weights that are missing; the message states
+            which.
     """
     if "tempo_beat_this" in in_order("measures", measures, "names"):
         require()

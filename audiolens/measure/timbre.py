@@ -9,7 +9,7 @@ from audiolens.door import guarded
 from audiolens.measure.clips import Audio, Clip, once, per_row
 
 GATE_DB = 40.0
-"""Frames at least this far below the clip's loudest frame count as pauses, which contain only the noise floor."""
+"""Frames at least this far below the clip's loudest frame count as pauses. They contain only the noise floor."""
 
 
 ROLLOFF_SHARE = 0.85
@@ -21,8 +21,8 @@ def brightness(audio: Audio, sample_rate: float | None = None) -> float | Float[
     pauses.
 
     This is the measure of timbre in Facchiano et al. (2025) (librosa's `spectral_centroid`), without pauses. The result
-    is NaN for silence. The sample rate limits the highest frequency, so compare clips of the same rate. For example,
-    the brightness of white noise is a quarter of the sample rate.
+    is NaN for silence. The sample rate limits the highest frequency, so compare only clips with the same sample rate.
+    For example, the brightness of white noise is a quarter of the sample rate.
     """
     return per_row(audio, sample_rate, centroid_hz)
 

@@ -1,8 +1,8 @@
 """How text reaches the decoder: by cross-attention, or as a prefix before the audio steps.
 
-Each function converts encoded prompts to keyword arguments for transformers' `forward` and `generate`, which are
-bit-identical to those that `generate` would compute. With guidance, the unconditional (null) half of the batch follows
-the conditional half.
+Each function converts encoded prompts to keyword arguments for transformers' `forward` and `generate`. The arguments
+are bit-identical to those that `generate` would compute. With guidance, the unconditional (null) half of the batch
+follows the conditional half.
 """
 
 from typing import Any
@@ -24,8 +24,7 @@ def attended(model: Any, text: Text, guided: bool) -> dict[str, Any]:  # noqa: A
 
 @torch.no_grad()
 def prefixed(model: Any, text: Text, guided: bool) -> dict[str, Any]:
-    """Return the prefix: frames of null chroma (no melody), then the text's states, which are zero in the unconditional
-    half.
+    """Return the prefix: frames of null chroma (no melody), then the text states (zero in the unconditional half).
 
     The decoder receives no mask and would read padding as text, so all prompts of a batch must have the same length.
     """
@@ -58,6 +57,6 @@ def _with_null(tensor: Tensor) -> Tensor:
 
 
 def _projected(model: Any, name: str, tensor: Tensor) -> Tensor:
-    """Project a tensor to the decoder's width. A model in which the widths are equal has no such projection."""
+    """Project a tensor to the decoder's width, or return it unchanged if the model has no projection of this name."""
     projection = getattr(model, name, None)
     return tensor if projection is None else projection(tensor)

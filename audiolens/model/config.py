@@ -18,7 +18,8 @@ class LensConfig:
     """The configuration of an opened model. Rates are in hertz, and `delays` are in steps, one per codebook.
 
     `conditioning` is "cross-attention", or "prefix" if the decoder's own sequence begins with the conditioning, which
-    consists of `chroma_length` chroma frames and the text. `max_steps` limits all positions, prefix included.
+    consists of `chroma_length` chroma frames and the text. `max_steps` is the largest number of positions, including
+    the prefix.
     """
 
     family: str
@@ -91,8 +92,7 @@ def config_of(model: Any, family: "Family") -> LensConfig:
 
 
 def _refuse_positions(text_encoder: Any) -> None:
-    """Raise an error if T5's relative positions are undefined, because T5 divides by the logarithm of the largest
-    distance / (buckets / 4)."""
+    """Raise an error if T5's relative positions are undefined. T5 divides by log(maximum distance / (buckets / 4))."""
     buckets = getattr(text_encoder, "relative_attention_num_buckets", None)
     furthest = getattr(text_encoder, "relative_attention_max_distance", None)
     if isinstance(buckets, int) and isinstance(furthest, int) and not 0 < buckets // 4 < furthest:

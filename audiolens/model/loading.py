@@ -57,7 +57,8 @@ def load(
     """Load a model and its tokenizer, given a bundled name, a folder or a hub name.
 
     Raises:
-        ModelNotFoundError: if no model has this name or folder, or if the hub could not be reached.
+        ModelNotFoundError: if there is no model with the given name or in the given folder, or if the hub cannot be
+            reached.
         ModelFilesError: if the folder does not contain a complete model with its tokenizer.
         UnsupportedModelError: if the model does not belong to a supported family.
     """
@@ -157,7 +158,7 @@ def refuse_tokenizer(tokenizer: Any, model: Any, name: str | None = None) -> Non
 
 @contextmanager
 def _plain_defaults(on_cpu: bool) -> Iterator[None]:
-    """Use torch's own default dtype and device. Position tables are computed instead of loaded, and depend on both."""
+    """Use torch's own default dtype and device, because position tables are computed and depend on these defaults."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
@@ -168,12 +169,12 @@ def _plain_defaults(on_cpu: bool) -> Iterator[None]:
 
 
 def checked_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    """Check a floating dtype, given as a `torch.dtype` or by name, and return it; `None` stays `None`."""
+    """Check a floating-point dtype, given as a `torch.dtype` or by name, and return it; `None` stays `None`."""
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if found is not None and found not in _DTYPES:
-        raise InputError(f"dtype={shown(dtype)}: expected a floating dtype such as 'float32' or 'bfloat16'.")
+        raise InputError(f"dtype={shown(dtype)}: expected a floating-point dtype such as 'float32' or 'bfloat16'.")
     if found is None and dtype is not None:
-        raise InputError(f"dtype={shown(dtype)}: expected a floating dtype such as 'float32' or 'bfloat16'.")
+        raise InputError(f"dtype={shown(dtype)}: expected a floating-point dtype such as 'float32' or 'bfloat16'.")
     return found
 
 
@@ -195,8 +196,8 @@ def _folder(name: str) -> Path | None:
         folder = BUNDLED[name]
         if not (folder / CONFIG).is_file():
             raise ModelFilesError(
-                f"the bundled model {shown(name)} is not in this installation ({folder} contains no config.json):  "
-                "reinstall audiolens, or train it with `python -m audiolens.etude.training.train`."
+                f"the bundled model {shown(name)} is not in this installation ({folder} contains no config.json): "
+                "reinstall audiolens, or train the model with `python -m audiolens.etude.training.train`."
             )
         return folder
     folder = Path(name).expanduser()
@@ -206,7 +207,7 @@ def _folder(name: str) -> Path | None:
         if _HUB_NAME.fullmatch(name) and not name.startswith("."):
             return None
         raise ModelNotFoundError(
-            f"unknown model {shown(name)}: not a bundled model, not a folder, not a hub name (owner/name)."
+            f"unknown model {shown(name)}: it is neither a bundled model nor a folder nor a hub name (owner/name)."
             f"{nearest(name, [*BUNDLED, *HUB])} 'etude' is bundled and works offline."
         )
     if not (folder / CONFIG).is_file():
@@ -265,7 +266,7 @@ def _detail(error: Exception) -> str:
 def _without_chatter() -> Iterator[None]:
     """Hide transformers' progress bars and its warnings about configurations.
 
-    MusicGen's sub-configurations and its start token, whose number exceeds the last code, would cause such warnings.
+    transformers would warn about MusicGen's sub-configurations, and about its start token, which is not a valid code.
     """
     from transformers.utils import logging as chatter
 

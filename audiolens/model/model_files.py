@@ -4,7 +4,7 @@ transformers follows every reference in a folder: to code that a configuration n
 to pickled checkpoints, and to any weights that an index lists. transformers therefore loads from a temporary folder
 that contains only links to the files named in this module. Each of these files is a regular file that was checked: JSON
 must be within limits, and weights must be in safetensors files whose headers account for every byte. From the hub, only
-files with these names are downloaded, and they are checked in the same way.
+files named in this module are downloaded, and they are checked in the same way.
 """
 
 import copy
@@ -50,7 +50,7 @@ _CODE = ("auto_map", "custom_pipelines", "kernel_config", "custom_generate")
 """Keys by which a configuration names code to fetch and run."""
 _IMPLEMENTATIONS = re.compile(r"_?(attn|experts)_implementation(_internal)?")
 _MOST_MADE = 2**26
-"""The largest number of values that a model may compute instead of loading, which are mainly position embeddings."""
+"""The largest number of values that a model may compute instead of loading. These are mainly position embeddings."""
 _SHARD = re.compile(r"[\w][\w.-]*\.safetensors")
 
 
@@ -74,7 +74,8 @@ class ModelFiles:
         indirectly.
 
         Raises:
-            ModelFilesError: if the numbers do not match; the message states both.
+            ModelFilesError: if the configuration describes too many values or modules; the message states how many it
+                describes and how many the weights contain.
         """
         tensors = sum(len(header.shapes) for header in self.headers.values())
         elements = sum(header.elements for header in self.headers.values())
@@ -101,7 +102,7 @@ def staged(folder: Path) -> Iterator[ModelFiles]:
     """Check the files of a folder, and link to them from a temporary folder from which transformers can load.
 
     Raises:
-        ModelFilesError: if a file is missing, is not a regular file, names code, or exceeds the limits.
+        ModelFilesError: if a file is missing, is not a regular file, names code to run, or exceeds the limits.
     """
     try:
         whole = {name: _object(folder / name) for name in (*PLAIN, *TOKENIZER) if _there(folder / name)}
@@ -125,7 +126,7 @@ def staged(folder: Path) -> Iterator[ModelFiles]:
 
 
 def downloaded(name: str, revision: str | None) -> Path:
-    """Download the files of a hub model that are named in this module and not cached yet; return its local folder.
+    """Download the files of a hub model that are named in this module and not yet cached; return their local folder.
 
     Errors from the hub's client are raised unchanged.
 
@@ -176,8 +177,8 @@ def refuse_code(path: Path, values: Any) -> None:
         fetched = isinstance(value, str) and bool(_IMPLEMENTATIONS.fullmatch(key)) and "/" in value
         if fetched or (key in _CODE and value):
             raise ModelFilesError(
-                f"{path} names code to run ({key}={shown(value)}), and a model's files may not: remove the key, "
-                "if the model is one of transformers' own."
+                f"{path} names code to run ({key}={shown(value)}), which is not allowed in a model's files: remove the "
+                "key, if the model is one of transformers' own."
             )
 
 
@@ -213,7 +214,7 @@ def _no_weights(folder: Path) -> ModelFilesError:
     pickles = sorted(folder.glob("*.bin"))
     if pickles:
         return ModelFilesError(
-            f"{folder} stores its weights as a pickle ({pickles[0].name}), which can run any code when it is opened:  "
+            f"{folder} stores its weights as a pickle ({pickles[0].name}), which can run any code when it is opened: "
             f"save the model again as safetensors ({WEIGHTS})."
         )
     return ModelFilesError(f"{folder} contains a {CONFIG} but no weights ({WEIGHTS}): the model is incomplete.")

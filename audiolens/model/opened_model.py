@@ -65,8 +65,9 @@ class OpenedModel:
         return self._traced_model.family.shapes(self.config)
 
     def find_sites(self, names: str | Sequence[str], layers: int | Iterable[int] | None = None) -> list[Site]:
-        """Return the sites that these names and layers select, in the order given. Each has `.name`, `.short`, `.layer`
-        and `.axes`.
+        """Return the sites that the names and layers select, in the order given.
+
+        Each site has the attributes `name`, `short`, `layer` and `axes`.
 
         Raises:
             SiteError, InputError: if this model does not have a site or layer, or if no site is named.

@@ -1,4 +1,4 @@
-"""Provenance of directions, saved in the file's header: the model, site, branch and prompts from which they were read.
+"""Provenance of directions, saved in the header of their file: the model, site, branch and prompts that were read.
 
 Without this record a direction is only a list of numbers. With the record, a file describes itself, and loading the
 file for a different model raises an error.
@@ -29,7 +29,7 @@ from audiolens.model.weight_hash import weights_hash
 
 FORMAT = "audiolens.directions.2"
 UNSEALED = "audiolens.directions.1"
-"""The previous format, without hashes. Damage to such a file is detected only if it changes the norm of a vector."""
+"""The previous format, without hashes. In this format, damage is detected only if it changes the norm of a vector."""
 SHAPE = {
     "model": str, "weights": str, "n_layers": int, "site?": str, "position?": (str, [float, float]), "branch?": str,
     "guidance_scale?": float, "source?": str, "seconds?": (float, None), "estimator?": str, "n_prompts?": [int, int],
@@ -124,12 +124,12 @@ class Provenance:
         if lens.config.n_layers != self.n_layers:
             reason = f"has {lens.config.n_layers} blocks, not {self.n_layers}"
         elif self.weights and weights_hash(lens.model) != self.weights:
-            reason = "has other weights"
+            reason = "has different weights"
         else:
             return
         raise InputError(
             f"these directions were read from {shown(self.model)}, and {shown(lens.name)} {reason}: a direction means "
-            "nothing in another model. Read it again with this lens, or load it without lens= to inspect it."
+            "nothing in another model. Read them again with this lens, or load them without lens= to inspect them."
         )
 
 
@@ -153,7 +153,7 @@ def write(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], facts: Ma
     """Write one safetensors file atomically, with `facts` in its header.
 
     Raises:
-        InputError: if the file cannot be written, or if something other than a file has this name.
+        InputError: if the file cannot be written, or if `path` exists and is not a regular file.
     """
     kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with written(path) as whole:
@@ -166,7 +166,7 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any
 
     Raises:
         InputError: if the file does not exist, is truncated or corrupt, or does not contain directions.
-        DamagedError: if the contents are not what was written.
+        DamagedError: if the contents differ from what was written.
     """
     path = Path(path)
     if path.is_dir():
@@ -178,7 +178,7 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
     except SafetensorError as error:
-        raise InputError(f"{path} is not a whole safetensors file: {error}.") from None
+        raise InputError(f"{path} is not a complete safetensors file: {error}.") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}.") from None
     try:

@@ -1,8 +1,8 @@
-"""Site access: where nnsight provides a site's value, how the value is laid out, and how a changed one is written back.
+"""Site access: where nnsight provides a site's value, how it is laid out, and how a changed value is written back.
 
 Inside a run, every value begins with the batch axis and the time axis ("batch step ..."), regardless of the model's
 layout and of the order that a user sees. Edits and recordings can therefore slice time in the same way everywhere. A
-`Form` describes all three layouts.
+`Form` describes the layouts in the model, in a run and for the user.
 
 The model never stores attention patterns or per-head results. They are recomputed, for the requested layers, from the
 inputs of the attention module. If a pattern or result is changed, only values that depend on the change are recomputed.
@@ -74,8 +74,8 @@ class Form:
     def described(self, config: "LensConfig") -> str:
         """The axes, with the sizes that the model fixes, such as "row step head=4 d_head=12".
 
-        If the conditioning is a prefix, its positions always precede the keys of an attention pattern, and precede the
-        steps if the user requests them.
+        If the conditioning is a prefix, its positions always precede the keys of an attention pattern. They precede the
+        steps only if the user requests the prefix.
         """
         sizes = sizes_of(config)
         known = {axis: f"{axis}={size}" for axis, size in sizes.items()}
@@ -148,7 +148,7 @@ class Tap:
     """Whether the value is recomputed because the model never stores it."""
 
     shared: ClassVar[bool] = False
-    """Whether all rows share one tensor, in which case writing into it would change all of them."""
+    """Whether all rows share one tensor, so that writing into it would change every row."""
 
     def open(self, envoy: Any, view: View) -> tuple[Tensor, Put]:
         """Return, inside a run, the value at this tap (`envoy`), and a function that replaces the value.
@@ -209,7 +209,7 @@ class Tap:
 
 @dataclass(frozen=True)
 class Positions(Tap):
-    """The position embeddings. The model adds the same ones to every row, but an edit may differ between rows."""
+    """The position embeddings. The model adds the same embeddings to every row, but edits can differ between rows."""
 
     shared = True
 

@@ -79,7 +79,7 @@ def canonical(name: str, hooks: Iterable[str]) -> str:
     """Return the full name of a hook, given the full name or a short form.
 
     Raises:
-        SiteError: if there is no such hook; the message lists the closest names and all existing hooks.
+        SiteError: if the hook does not exist; the message lists the closest names and all existing hooks.
     """
     hooks = list(hooks)
     found = hooked(name)
@@ -138,7 +138,7 @@ def counted(layer: int, n_layers: int) -> int:
     """Return a layer's number, counted from the first block; a `layer` of -1 is the model's last block.
 
     Raises:
-        SiteError: if the model has no such block.
+        SiteError: if the model does not have this block.
     """
     if not -n_layers <= layer < n_layers:
         raise SiteError(f"layer {shown(layer)} does not exist: this model has layers 0 to {n_layers - 1}.")
@@ -158,7 +158,7 @@ def names_once(name: str, sites: Any) -> list[Any]:
         found = sorted(sites) if isinstance(sites, Set) else listed(name, sites)
     except TypeError:
         raise InputTypeError(
-            f"{name}={shown(sites)}: expected a name such as 'resid_post', or a list of them."
+            f"{name}={shown(sites)}: expected a name such as 'resid_post', or a list of names."
         ) from None
     for one in found:
         _refuse_no_name(one)

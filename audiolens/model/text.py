@@ -66,14 +66,14 @@ def checked(
 
 
 def lengths(prompts: Sequence[Prompt], tokenizer: Any, limit: int) -> list[int]:
-    """Return the length of each prompt in tokens (1 for `None`), or raise an error if one is too long for the text
+    """Return the length of each prompt in tokens (1 for `None`), or raise an error if a prompt is too long for the text
     encoder."""
     read = iter(tokens.ids([prompt for prompt in prompts if prompt is not None], tokenizer))
     found = [1 if prompt is None else len(next(read)) for prompt in prompts]
     for row, (prompt, count) in enumerate(zip(prompts, found, strict=True)):
         if count > limit:
             raise PromptError(
-                f"prompt {row} has {count} tokens, but the text encoder reads {limit}: shorten it "
+                f"prompt {row} has {count} tokens, but the text encoder reads at most {limit}: shorten it "
                 f"({str(prompt)[:40]!r}...)."
             )
         if prompt is not None and not count:

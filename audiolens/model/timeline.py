@@ -116,7 +116,9 @@ def codes_timeline(codes: Tensor | None, config: "LensConfig", prefix: int = 0) 
         return Timeline(1, config.frame_rate, (0,), prefix)
     timeline = Timeline(codes.shape[-1], config.frame_rate, config.delays, prefix)
     if prefix + timeline.steps > config.max_steps:
-        raise InputError(f"codes of {codes.shape[-1]} frames: this model reads {config.max_steps - prefix} steps.")
+        raise InputError(
+            f"codes of {codes.shape[-1]} frames: this model reads at most {config.max_steps - prefix} steps."
+        )
     return timeline
 
 
@@ -131,14 +133,14 @@ def checked_frames(frames: object) -> int:
     except TypeError:
         raise InputTypeError(f"frames={shown(frames)}: expected a whole number.") from None
     if count < 1:
-        raise InputError(f"frames={shown(count)}: a clip has at least one.")
+        raise InputError(f"frames={shown(count)}: a clip has at least one frame.")
     if count > MOST:
-        raise InputError(f"frames={shown(count)}: a clip has at most {MOST:,}.")
+        raise InputError(f"frames={shown(count)}: a clip has at most {MOST:,} frames.")
     return count
 
 
 def one_span(seconds: Span | None, span: Span | None) -> Span | None:
-    """Return the time interval (from, to) in seconds, which may be given as `seconds` or as `span`.
+    """Return the time interval (from, to) in seconds, which can be given as `seconds` or as `span`.
 
     Raises:
         InputError: if both were given.

@@ -59,7 +59,7 @@ def ids(prompts: Sequence[str], tokenizer: Any) -> list[list[int]]:
     """Return the token ids of each prompt, including special tokens, without padding or truncation.
 
     Raises:
-        PromptError: if the tokenizer fails, which may happen if it has no unknown token.
+        PromptError: if the tokenizer fails, for example because it has no unknown token.
     """
     if not prompts:
         return []
@@ -137,7 +137,8 @@ def named_once(function: Callable[P, T]) -> Callable[P, T]:
 def mismatch(tokenizer: Any, embedded: int) -> str | None:
     """Return why a tokenizer cannot belong to a text encoder with `embedded` embeddings, or `None` if it can.
 
-    Warn if the tokenizer uses fewer than half of the embeddings. A few embeddings are often unused, but rarely half.
+    A warning is issued if the tokenizer uses fewer than half of the embeddings. A few embeddings are often unused, but
+    rarely half of them.
     """
     if not hasattr(tokenizer, "get_vocab"):
         raise InputTypeError(f"tokenizer={type(tokenizer).__name__}: expected a tokenizer or a processor.")

@@ -15,8 +15,8 @@ def weights_hash(model: nn.Module) -> str:
     """Hash a model's decoder: the name and shape of every parameter tensor, and 256 evenly spaced values of each.
 
     The hash is cheap even for billions of parameters, but a change in the other values is not detected. Training
-    changes all values and is detected, whereas an edit of a single weight may not be. Values are first rounded to
-    bfloat16, so that a model has the same hash in float32 and in bfloat16.
+    changes all values and is detected, whereas an edit of a single weight might not be detected. Values are first
+    rounded to bfloat16, so that a model has the same hash in float32 and in bfloat16.
     """
     digest = hashlib.sha256()
     decoder = getattr(model, "decoder", model)

@@ -8,7 +8,7 @@ If a layer has an adapter, its weight here is the effective matrix, which is a c
 
 The weights are unprocessed. TransformerLens folds the layer norms into the weights when it loads a model, whereas here
 `ln1.hook_normalized` is the full output of the norm, and `W_Q[l]` acts on that output. MusicGen's projections have no
-biases, so there is no `b_Q`, `b_K`, `b_V` or `b_O`. Every tensor is detached, so reading one does not build a graph.
+biases, so there is no `b_Q`, `b_K`, `b_V` or `b_O`. Every tensor is detached from the gradient graph.
 """
 
 from collections.abc import Callable, Iterable
@@ -60,7 +60,9 @@ class Weights(tuple[Tensor, ...]):
         return torch.Size((len(self), *(self[0].shape if self else ())))
 
     def _no_arithmetic(self, other: object) -> Any:  # noqa: ARG002 - the signature of the operators
-        raise InputTypeError("weights are one tensor per block: compute with one of them, or with torch.stack(W).")
+        raise InputTypeError(
+            "weights are one tensor per block: compute with one tensor, such as W[3], or with torch.stack(W)."
+        )
 
     # The operators of a tuple would repeat the blocks, or append the blocks of a different model.
     __mul__ = __rmul__ = __add__ = __radd__ = _no_arithmetic

@@ -1,4 +1,4 @@
-"""Measure how the prompts of the two poles differ in length and in single words, apart from their meaning."""
+"""Measure how the prompts of the two poles differ in length and in single words, regardless of their meaning."""
 
 import re
 from collections import Counter
@@ -22,8 +22,8 @@ class Balance:
         length_auc: the probability that a positive prompt has more words than a negative one (ties count half); 0.5
             means that length is balanced.
         one_sided: for each pole, the words that never occur in the other pole, most common first, each with the
-            fraction of that pole's prompts that contain it. The concept's own words belong here; any other word is a
-            confound.
+            fraction of that pole's prompts that contain it. The concept's own words belong in this list; any other word
+            is a confound.
         leaks: one sentence for each property that predicts the pole by itself; empty if there are none.
 
     These figures do not show whether the prompts mean what they should, or whether other concepts are balanced.

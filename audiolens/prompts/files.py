@@ -43,7 +43,7 @@ def load(concept: str, vocabulary: str | None = None, *, lens: "AudioLens | None
 
     `vocabulary="etude"` uses only words that étude knows, and covers every concept of étude's grammar. `"english"` is
     free English, as a musician would write it for MusicGen, and covers tempo and timbre. `None` means étude's
-    vocabulary or, with a `lens`, free English if there is such a set and the lens's tokenizer knows all of its words.
+    vocabulary or, with a `lens`, free English if the concept has an English set whose words the lens's tokenizer knows.
 
     Raises:
         InputError: if the concept or the vocabulary does not exist; the message suggests the closest names.
@@ -74,7 +74,7 @@ def from_file(
     """Read your own prompt set from a CSV, JSON or TOML file (see the module's docstring).
 
     `concept` defaults to the name of the file. `development` and `test` are neutral prompts that override those in the
-    file. A warning is given if prompt length or a single word predicts the pole.
+    file. A warning is issued if prompt length or a single word predicts the pole.
 
     Raises:
         InputError: if the file cannot be read, is not UTF-8, or does not have two poles.
@@ -112,7 +112,7 @@ def from_files(
         if blank[0] != blank[1]:
             raise PromptError(
                 f"{sides[blank[1]]}: line {number} is blank, but that of {sides[blank[0]]} is not, so later prompts "
-                "would be paired wrongly. Remove the blank line, or write its prompt."
+                "would be paired wrongly. Remove the blank line, or write a prompt on it."
             )
     lines = [[line for line in side if line.strip()] for side in lines]
     fields = {

@@ -23,7 +23,7 @@ class PromptSet:
         concept: the name of the concept, such as `"tempo"`.
         poles: the names of the positive and the negative pole, such as `("fast", "slow")`.
         positive, negative: prompts that ask for each pole. In the bundled sets `positive[i]` and `negative[i]` are the
-            same sentence, with only the concept's words exchanged; in your own sets the numbers of prompts may differ.
+            same sentence, with only the concept's words exchanged; in your own sets the numbers of prompts can differ.
         development, test: disjoint neutral prompts, without any word of the concept. Layer and strength are chosen on
             the first, and results are reported on the second. A set without neutral prompts has empty lists.
         positive_words, negative_words: adjectives that ask for each pole, the plainest first (see `prompted`).
@@ -92,9 +92,10 @@ class PromptSet:
     def prompted(self, prompt: str, pole: str, word: str | None = None) -> str:
         """Rewrite a neutral prompt to ask for a pole: "a little tune with drums" -> "a little fast tune with drums".
 
-        Steering is compared with such prompts. `word` defaults to the pole's plainest adjective. It is inserted before
-        the first of the set's nouns in the prompt or, if the prompt contains none, after the article or at the start
-        ("An indie song" -> "A fast indie song", "Folk music" -> "Fast Folk music").
+        Steering is compared with prompts that were rewritten in this way. `word` defaults to the pole's plainest
+        adjective. The word is inserted before the first of the set's nouns in the prompt. If the prompt contains none
+        of the nouns, the word is inserted after the article or at the start ("An indie song" -> "A fast indie song",
+        "Folk music" -> "Fast Folk music").
         """
         words = self.words(pole)
         if word is None:
@@ -119,8 +120,8 @@ class PromptSet:
     def completed(self, neutral: "PromptSet", words: tuple[str, str] | None = None) -> "PromptSet":
         """Return the set with what a study needs: neutral prompts and nouns from another set, and words for its poles.
 
-        Only missing parts are added. The words are `words` or, by default, the names of the poles. Neutral prompts that
-        contain one of the words or belong to a pole are left out.
+        Only missing parts are added. The words for the poles are `words` or, by default, the names of the poles.
+        Neutral prompts that contain one of these words or belong to a pole are left out.
         """
         asked = words or self.poles
         sides = [own or (word,) for own, word in zip((self.positive_words, self.negative_words), asked, strict=True)]

@@ -1,4 +1,4 @@
-"""Encode mono or stereo waveforms of any sample rate as codes of the codec, and decode codes to sound."""
+"""Encode mono or stereo waveforms of any sample rate as codes, and decode codes to sound, with the model's codec."""
 
 import os
 from typing import Any

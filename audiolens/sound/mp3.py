@@ -1,8 +1,8 @@
 """Detect truncated MP3 files by the frame count in their Xing, LAME or Fraunhofer header.
 
 libsndfile reads what is left of a truncated MP3 file without an error. Encoders write the number of frames and bytes
-into the first frame (the "Xing", "Info" and "VBRI" headers). A file without such a header is only a sequence of frames,
-and its truncation can be detected only if the file ends inside a frame.
+into the first frame (the "Xing", "Info" and "VBRI" headers). A file without one of these headers is only a sequence of
+frames, and its truncation can be detected only if the file ends inside a frame.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def missing_frames(path: Path) -> bool:
 
 
 def is_cut(content: bytes) -> bool:
-    """Do the same as `missing_frames` for the bytes of a file."""
+    """Whether the bytes of an MP3 file have fewer frames or bytes than the header states, or end inside a frame."""
     first = _first(content)
     if first is None:
         return False

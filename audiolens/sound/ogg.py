@@ -1,7 +1,7 @@
 """Detect Ogg files that were cut short or damaged, and give written files a fixed serial number.
 
 libsndfile reads what is left of a truncated Ogg file as if the file were complete. To detect truncation, this module
-uses the number, the last-page flag and the checksum that every Ogg page contains (RFC 3533).
+uses the page number, the last-page flag and the checksum that every Ogg page contains (RFC 3533).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def refuse_cut(path: Path) -> None:
 
 
 def with_serial(content: bytes, serial: int) -> bytes:
-    """Give a complete single-stream file a new serial number, because encoders take theirs from the time of day."""
+    """Give a complete single-stream file a new serial number, because encoders derive it from the time of day."""
     parts, offset = [], 0
     while offset < len(content):
         count = content[offset + _HEAD.size - 1]

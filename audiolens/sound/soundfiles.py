@@ -39,19 +39,19 @@ MOST_CHANNELS = 2
 RATES_HZ = (4_000, 384_000)
 MOST_SAMPLES = 57_600_000
 """The largest number of samples in all channels together: ten minutes of stereo at 48 kHz, 230 MB as floats. The limit
-is needed because the header of a small file may state far more samples."""
+is needed because the header of a small file can state far more samples."""
 _WHOLE = ("WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "FLAC", "OGG", "MP3")
 """Formats in which libsndfile or this module can recognise a truncated file."""
 _PLAIN = (b"RIFF", b"RF64", b"riff", b"FORM", b".snd")
 """The first bytes of the formats with uncompressed samples, whose length can be computed without decoding."""
 MOST_COMPRESSED_BYTES = 2**29
-"""The largest file in bytes in any other format. A decoder must read the whole file to find the end of the sound."""
+"""The size in bytes of the largest file in a compressed format, which must be decoded to find the end of the sound."""
 _STREAMED = 0x7FFFFF00
-"""The smallest size in a header that means "unknown", which is written if the sound was streamed to the file."""
+"""The smallest size in a header that means "unknown". Such a size is written if the sound was streamed to the file."""
 _SERIAL = 1
 """The serial number of every Ogg stream that is written, so that the same clip always gives the same bytes."""
 _MISSED_SHARE = 0.05
-"""The fraction of an MP3's stated length that may be missing, because the stated length is only an estimate."""
+"""The fraction of an MP3's stated length that can be missing without an error. The stated length is an estimate."""
 
 
 def read(path: SoundPath, seconds: Span | None = None) -> tuple[Float[np.ndarray, "channel sample"], int]:
@@ -72,7 +72,7 @@ def read(path: SoundPath, seconds: Span | None = None) -> tuple[Float[np.ndarray
 
 
 def of_bytes(content: bytes, file: Path) -> tuple[Float[np.ndarray, "channel sample"], int]:
-    """Do the same as `read` for the bytes of a file; `file` is the name that messages use.
+    """Read the samples and the sample rate from the bytes of a sound file, like `read`; messages name it `file`.
 
     Raises:
         InputError: for the same reasons as `read`.
@@ -189,7 +189,7 @@ def compressed(samples: Float[np.ndarray, "channel sample"], sample_rate: int) -
     """Compress a clip to the bytes of an Ogg Vorbis file, and return the bytes with their MIME type.
 
     The format is FLAC if the installed libsndfile cannot write Ogg. Ogg preserves samples beyond [-1, 1], but a player
-    may clip them. FLAC clips them, as in `write`.
+    might clip them. In a FLAC file they are clipped, as in `write`.
 
     Raises:
         InputError: if samples are NaN or infinite.
@@ -232,7 +232,7 @@ def _in_16_bits(samples: Float[np.ndarray, "channel sample"], peak: float) -> In
     """Convert samples to 16 bits on libsndfile's scale (1 is 32768), so that 16-bit files are rewritten unchanged."""
     if peak > 1:
         warnings.warn(
-            f"a clip peaks at {peak:.2f} of full scale, and is clipped at 1 in its file.",
+            f"a clip peaks at {peak:.2f} times full scale, so it is clipped at 1 in its file.",
             AudioLensWarning,
             stacklevel=callers_level(),
         )
@@ -272,7 +272,7 @@ def _part(file: Path, sound: soundfile.SoundFile, seconds: Span | None) -> tuple
     else:
         first, last = (round(second * rate) for second in checked_span(seconds))
         if last > n_frames:
-            raise InputError(f"{file} lasts {n_frames / rate:.1f} s: seconds={seconds} extends beyond it.")
+            raise InputError(f"{file} lasts {n_frames / rate:.1f} s: seconds={seconds} extends beyond its end.")
     if last - first > LONGEST_SECONDS * rate:
         raise InputError(
             f"{file}: {(last - first) / rate / 60:.0f} minutes are too long to have a single tempo or brightness; "

@@ -39,7 +39,7 @@ class Layout:
         total: the number of rows in the caller's input.
         halves: the guidance branches in batch order; without guidance there is only one.
         kept: the number of real rows, which come first; the other rows are padding.
-        prefix: the number of positions before step 0, which is the same in each of these rows.
+        prefix: the number of positions before step 0, which all rows of the batch share.
         first: the caller's row number for index 0 of the recordings.
     """
 
@@ -79,10 +79,10 @@ def checked_batch_size(batch_size: int | None) -> int | None:
 
 
 def whole_batch_size(batch_size: int) -> int:
-    """Return a batch size, a positive number of rows.
+    """Check that a batch size is a positive number of rows, and return it.
 
     Raises:
-        InputError: if it is not a whole number, or less than 1.
+        InputError: if the batch size is not a whole number, or is less than 1.
     """
     return checked_count("batch_size", batch_size)
 
@@ -241,7 +241,11 @@ class Copies:
         self._held: dict[tuple[int, str], tuple[Tensor, int]] = {}
 
     def keep(self, invoke: int, name: str, value: Tensor) -> Tensor:
-        """Register a copy and return it; raise an error if the previous copy of this name was written into."""
+        """Register a copy and return it.
+
+        Raises:
+            InputError: if the previous copy of the same value was written into.
+        """
         self._refuse(name, *self._held.pop((invoke, name), (value, None)))
         if value.is_inference():
             # Inference tensors do not count in-place writes.

@@ -24,7 +24,7 @@ from audiolens.tracing.batching import Layout
 
 
 class BoundIntervention:
-    """One intervention at one site of one run. `apply` is called in every decoder forward pass that it changes."""
+    """One intervention at one site of one run. `apply` is called in every forward pass that it has to change."""
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class BoundIntervention:
                 )
 
     def touches(self, start: int, length: int) -> bool:
-        """Whether a forward pass over these steps is changed; at a site without steps, every forward pass is."""
+        """Whether the intervention changes a forward pass over these steps. At sites without steps, it changes all."""
         return self.anything and (not self.form.timed or (start < self.stop and start + length > self.start))
 
     def apply(self, value: Tensor, start: int) -> Tensor:
@@ -154,7 +154,7 @@ class BoundIntervention:
         return fitted
 
     def _span(self, timeline: Timeline) -> tuple[int, int]:
-        """Return the range of steps to change; at a site without steps, it covers every token."""
+        """Return the range of steps to change. At a site without steps, the range covers every token."""
         if self.form.timed:
             return timeline.select(self.intervention.seconds, self.intervention.prefix)
         if self.intervention.seconds is not None or self.intervention.schedule is not None:
@@ -250,7 +250,7 @@ class BoundIntervention:
         if factors.shape != (timeline.steps,):
             raise InputError(
                 f"{self.site}: the schedule has shape {tuple(factors.shape)}, expected one factor for each of the "
-                f"{timeline.frames} frames (or {timeline.steps} steps, the tail included)."
+                f"{timeline.frames} frames (or {timeline.steps} steps, including the tail)."
             )
         # A prefix has no time in seconds, so the schedule does not scale the strength there.
         before = torch.ones(-min(self.start, 0), dtype=torch.float32, device="cpu")

@@ -15,7 +15,7 @@ from typing import Any
 from audiolens.errors import UnsupportedModelError
 
 CACHE_NAMES = ("cache", "past_key_values")
-"""The names of the decoder's argument for the key-value cache: since transformers 5.24, and before that."""
+"""The decoder's argument for the key-value cache: the first name since transformers 5.24, the second before that."""
 
 
 def read(decoder: Any, prefix: int) -> tuple[int, int]:
@@ -24,7 +24,7 @@ def read(decoder: Any, prefix: int) -> tuple[int, int]:
     A prefix is part of the forward pass that starts with an empty cache, and its positions precede step 0.
 
     Raises:
-        UnsupportedModelError: if the decoder's inputs do not contain the cache (which may be `None`) under exactly one
+        UnsupportedModelError: if the decoder's inputs do not contain the cache (which can be `None`) under exactly one
             known name.
     """
     _, given = decoder.inputs
@@ -58,7 +58,7 @@ class Clock:
         start, length = read(self.decoder, self.prefix)
         if not self._follows(start, start + length):
             raise UnsupportedModelError(
-                f"forward {self.forwards} of this run covers steps {start} to {start + length - 1}, after step "
+                f"forward pass {self.forwards} of this run covers steps {start} to {start + length - 1}, after step "
                 f"{self.end - 1}: transformers {version('transformers')} does not generate one step after another, as "
                 "the lens expects. Install a release that audiolens supports (docs/versions.md)."
             )

@@ -206,7 +206,7 @@ def _warn_beyond(seconds: float, traced: TracedModel) -> None:
     if 0 < usual < seconds - 1e-9:
         warnings.warn(
             f"seconds={seconds:g}: {shown(traced.name)} is set up for clips of up to {usual:g} s; it was probably not "
-            "trained on longer ones, and may not produce music beyond that.",
+            "trained on longer clips, and might not generate music beyond this length.",
             AudioLensWarning,
             stacklevel=callers_level(),
         )

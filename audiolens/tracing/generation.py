@@ -50,7 +50,7 @@ class Generation:
         """Return one clip, or a slice of the clips, as a `Generation` with the recordings of these rows.
 
         Raises:
-            InputTypeError, InputError: if `row` is not a row number or a slice, or if no clip has this number.
+            InputTypeError, InputError: if `row` is neither a row number nor a slice, or if it selects no clip.
         """
         rows = range(len(self))[row] if isinstance(row, slice) else [self._row(row)]
         if not len(rows):
@@ -84,7 +84,8 @@ class Generation:
         hash of every other file.
 
         Raises:
-            InputError: if the folder is not empty or cannot be written, or if the clips have no audio or contain NaN.
+            InputError: if the folder is not empty or cannot be written to, or if the clips have no audio or contain
+                NaN.
         """
         folder = as_path(folder)
         if self.audio is None:
@@ -122,7 +123,9 @@ class Generation:
         try:
             rows = list(range(len(self))) if row is None else whole_numbers([given] if single else given)
         except TypeError:
-            raise InputTypeError(f"row={shown(row)}: expected a row number, several, or None for all.") from None
+            raise InputTypeError(
+                f"row={shown(row)}: expected a row number, a list of row numbers, or None for all."
+            ) from None
         for index in rows:
             if not -len(self) <= index < len(self):
                 raise InputError(f"row {index}: there are rows 0 to {len(self) - 1}.")

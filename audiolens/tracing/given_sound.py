@@ -32,8 +32,8 @@ def codes_of(audio: Any, traced: TracedModel, name: str = "audio") -> Int[Tensor
     """Return the codes of a (waveform, sample_rate) pair or of a sound file.
 
     Raises:
-        InputTypeError: if the argument is neither a pair nor a file.
-        InputError: if the audio contains no sound.
+        InputTypeError: if the argument is neither a pair nor a path.
+        InputError: if the file cannot be read, or if the audio is empty, not finite or of an unexpected shape.
     """
     if isinstance(audio, str | os.PathLike):
         audio = soundfiles.read(audio)
@@ -50,8 +50,8 @@ def clip_start(
     """Return the codes that clips begin with (one row per clip), from codes or sound; `None` without an audio prompt.
 
     Raises:
-        InputTypeError, InputError: if the audio prompt is neither codes nor sound, has a different number of rows, or
-            is at least as long as the clip.
+        InputTypeError, InputError: if the audio prompt is neither codes nor sound, if its number of rows is neither 1
+            nor `rows`, or if it is at least as long as the clip.
     """
     if audio_prompt is None:
         return None
@@ -65,8 +65,8 @@ def clip_start(
     codes = checked_codes(codes, traced.config, rows)
     if codes.shape[-1] >= timeline.frames:
         raise InputError(
-            f"audio_prompt lasts {codes.shape[-1] / timeline.frame_rate:g} s, and the clip {timeline.seconds:g} s "
-            "including the prompt: raise seconds=, which counts both, or shorten the prompt."
+            f"audio_prompt lasts {codes.shape[-1] / timeline.frame_rate:g} s, but the clip lasts {timeline.seconds:g} "
+            "s including the prompt: raise seconds= (the length of both together), or shorten the prompt."
         )
     return codes.to(traced.device)
 

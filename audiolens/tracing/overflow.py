@@ -8,9 +8,9 @@ and code that computes a number from logits rejects NaN (`checked_logits`).
 
 An infinite or NaN value in the residual stream makes the logits of its own step NaN, through the final norm. Writes to
 the stream are therefore only stored. If the logits become NaN, the stored writes show where the overflow began. Other
-writes may not reach the logits: a weight may be zero, the step may not be the last of its forward pass, or a later
-block may replace the value. Such writes are summed over their features, which preserves infinity and NaN, and the sums
-are checked along with the logits.
+writes might not reach the logits: a weight might be zero, the step might not be the last of its forward pass, or a
+later block might replace the value. These writes are summed over their features, which preserves infinity and NaN, and
+the sums are checked along with the logits.
 """
 
 import math
@@ -34,14 +34,14 @@ STREAM = frozenset(
         "embed", "resid_pre", "attn_out", "resid_mid", "cross_attn_out", "resid_cross", "mlp_out", "resid_post",
     )
 )  # fmt: skip
-"""Sites that are the residual stream, or that are added to it unchanged."""
+"""Sites whose values are the residual stream itself, or are added to the stream unchanged."""
 
 
 class Watch(LogitsProcessor):
     """Checks the writes and logits of one batch. As a logits processor, it leaves the scores unchanged.
 
-    `replaced` means that some edit overwrites values, so earlier writes may be missing from the stream. `traced` means
-    that a trace may write values that this object does not see.
+    `replaced` means that some edit overwrites values, so earlier writes can be missing from the stream. `traced` means
+    that a trace can write values that this object does not see.
     """
 
     def __init__(self, layout: Layout, frame_rate: float, replaced: bool = False, traced: bool = False) -> None:
@@ -86,7 +86,7 @@ class Watch(LogitsProcessor):
             The sum of the logits, which is -inf if some logits forbid their code.
 
         Raises:
-            ActivationOverflow: if there are such values; the message names the first site, row and step.
+            ActivationOverflow: if a value is infinite or NaN; the message names the first site, row and step.
         """
         kept, edited_from = self.kept, self.edited_from
         self.kept, self.edited_from = [], None
@@ -122,7 +122,7 @@ class Watch(LogitsProcessor):
         elif self.written:
             why = (
                 "Interventions changed this run: lower the strength of that row, or load the model in a wider dtype; "
-                "if it happens without them too, the model's weights are at fault."
+                "if activations also overflow without interventions, the model's weights are at fault."
             )
         else:
             why = "No intervention had written anything: the model's weights are at fault, or its dtype is too narrow."
@@ -174,7 +174,7 @@ def checked_logits(
 
 
 def _summed(value: Tensor) -> Tensor:
-    """Sum over features: the result has one number per row and step, which is not finite if any feature is not finite.
+    """Sum over features: one number per row and step. The sum is not finite if any of its features is not finite.
 
     Half precision is summed in float32, because a half-precision sum would overflow long before a feature does. (A
     float32 sum overflows only if features approach 3e38 / n_features, far beyond useful values.)

@@ -27,7 +27,8 @@ from audiolens.tracing.overflow import LOGITS, Watch
 from audiolens.tracing.recording import Recorder, refuse_prefix
 
 REOPEN = (
-    "Another library may have replaced one of the model's forwards: open a new lens on it, AudioLens(model, tokenizer)."
+    "Another library may have replaced one of the model's forward methods: open a new lens on the model, "
+    "AudioLens(model, tokenizer)."
 )
 
 
@@ -55,7 +56,7 @@ class Point:
         value, put = self.tap.open(self.envoy, view if edits or heads is None else replace(view, heads=heads))
         if self.tap.form.timed and value.shape[1] != length:
             raise UnsupportedModelError(
-                f"{self.site.name} has {value.shape[1]} steps in a forward of {length} ({-min(start, 0)} of them "
+                f"{self.site.name} has {value.shape[1]} steps in a forward pass of {length} ({-min(start, 0)} of them "
                 f"before step 0): transformers {version('transformers')} does not run this model as the lens expects. "
                 "Install a release that audiolens supports (docs/versions.md)."
             )
@@ -142,7 +143,7 @@ class Run:
 
     @property
     def forbids(self) -> bool:
-        """Whether logits are edited, because such an edit may forbid a code with -inf."""
+        """Whether logits are edited. An edit of the logits can forbid a code with -inf."""
         return any(point.edits and point.site.hook == LOGITS for point in self.points)
 
     def forward(self) -> int:
@@ -187,7 +188,7 @@ class Run:
 
 
 def beyond(family: Family, site: Site, stop: int | None) -> bool:
-    """Whether a run that stops before block `stop` ends before it reaches a site; with `None`, it never stops early."""
+    """Whether a run that stops before block `stop` does not reach a site. With `None`, the run reaches every site."""
     if stop is None:
         return False
     if site.layer is None:
@@ -198,8 +199,8 @@ def beyond(family: Family, site: Site, stop: int | None) -> bool:
 def checked_interventions(
     interventions: Intervention | Iterable[Intervention], traced: TracedModel, guided: bool
 ) -> tuple[Intervention, ...]:
-    """Return the interventions as a tuple; raise an error, before the model runs, if this model cannot carry one of
-    them out."""
+    """Return the interventions as a tuple. If one of them cannot be applied to this model, raise an error before the
+    model runs."""
     many = isinstance(interventions, Iterable)
     listed: tuple[Any, ...] = tuple(interventions) if many else (interventions,)
     for intervention in listed:

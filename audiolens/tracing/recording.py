@@ -65,7 +65,8 @@ class Reading:
         object.__setattr__(self, "dtype", checked_dtype(self.dtype))
         if self.reduce == "eos" and self.seconds is not None:
             raise InputError(
-                f"reduce='eos' is one position before the clip, but a span of {self.seconds} s was given: leave it out."
+                f"reduce='eos' is one position before the clip, but a span of {self.seconds} s was given: leave the "
+                "span out."
             )
 
 
@@ -73,7 +74,7 @@ def refuse_prefix(config: LensConfig, asked: str, instead: str = "Leave it out."
     """Raise an error if the decoder's own sequence contains no conditioning and therefore has no prefix.
 
     Raises:
-        InputError: if it has no prefix; the message names the family and what to do instead.
+        InputError: if the model has no prefix; the message names the family and states what to do instead.
     """
     if not config.has_prefix:
         raise InputError(
@@ -95,7 +96,7 @@ class Recorder:
     With a prefix, step 0 and its key have the same index in all rows, because shorter prefixes are left-padded with
     zeros.
 
-    Results are returned only once every step of every row has been recorded in order.
+    Results are returned only after every step of every row has been recorded in order.
     """
 
     def __init__(
@@ -128,7 +129,7 @@ class Recorder:
 
     @classmethod
     def of(cls, reading: Reading, traced: TracedModel, rows: int, timeline: Timeline) -> "Recorder | None":
-        """Return a recorder for the sites of a reading, or `None` if it has no sites."""
+        """Return a recorder for the sites of a reading, or `None` if the reading has no sites."""
         family, config = traced.family, traced.config
         found = family.find(config, reading.sites, reading.layers)
         if reading.prefix:
@@ -158,7 +159,7 @@ class Recorder:
         """Check that the current batch was recorded up to its last step.
 
         Raises:
-            UnsupportedModelError: if it was not; the message names the site and the first step that was never recorded.
+            UnsupportedModelError: if a step was never recorded; the message names the site and the first such step.
         """
         for site, form in self.forms.items():
             expected = self.stop if form.timed else 0

@@ -91,8 +91,8 @@ def packed(lens: Any, opening: Opening | None) -> tuple[Callable[..., Any], tupl
     """
     if opening is None:
         raise InputError(
-            f"a lens on a model that was given in memory ({shown(lens.name)}) cannot go to another process, which "
-            f"could not load the model. {_SAVE}"
+            f"a lens on a model that was given in memory ({shown(lens.name)}) cannot go to another process, "
+            f"because that process could not load the model. {_SAVE}"
         )
     if any(map(_hooked, lens.model.modules())):
         raise InputError(
@@ -110,8 +110,8 @@ def _reopened(
     )
     if content_hash(lens.model) != weights:
         raise InputError(
-            f"{shown(name)} has other weights in this process than in the one that sent the lens: they were changed in "
-            f"memory, or the files differ. {_SAVE}"
+            f"{shown(name)} has different weights in this process and in the process that sent the lens: they were "
+            f"changed in memory, or the files differ. {_SAVE}"
         )
     if attention is not None and attention != _attention(lens.model):
         lens.model.set_attn_implementation(attention)

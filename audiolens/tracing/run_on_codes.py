@@ -175,7 +175,7 @@ def checked_stop(stop_at_layer: object, n_layers: int) -> int | None:
     """Return the block before which a run stops, counted from the first block.
 
     Raises:
-        InputError: if the model has no such block.
+        InputError: if the model does not have this block.
     """
     if stop_at_layer is None:
         return None

@@ -35,8 +35,8 @@ SECONDS = 4.0
 """The length of a clip in seconds, if no length is given."""
 MOST_GUIDANCE = 1e6
 TEMPERATURES = (1e-6, 1e6)
-"""Within these limits, guided logits divided by a temperature stay finite in float32, which transformers uses to
-draw."""
+"""Within these limits, guided logits divided by a temperature stay finite in float32, the dtype in which transformers
+draws codes."""
 
 _ASKED = frozenset(("do_sample", "temperature", "top_k", "guidance_scale", "max_length", "max_new_tokens", "use_cache"))
 """Settings of transformers' `generate` that the lens passes explicitly in every call."""
@@ -91,8 +91,8 @@ class RowStreams:
 class Forbid(LogitsProcessor):
     """Excludes codes whose logit is -inf in either branch from sampling, and does not change other codes.
 
-    Under guidance, null + (cond - null) x scale would be NaN for such a code, and NaN would be chosen as the largest
-    score.
+    Under guidance, null + (cond - null) x scale would be NaN for a code with a logit of -inf, and NaN would be chosen
+    as the largest score.
     """
 
     def __call__(
@@ -228,8 +228,8 @@ def checked_generation_config(model: Any, config: LensConfig) -> None:
     Sampling must depend only on the arguments of a call.
 
     Raises:
-        InputError: if there are such settings (the message explains how to undo them), or if the start token has
-            changed since the lens was opened.
+        InputError: if a setting would change what is drawn (the message explains how to undo the setting), or if the
+            start token has changed since the lens was opened.
     """
     own = model.generation_config
     start = own.bos_token_id if own.decoder_start_token_id is None else own.decoder_start_token_id
@@ -242,8 +242,8 @@ def checked_generation_config(model: Any, config: LensConfig) -> None:
     if found:
         named = ", ".join(f"{name}={shown(value)}" for name, value in found.items())
         raise InputError(
-            f"the model's generation_config sets {named}: the lens samples by each call's guidance_scale, temperature "
-            f"and top_k alone. Undo it: lens.model.generation_config.{next(iter(found))} = None."
+            f"the model's generation_config sets {named}: sampling must depend only on the guidance_scale, temperature "
+            f"and top_k of each call. Undo it: lens.model.generation_config.{next(iter(found))} = None."
         )
 
 

@@ -55,7 +55,7 @@ class SiteOrderError(SiteError, OutOfOrderError):
 
 @dataclass(frozen=True)
 class Request:
-    """The run that a trace performs, with its guidance branches, the function that builds its inputs, and its guard.
+    """The run that a trace performs: its guidance branches, the function that builds its inputs, and its guard.
 
     `generates` marks a generation, which consists of many forward passes. `inputs` returns the length of the prefix
     before step 0 and the arguments of the call.
@@ -196,7 +196,9 @@ class SiteValue:
         """The error message for a site that the model had already passed; `before` is the site requested before it."""
         name = self._site.name
         if before == self._site:
-            return f"{name} was requested twice in one forward, which reaches it once: keep its value in a variable."
+            return (
+                f"{name} was requested twice in one forward pass, which reaches it once: keep its value in a variable."
+            )
         if before is None or self._traced.family.order([before, self._site])[0] == before:
             return f"{name} was requested, but the run ended without reaching it (again)."
         return (
@@ -225,7 +227,7 @@ def running(what: str) -> RowBatcher:
     try:
         return Mediator.current(what).interleaver.batcher
     except ValueError as error:
-        raise InputError(f"{what} is read inside a trace, in the block of its prompts ({error}).") from error
+        raise InputError(f"{what} can be read only inside a trace, in the block of its prompts ({error}).") from error
 
 
 def position(traced: TracedModel) -> int:
@@ -245,8 +247,10 @@ def one_prefix(sizes: Sequence[int], config: LensConfig) -> int:
 
 
 def joined(codes: Sequence[Tensor | None]) -> Tensor | None:
-    """Return the codes of all invokes as one tensor. Either all invokes have codes, of the same length, or none of them
-    does.
+    """Return the codes of all invokes as one tensor, or `None` if no invoke has codes.
+
+    Raises:
+        InputTypeError, InputError: if only some invokes have codes, or if the codes do not have the same length.
     """
     given = [part for part in codes if part is not None]
     for part in given:
@@ -354,7 +358,7 @@ def requested(
 
 @guarded
 class TracedLens:
-    """The methods of a lens that open a trace, and that request values inside it."""
+    """The methods of a lens that open a trace, and the methods that request values inside a trace."""
 
     @property
     def traced_model(self) -> TracedModel:

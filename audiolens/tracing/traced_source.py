@@ -1,8 +1,8 @@
 """Find the source of a traced block as it was when the running code was compiled.
 
-nnsight looks up a `with` block by file name and line, reads each file once, and runs that text. After the file is
-edited and reloaded, nnsight by itself still runs the old block. This module passes nnsight the version of the file
-whose compiled code is running.
+nnsight looks up a `with` block by file name and line, reads each file only once, and runs the text that it read. If the
+file is edited and reloaded, nnsight alone would still run the old block. This module passes nnsight the version of the
+file whose compiled code is running.
 """
 
 import linecache
@@ -26,7 +26,7 @@ _KNOWN: dict[tuple[str, int, str, int], CodeType] = {}
 
 
 class CurrentTracer(Tracer):
-    """A tracer that reads its block from the text from which the calling code was compiled."""
+    """A tracer that reads its block from the correct version of the file: the one that the calling code came from."""
 
     @no_type_check
     def __enter__(self) -> Tracer:
@@ -40,7 +40,7 @@ class CurrentTracer(Tracer):
 
 
 class CurrentInvoker(CurrentTracer, Invoker):
-    """nnsight's invoker, which reads its block in the same way."""
+    """nnsight's invoker, which reads its block in the same way as `CurrentTracer`."""
 
 
 def hold_source(frame: FrameType) -> None:

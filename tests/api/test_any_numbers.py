@@ -251,7 +251,7 @@ def test_what_placing_fails_on_is_not_told_as_damaged_files(monkeypatch: pytest.
 
 @pytest.mark.parametrize("dtype", ["int8", "float8_e4m3fn", "complex64", torch.int8])
 def test_a_dtype_that_no_model_computes_in_is_refused(dtype: Any) -> None:
-    with pytest.raises(InputError, match="expected a floating dtype"):
+    with pytest.raises(InputError, match="expected a floating-point dtype"):
         al.AudioLens.from_pretrained("etude", dtype=dtype)
 
 

@@ -42,7 +42,7 @@ EVERYWHERE: list[tuple[dict[str, Any], str]] = [
     ({"prompts": ["calm", 3]}, "prompt 1 is int: expected text"),
     ({"prompts": 3}, "prompts=3: expected text"),
     ({"prompts": [b"calm", "calm"]}, "prompt 0 is bytes"),
-    ({"prompts": ["calm", "calm " * 60]}, "prompt 1 has 61 tokens, but the text encoder reads 40: shorten it"),
+    ({"prompts": ["calm", "calm " * 60]}, "prompt 1 has 61 tokens, but the text encoder reads at most 40: shorten it"),
     ({"guidance_scale": "3"}, "guidance_scale='3': expected a number"),
     ({"guidance_scale": float("nan")}, "guidance_scale=nan"),
 ]
@@ -119,14 +119,14 @@ READ_CODES: list[tuple[dict[str, Any], str]] = [
     ({"codes": CODES[:1]}, "1 rows of codes for 2 prompts"),
     ({"codes": CODES[:0]}, "0 rows|at least one row"),
     ({"codes": CODES[..., :0]}, "at least one row and one frame"),
-    ({"codes": CODES.repeat(1, 1, 20)}, "codes of 300 frames: this model reads 128 steps"),
+    ({"codes": CODES.repeat(1, 1, 20)}, "codes of 300 frames: this model reads at most 128 steps"),
 ]
 KEEPING: list[tuple[dict[str, Any], str]] = [
     ({"device": "banana"}, "device='banana' is not available"),
     ({"device": "meta"}, "device='meta' stores no values"),
     ({"device": 1.5}, "device='1.5' is not available"),
-    ({"dtype": "banana"}, "dtype='banana': expected a floating dtype"),
-    ({"dtype": torch.int8}, "dtype=torch.int8: expected a floating dtype"),
+    ({"dtype": "banana"}, "dtype='banana': expected a floating-point dtype"),
+    ({"dtype": torch.int8}, "dtype=torch.int8: expected a floating-point dtype"),
 ]
 READERS: list[tuple[dict[str, Any], str]] = [
     *READ_CODES,
@@ -205,7 +205,7 @@ def test_readers_refuse(still: Any, entry: str, arguments: dict[str, Any], messa
         ({"audio_prompt": (torch.zeros(100), "fast")}, "sample_rate='fast'"),
         ({"audio_prompt": CODES[:, :3]}, "this model has 4 codebooks"),
         ({"audio_prompt": CODES[:, :, :9].repeat(2, 1, 1)}, "4 rows of codes for 2 prompts"),
-        ({"audio_prompt": CODES}, "audio_prompt lasts 0.6 s, and the clip 0.6 s including"),
+        ({"audio_prompt": CODES}, "audio_prompt lasts 0.6 s, but the clip lasts 0.6 s including"),
     ],
 )
 def test_generate_refuses(still: Any, arguments: dict[str, Any], message: str) -> None:
@@ -274,7 +274,7 @@ def test_devices_and_formats_are_checked_where_a_model_is_opened(lens: Any, monk
     for arguments, message in [
         ({"device": "banana"}, "device='banana' is not available"),
         ({"device": "meta"}, "stores no values"),
-        ({"dtype": "int8"}, "expected a floating dtype"),
+        ({"dtype": "int8"}, "expected a floating-point dtype"),
         ({"device": "cpu", "device_map": "auto"}, "both given"),
     ]:
         with pytest.raises(AudioLensError, match=message):

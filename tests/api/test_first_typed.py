@@ -249,7 +249,7 @@ def test_a_cache_that_does_not_know_its_model_counts_from_0_only() -> None:
     bare = ActivationCache({"blocks.0.hook_resid_post": torch.zeros(1, 2, 3)},
                            {"blocks.0.hook_resid_post": ("row", "step", "d_model")})  # fmt: skip
     assert bare["resid_post", 0].shape == (1, 2, 3)
-    with pytest.raises(SiteError, match="does not know its model's blocks. Count from 0") as refused:
+    with pytest.raises(SiteError, match="does not state how many blocks its model has. Count from 0") as refused:
         bare["resid_post", -1]
     one_line(refused)
 

@@ -95,7 +95,7 @@ def test_files_that_are_no_cache_are_refused(cache, tmp_path: Path):
         ActivationCache.load(tmp_path / "none")
     whole = cache.save(tmp_path / "cache.safetensors").read_bytes()
     (tmp_path / "half").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(InputError, match="not a whole safetensors"):
+    with pytest.raises(InputError, match="not a complete safetensors"):
         ActivationCache.load(tmp_path / "half")
     from safetensors.torch import save_file
 
@@ -205,8 +205,8 @@ def test_what_is_no_row_or_device_or_dtype_is_refused(cache, tmp_path: Path, ask
     for given, message in [
         ({"device": "cuda:9"}, "device='cuda:9' is not available"),
         ({"device": "foo"}, "device='foo' is not available"),
-        ({"dtype": torch.int64}, "dtype=torch.int64: expected a floating dtype"),
-        ({"dtype": "float17"}, "dtype='float17': expected a floating dtype"),
+        ({"dtype": torch.int64}, "dtype=torch.int64: expected a floating-point dtype"),
+        ({"dtype": "float17"}, "dtype='float17': expected a floating-point dtype"),
     ]:
         with pytest.raises(InputError, match=message):
             cache.to(**given)

@@ -158,7 +158,7 @@ def test_what_was_not_recorded_is_named_with_the_sites_to_record(lens, codes):
         (lambda cache: cache.logit_lens(site="attn_out"), "not a state of the residual stream"),
         (lambda cache: cache.logit_lens(layers=7), "was not recorded"),
         (lambda cache: cache.logit_lens(site="resid_pre"), "was not recorded"),
-        (lambda cache: ActivationCache(cache.tensors, cache.axes).decompose_resid(), "does not know"),
+        (lambda cache: ActivationCache(cache.tensors, cache.axes).decompose_resid(), "does not state how many blocks"),
     ],
 )
 def test_bad_questions_are_refused(lens, codes, ask, message):

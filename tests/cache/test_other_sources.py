@@ -54,7 +54,7 @@ def test_a_probe_of_a_cache_says_how_the_cache_was_read(lens: Any, stereo_lens: 
     found = probing.probe(lens, cache, labels, position="last", n_shuffles=20, folds=2)
     directions = found.directions("slow")
     assert (directions.meta.position, directions.meta.branch) == ("mean", "null")
-    with pytest.raises(InputError, match="the cache was recorded from .*, but the lens is of"):
+    with pytest.raises(InputError, match="the cache was recorded from .*, but the lens has"):
         probing.probe(stereo_lens, cache, labels)
 
 

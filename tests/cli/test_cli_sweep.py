@@ -61,7 +61,7 @@ def test_ones_own_concept_is_swept_as_the_notebook_says(run: Run, checkpoint: Pa
     assert code == 0, err
     # Unsteered, drawn again, two steered and two controls; nothing is known to ask in words.
     assert json.loads(out)["conditions"] == 6
-    assert "give the file of prompts to have both" in err
+    assert "for both, give the file of prompts" in err
     # The file of prompts has the poles' words too.
     code, out, err = run("sweep", "my-prompts.csv", "-m", checkpoint, "-o", "mine-sweep", *SMALL, "--plan", "--json")
     assert code == 0, err

@@ -226,7 +226,7 @@ def test_directions_of_different_readings_are_not_mixed_silently(lens: Any) -> N
     [
         ({"codes": "share"}, InputError, r"codes='share': expected 'own', 'shared', or a tensor"),
         ({"neutral": None}, InputError, r"give neutral=sets\.development, or codes='own'"),
-        ({"neutral": []}, InputError, "none were given"),
+        ({"neutral": []}, InputError, "no neutral prompts were given"),
         ({"neutral": "a song"}, InputTypeError, "neutral: expected a list of prompts"),
         ({"neutral": ["a song", 3]}, PromptError, "neutral: prompt 1 is int"),
         ({"neutral": ["a song " * 600]}, PromptError, "neutral: prompt 0 has .* shorten it"),

@@ -158,7 +158,7 @@ def test_one_changed_weight_does_not_arrive_as_the_old_one(own: Any) -> None:
     with torch.no_grad():
         own.model.decoder.model.decoder.layers[1].fc1.weight[3, 5] += 1.0
     content = pickle.dumps(own)
-    with pytest.raises(InputError, match="has other weights in this process.*changed in memory, or the files differ"):
+    with pytest.raises(InputError, match="has different weights in this process.*in memory, or the files differ"):
         pickle.loads(content)
 
 

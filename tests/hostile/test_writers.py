@@ -209,7 +209,7 @@ def test_a_table_names_no_sound_outside_its_folder(tmp_path: Path, outside: Path
     place = tmp_path / "sweep"
     theirs = batches.Batches(place, (1,), None)
     tested = sweep.SweepResult(table, ("brightness",), {}, 16000, folder=place, _batches=theirs)
-    with pytest.raises(InputError, match="lists the sound file .*, which does not belong to it"):
+    with pytest.raises(InputError, match="which is not a sound file of this sweep"):
         assembly._sounds(tested)
 
 

@@ -81,7 +81,7 @@ def test_texts_are_padded_behind_their_end_whatever_the_tokenizer_says(clap: Pat
 
 
 def test_a_text_that_clap_would_cut_and_texts_in_no_order_are_refused(clap: Path, sounds: np.ndarray):
-    with pytest.raises(InputError, match="a text has 46 tokens, and CLAP reads 40"):
+    with pytest.raises(InputError, match="a text has 46 tokens, but CLAP reads at most 40"):
         measure.clap_score(sounds, "drums " * 45, RATE, model=clap)
     with pytest.raises(TypeError, match="in order"):
         measure.clap_score(sounds, set(TEXTS), RATE, model=clap)  # type: ignore[arg-type]

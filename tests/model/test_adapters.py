@@ -267,5 +267,5 @@ def test_directions_of_one_adapter_are_refused_with_another(lens: Any, tmp_path:
     d.save(tmp_path / "d.safetensors")
     al.Directions.load(tmp_path / "d.safetensors", lens=opened)
     every(opened.model, _active_adapter=["other"])
-    with pytest.raises(InputError, match="has other weights"):
+    with pytest.raises(InputError, match="has different weights"):
         al.Directions.load(tmp_path / "d.safetensors", lens=opened)

@@ -101,7 +101,7 @@ def test_sound_that_a_file_cannot_hold_is_refused_or_said(tmp_path: Path, monkey
             call()
     assert not list(tmp_path.iterdir())
     tone = 3 * np.sin(np.arange(RATE) / 10)[None]
-    with pytest.warns(UserWarning, match="peaks at 3.00 of full scale, and is clipped at 1"):
+    with pytest.warns(UserWarning, match="peaks at 3.00 times full scale, so it is clipped at 1"):
         soundfiles.write(tmp_path / "x.flac", tone, RATE, "FLAC")
     content, mime = soundfiles.compressed(tone, RATE)
     assert mime == "audio/ogg"

@@ -171,7 +171,7 @@ def test_each_stage_depends_on_the_code_that_it_runs(
 
 def test_a_stage_refuses_an_argument_with_code_that_its_key_lacks(tmp_path: Path) -> None:
     stage = stages.Stages(tmp_path).stage("directions", {}, difference_in_means)
-    with pytest.raises(TypeError, match=r"an argument has code of its own in analysis\.sweep\.experiment"):
+    with pytest.raises(TypeError, match=r"its key does not cover an argument's code in analysis\.sweep\.experiment"):
         stage.made("lens", position=partial(sweep.play))
 
 

@@ -131,7 +131,7 @@ def test_a_generation_that_drops_its_conditioning_is_refused_at_load(melody_lens
             return super().forward(*given, **named)
 
     body.__class__ = Dropping
-    with pytest.raises(UnsupportedModelError, match=r"has 1 steps in a forward of 10 \(9 of them before step 0\)"):
+    with pytest.raises(UnsupportedModelError, match=r"has 1 steps in a forward pass of 10 \(9 of them before step 0\)"):
         al.AudioLens(model, melody_lens.tokenizer)
 
 

@@ -74,7 +74,7 @@ def test_a_generation_names_the_step(late: Any, seeds: Any, temperature: float, 
 
 
 def test_after_an_intervention_both_are_named(late: Any) -> None:
-    with pytest.raises(ActivationOverflow, match="Interventions changed.*without them too, the model's weights"):
+    with pytest.raises(ActivationOverflow, match="Interventions changed.*without interventions, the model's weights"):
         late.generate(PROMPTS, SECONDS, seeds=0, interventions=al.Add(torch.ones(48)))
 
 

@@ -14,7 +14,8 @@ def family_of(model: nn.Module) -> Family:
     """Return the family of a model, after checking that the model has every module that the lens relies on.
 
     Raises:
-        UnsupportedModelError: if a module does not match; the message names the module.
+        UnsupportedModelError: if the model belongs to no known family, is quantised or lacks a module; the message
+            names the module.
     """
     kind = type(model).__name__
     family = next((family for family in FAMILIES if family.architecture == kind), None)
@@ -34,8 +35,8 @@ def family_of(model: nn.Module) -> Family:
 
 
 def _refuse_quantised(model: nn.Module, family: Family) -> None:
-    """Reject a quantised model, because its packed integers cannot be read as weights, and its modules have no tensors
-    to edit."""
+    """Reject a quantised model, because its packed integers cannot be read as weights and its modules provide no
+    tensors to edit."""
     packed = [name for name, one in model.named_parameters() if not one.is_floating_point()]
     packed += [name for name, part in model.named_modules() if "quantized" in type(part).__module__]
     if packed or getattr(model, "is_quantized", False):

@@ -37,7 +37,7 @@ class BlockPaths:
     key: str = "k_proj"
     value: str = "v_proj"
     output: str = "out_proj"
-    """The paths of an attention's projections, relative to the attention module."""
+    """The paths of the projections of an attention module, relative to that module."""
 
     @property
     def attentions(self) -> dict[str, str]:
@@ -83,7 +83,8 @@ class Family:
         parts: the paths of a block's modules.
         entry_taps, block_taps, exit_taps: where nnsight provides the values of sites before, in and after the blocks.
         guided: the order of the two halves of a guided batch.
-        body_blocks, body_norm, body_embeddings, body_positions: the paths of these modules, relative to the decoder.
+        body_blocks, body_norm, body_embeddings, body_positions: the paths of the blocks, the final norm, the code
+            embeddings and the position embeddings, relative to the decoder.
         lm_heads: the path of the output heads, of which there is one per codebook.
     """
 
@@ -149,10 +150,10 @@ class Family:
         names: str | Sequence[str] | Callable[[str], bool],
         layers: int | Iterable[int] | None,
     ) -> list[Site]:
-        """Find sites as `find` does, or find those whose full name a function accepts, in the model's order.
+        """Return the sites that `find` selects or, if `names` is a function, those whose full name it accepts.
 
         Raises:
-            InputTypeError, InputError: if the function selects nothing or does not return a bool, or if layers are also
+            InputTypeError, InputError: if the function selects no site or does not return a bool, or if layers are also
                 given.
         """
         if not callable(names):
@@ -233,7 +234,7 @@ class Family:
         """Return the module at a path.
 
         Raises:
-            UnsupportedModelError: if there is no such module, because the model is not built like its family.
+            UnsupportedModelError: if there is no module at this path, because the model is not built like its family.
         """
         try:
             return root.get_submodule(path)

@@ -18,11 +18,11 @@ from audiolens.model.site_access import (
 )
 
 _KERNEL = "attention_interface_1"
-"""The operation in an attention's forward pass that calls the attention kernel, in any implementation."""
+"""The operation that calls the attention kernel in the forward pass of an attention module, in any implementation."""
 
 
 def attention_sites(prefix: str, module: str) -> dict[str, Tap]:
-    """The sites inside a self-attention, in the order in which its forward pass reaches them."""
+    """The sites inside a self-attention module, in the order in which its forward pass reaches them."""
     return {
         f"{prefix}.hook_q": Tap(f"{module}.q_proj", "output", HEADS),
         f"{prefix}.hook_k": Tap(f"{module}.k_proj", "output", HEADS),
@@ -34,7 +34,7 @@ def attention_sites(prefix: str, module: str) -> dict[str, Tap]:
 
 
 def _cross_attention(prefix: str, module: str) -> dict[str, Tap]:
-    """The sites inside a cross-attention, whose keys and values are on the text side.
+    """The sites inside a cross-attention module, with keys and values on the text side.
 
     Keys and values are projected once per clip and then come from the key-value cache. They are therefore read at the
     attention kernel, which receives them at every step.

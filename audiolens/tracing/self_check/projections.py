@@ -1,9 +1,9 @@
 """Check at load, on random input, that every projection computes what its weight matrix and bias define.
 
-`lens.W_Q` and the other weight properties, per-head results and the readout rely on this. A plain linear layer's output
-is compared with its own weights, because a hook may change the output. Any other module is tested for linearity at each
-step. Then one forward pass over random text states and codes checks that the head results and the bias of each
-attention layer add up to its output.
+`lens.W_Q` and the other weight properties, per-head results and the readout rely on this. The output of a plain linear
+layer is compared with what its own weights give, because a hook can change the output. Any other module is tested for
+linearity at each step. Then one forward pass over random text states and codes checks that the head results and the
+bias of each attention layer add up to the output of that layer.
 
 If weights are broken or overflow, no comparison is possible, and the check passes.
 """
@@ -33,7 +33,7 @@ def prove_projections(traced: TracedModel) -> None:
     """Raise an error unless every projection is linear and fully described by its weights.
 
     Raises:
-        UnsupportedModelError: if one is not; the message names the module.
+        UnsupportedModelError: if a projection is not; the message names the module.
     """
     with model_calls.alone(traced.model), model_calls.random_state(keep=True):
         for name, module, width in _projections(traced):

@@ -36,7 +36,8 @@ def prove(traced: TracedModel) -> None:
     """Raise an error unless a model is built as its family describes.
 
     Raises:
-        UnsupportedModelError: if it is not; the message names the site or part that does not match.
+        UnsupportedModelError: if the model is built differently; the message names the site or part that does not
+            match.
         InputError: if the model is in training mode.
     """
     with _explained(traced):
@@ -117,7 +118,7 @@ def _arrived(value: str, *sources: str, found: Tensor, expected: Tensor) -> None
     if not torch.allclose(found, expected.to(found.device, found.dtype).expand_as(found), rtol=0, atol=0.25):
         raise UnsupportedModelError(
             f"an edit would not change the output of this model: {value} is not what was written at "
-            f"{' and '.join(sources)}. Its blocks do not add up as audiolens expects."
+            f"{' and '.join(sources)}. The model's blocks do not add up as audiolens expects."
         )
 
 

@@ -1,10 +1,10 @@
 """Check at load that an edit during generation with a cache changes exactly the steps, row and branch it names.
 
 Every row has its own text states and codes. The codes are written into the logits step by step, and the clip consists
-of them only if steps, rows, codebooks and delays match what the lens assumes. In the middle block, every position is
-set to a distinct value, and one row of one branch is set to another value for two steps. The recording must show both
-edits at the right positions. Activations recorded below this block are compared with one forward pass over the same
-codes.
+of these codes only if steps, rows, codebooks and delays match what the lens assumes. In the middle block, every
+position is set to a distinct value, and one row of one branch is set to another value for two steps. The recording must
+show both edits at the right positions. Activations recorded below this block are compared with those of one forward
+pass over the same codes.
 
 Written values are whole numbers, exact in every dtype, so that a model with zero or broken weights passes. Other values
 are compared where they are finite, with a tolerance because kernels round differently for different shapes.
@@ -43,7 +43,8 @@ def prove_time(traced: TracedModel) -> None:
     """Raise an error unless this model generates step by step, with steps as the lens counts them.
 
     Raises:
-        UnsupportedModelError: if it does not; the message names the mismatch and the version of transformers.
+        UnsupportedModelError: if the steps do not match; the message names the mismatch and the version of
+            transformers.
     """
     plan = _Plan.of(traced)
     with (
@@ -59,7 +60,7 @@ def prove_time(traced: TracedModel) -> None:
         # Rounding is identical before the first attention layer; after it, a few positions may differ.
         share = 0.5 if name == plan.above else 1.0
         if not _alike(played[name], read[name], share):
-            raise _unlike(f"{name}, recorded during generation, differs from a forward over the same codes")
+            raise _unlike(f"{name}, recorded during generation, differs from a forward pass over the same codes")
     if not torch.equal(played[plan.middle], plan.expected):
         raise _unlike(f"an edit of {plan.middle} from step {FIRST} to {LAST - 1} changed other positions")
 
