@@ -40,7 +40,9 @@ class Window:
 
     @classmethod
     def of(cls, lens: AudioLens, codes: Int[Tensor, "row codebook frame"], seconds: Span | None = None) -> Window:
-        """Return the window over a span in seconds. `None` means the first second, or the whole clip if it is shorter.
+        """Return the window that covers a span given in seconds.
+
+        `None` means the first second, or the whole clip if it is shorter.
 
         Raises:
             InputError: if the span contains no frame or ends after the clip.

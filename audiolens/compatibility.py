@@ -153,7 +153,7 @@ class OtherNames:
 
 
 def chosen_sites(lens: Any, sites: Any, layers: Any, names_filter: Names | None, stop_at_layer: Any = None) -> Any:
-    """Return the sites to record, which were given as `sites` or as `names_filter`.
+    """Return the sites to record, given either as `sites` or as `names_filter`.
 
     A filter function selects among the names of all sites of the model. As in TransformerLens, selected sites that a
     run with `stop_at_layer` does not reach are left out.
@@ -181,7 +181,7 @@ def chosen_sites(lens: Any, sites: Any, layers: Any, names_filter: Names | None,
 
 
 def chosen_seeds(seeds: Any, seed: int | None) -> Any:
-    """Return the seeds of the rows, which were given as `seeds` or as `seed`.
+    """Return the seeds of the rows, given either as `seeds` or as `seed`.
 
     Raises:
         InputTypeError, InputError: if both were given, or if `seed` is not a single seed.

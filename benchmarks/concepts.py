@@ -123,7 +123,8 @@ def page(table: pd.DataFrame, found: Mapping[str, Placement], clips: str) -> str
                   f"at most {steered.failed.max():.0%} did for any pole."]  # fmt: skip
     used = [int(placed.screened.clips.sum()) + BASELINES for placed in found.values() if placed.screened is not None]
     lines += ["", f"The screens generated {min(used)} to {max(used)} clips of 5 s per concept, "
-                  f"{min(used) / SWEPT:.1%} to {max(used) / SWEPT:.1%} of the brute-force sweep below."]  # fmt: skip
+                  f"{min(used) / SWEPT:.1%} to {max(used) / SWEPT:.1%} of the number in the brute-force sweep "
+                  "below."]  # fmt: skip
     rejected = [placed.rejected for placed in found.values() if placed.rejected]
     return "\n".join(lines + [f"\n{one}" for one in rejected]) + "\n"
 

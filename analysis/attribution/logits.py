@@ -47,7 +47,7 @@ class DirectResult:
         totals: the value for the whole residual stream.
         along: "codes" (the logit of the given codes minus the mean over the vocabulary), "difference" (clean minus
             corrupted, projected onto the unit difference of the two runs' logits), or "direction" (projected onto the
-            logits that a direction in the stream writes).
+            contribution of a direction in the stream, scaled to unit length).
         prompts: the (clean) prompts of the rows.
         window: the frames over which the values are averaged.
 
@@ -132,8 +132,8 @@ def direct(
         corrupted: other prompts, paired by row. Each component's difference (clean minus corrupted) is projected onto
             the unit difference between the two runs' logits. The total is then the norm of that difference.
         direction: a vector "d_model" in the stream before the final norm (for `Directions`, that of the last layer).
-            The logits that each component writes are projected onto the unit vector of the logits that `direction`
-            writes.
+            Each component's contribution to the logits is projected onto the contribution of `direction`, scaled to
+            unit length.
         seconds: the window over which values are averaged; the first second by default.
         heads: whether to split attention and cross-attention by head.
 
@@ -224,7 +224,10 @@ class _Run:
         return torch.stack(parts, dim=-1)
 
     def written(self, vector: Float[Tensor, " d_model"]) -> Float[Tensor, "row codebook frame vocab"]:
-        """Return the unit vector of logits that a vector in the stream writes, through the final norm and LM heads."""
+        """Return the contribution of a vector in the stream to each codebook's logits, scaled to unit length.
+
+        The vector contributes through the final norm and the LM heads.
+        """
         weight = self.lens.traced_model.final_norm.weight.detach().float()
         through = weight * (vector - vector.mean()).to(weight)
         each = torch.stack([unit(through @ head.float()) for head in self.lens.W_U])

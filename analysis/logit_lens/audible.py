@@ -51,7 +51,7 @@ class Audible:
         """Save the clips of each layer in a separate folder (such as "block03"), and the given clips in "given".
 
         Raises:
-            InputError: if one of these folders exists and is not empty, or cannot be written to.
+            InputError: if one of these folders exists and is not empty, or cannot be created or written to.
         """
         folder = Path(folder)
         for layer, clips in self.clips.items():

@@ -78,7 +78,7 @@ def recorded_hooks(lens: AudioLens, cells: Sequence[Cell]) -> tuple[list[str], l
 def _recorded_as(hook: str) -> str:
     """Return the site to record for a patch at `hook`.
 
-    A head's result is recorded as z, because the result is a linear map of z but takes more memory.
+    A head's result is recorded as z, because the result is a linear function of z but takes more memory.
     """
     return hook.replace("hook_result", "hook_z")
 

@@ -78,7 +78,10 @@ class PCAResult:
         return table[["layer", "row", "label", *[name for name in table.columns if name.startswith("pc")]]]
 
     def summary(self) -> pd.DataFrame:
-        """Return one row per layer, with explained variances, silhouette and its interval, and `p` over all layers."""
+        """Return one row per layer, with the explained variances, the silhouette and its interval, and `p`.
+
+        `p` is corrected for the choice among layers.
+        """
         parts = {f"explained_pc{i + 1}": self.explained[:, i] for i in range(self.explained.shape[1])}
         return pd.DataFrame(
             {

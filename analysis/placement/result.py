@@ -316,7 +316,7 @@ def _enough(best: Any) -> Any:
 
 
 def _largest(one: LayerEvidence, places: Sequence[Candidate]) -> int:
-    """Return the index of the first place at the candidate block where the evidence is largest (with its sign)."""
+    """Return the index of the first place at the candidate block with the largest evidence (signed, not absolute)."""
     values = dict(zip(one.layers, one.values, strict=True))
     known = {place.layer: values[place.layer] for place in places if place.layer in values}
     finite = {layer: value for layer, value in known.items() if np.isfinite(value)}

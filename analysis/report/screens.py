@@ -14,8 +14,8 @@ _PLOT = 330
 def bare(figure: go.Figure, first: str = "") -> go.Figure:
     """Remove the figure's own caption.
 
-    `first` is the name of the first panel. The name is added here, because the legend left no room for it in the
-    figure.
+    `first` is the name of the first panel. This function adds the name above the panel and moves the legend above the
+    name, because the original figure has no room for the name next to the legend.
     """
     layout: Any = figure.layout
     layout.annotations = [note for note in layout.annotations if not (note.yanchor == "top" and note.y == 0)]

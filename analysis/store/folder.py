@@ -38,7 +38,7 @@ def check(folder: str | os.PathLike[str], *, overwrite: bool | None = False) -> 
 
     Raises:
         InputError: if the folder contains a study and `overwrite` is false, if it contains anything other than a study,
-            or if the folder cannot be written to.
+            or if the folder cannot be created or written to.
     """
     target = atomic.as_path(folder)
     if target.is_symlink():

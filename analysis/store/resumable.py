@@ -3,7 +3,7 @@
 A description with a hash is written first, and states what the folder contains. Entries follow, such as a sweep's
 batches or a study's stages. Each entry is either complete or absent, and is protected by hashes. A run resumes a folder
 only if the description of the run matches the description in the folder, because results of different runs cannot be
-combined. A damaged entry is removed with a warning, and computed again. Only one process writes at a time, and it
+combined. A damaged entry is removed with a warning, and recomputed. Only one process writes at a time, and it
 checks before each write that nothing was removed.
 """
 
@@ -146,8 +146,8 @@ class Kind:
             inside: further files of the folder. None of them can be a folder or a link.
 
         Raises:
-            InputError: if the path is a file, or if the folder cannot be written to, contains links, or has a subfolder
-                where a file belongs.
+            InputError: if the path is a file, or if the folder cannot be created or written to, contains links, or has
+                a subfolder where a file belongs.
         """
         check_in_place(folder)
         if any((folder / name).exists() for name in (self.description, self.entries)):
@@ -218,7 +218,7 @@ def held(folder: Path, busy: str, kept: Callable[[], str]) -> Iterator[Held]:
 
     Raises:
         BusyError: if another process is writing to the folder. `busy` describes what that process is doing.
-        InputError: if the folder cannot be written to, or contains links.
+        InputError: if the folder cannot be created or written to, or contains links.
         StoppedError: if the block fails and the folder was removed in the meantime, or if the disk is full. The message
             for a full disk ends with the sentence that `kept` returns.
     """
@@ -268,7 +268,7 @@ def first_difference(begun: Mapping[str, Any], facts: Mapping[str, Any], told: I
 
 
 def drop(name: str, error: Exception, *places: Path, lock: Held = UNHELD) -> None:
-    """Remove the files or folders of a damaged entry, with a warning that the entry will be computed again."""
+    """Remove the files or folders of a damaged entry, with a warning that the entry will be recomputed."""
     reason = " ".join(str(error).split())[:200].rstrip(".")
     warnings.warn(DamageWarning(f"{reason}: {name} is made again."), stacklevel=callers_level())
     for place in places:

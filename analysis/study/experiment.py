@@ -92,7 +92,7 @@ def run(
 
     Raises:
         InputError: before the model runs, if the concept is unknown, the settings are out of range, or the folder
-            contains something else or cannot be written to.
+            contains something else or cannot be created or written to.
         BusyError: if another process is working in the folder.
         StoppedError: if the disk is full or a worker process died. Finished stages are kept.
     """

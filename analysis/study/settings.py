@@ -149,9 +149,10 @@ class Settings:
 
     @classmethod
     def full(cls, **changes: Any) -> Settings:
-        """Return settings with more controls and enough prompts for narrow intervals. Such a study takes hours.
+        """Return settings with more controls and enough prompts for narrow intervals.
 
-        Its 198 controls are enough to correct for both poles of four concepts (Holm).
+        A study with these settings takes hours. Its 198 controls are enough to correct for both poles of four concepts
+        (Holm).
         """
         sizes: dict[str, Any] = {"poles": 100, "development": 16, "test": 24, "n_random": 99,
                                  "n_shuffled": 99, "pairs": 64, "frechet": True}  # fmt: skip
@@ -165,7 +166,7 @@ class Settings:
         Directions are read from 100 prompts per pole at the text's last token. One block's direction is added at every
         block (one-to-all), in both guidance branches, at strength 1.25, and results are reported for strengths up to 2.
         Every block is tried as the source. `substitutes` lists the deviations from the paper, both in general and those
-        specific to this model. Such a study takes a long time.
+        specific to this model. A study with these settings takes a long time.
         """
         other = ["The prompts are audiolens's own, one hundred per pole."]
         lacking = beats.lacking()

@@ -146,8 +146,8 @@ class Stage(Generic[T]):
     def kept(self, *given: Any, **named: Any) -> T:
         """Return the stage's result, read from its folder or else computed with these arguments.
 
-        A new result is written and read back, so both ways give bit-identical results. A damaged stage is computed
-        again, with a `DamageWarning`.
+        A new result is written and read back, so both ways give bit-identical results. A damaged stage is recomputed,
+        with a `DamageWarning`.
         """
         write, read = cast(Any, self.write), cast(Any, self.read)
         if self.place is not None and self.place.exists():
@@ -226,8 +226,8 @@ def check(folder: str | os.PathLike[str], *, overwrite: bool = False) -> None:
     """Check, before a model is opened, that a study can be written to a folder.
 
     Raises:
-        InputError: if the path is a file, or if the folder contains links, cannot be written to, or contains anything
-            other than a study. Without `overwrite`, a study written by an earlier version is rejected too.
+        InputError: if the path is a file, or if the folder contains links, cannot be created or written to, or contains
+            anything other than a study. Without `overwrite`, a study written by an earlier version is rejected too.
     """
     target = as_path(folder)
     if STUDY.check(target, (target / STAGES).glob(f"*.{_SECONDS}")):

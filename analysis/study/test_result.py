@@ -39,7 +39,8 @@ class Outcome:
     """The effect of steering towards one pole on the concept's measure.
 
     Attributes:
-        pole, strength: the pole, and the coefficient of the direction. Positive means towards the positive pole.
+        pole, strength: the pole, and the coefficient of the direction. A positive strength steers towards the positive
+            pole.
         effect, low, high: median of steered / baseline - 1 over paired clips, and its 95% interval over prompts.
         failed: share of steered clips that failed, that is, are no longer music. Failed clips count as an effect of
             zero.

@@ -48,8 +48,8 @@ def ledger(folder: str | os.PathLike[str], facts: Mapping[str, Any], labels: pd.
             start.
 
     Raises:
-        InputError: if the folder cannot be written to, or contains another sweep (the error names the difference) or
-            anything other than a sweep.
+        InputError: if the folder cannot be created or written to, or contains another sweep (the error names the
+            difference) or anything other than a sweep.
         BusyError: if another process is writing to the folder.
         StoppedError: when writing, if the folder was removed, files in it have disappeared, or the disk is full.
     """

@@ -138,8 +138,9 @@ def refuse_lacking(measures: Sequence[str]) -> None:
     """Raise an error, before any clip is generated, if one of the measures cannot be computed.
 
     Raises:
-        MissingPackageError, InputError: if a measure needs a package or weights that are missing; the message states
-            which.
+        MissingPackageError: if "tempo_beat_this" is requested and the package beat_this is not installed.
+        InputError: if "tempo_beat_this" is requested and the weights of Beat This cannot be loaded, or if a file in the
+            working directory would be opened instead of these weights.
     """
     if "tempo_beat_this" in in_order("measures", measures, "names"):
         require()

@@ -99,7 +99,9 @@ class ModelFiles:
 
 @contextmanager
 def staged(folder: Path) -> Iterator[ModelFiles]:
-    """Check the files of a folder, and link to them from a temporary folder from which transformers can load.
+    """Check the files in a folder, and create a temporary folder of links to them.
+
+    transformers can load the model from the temporary folder, which is removed when the block ends.
 
     Raises:
         ModelFilesError: if a file is missing, is not a regular file, names code to run, or exceeds the limits.
@@ -168,7 +170,9 @@ def _object(path: Path) -> dict[str, Any]:
 
 
 def refuse_code(path: Path, values: Any) -> None:
-    """Reject a configuration that names code to run, at any depth. transformers' own models do not need such code.
+    """Reject a configuration that names code to run, even in a nested entry.
+
+    transformers' own models do not need such code.
 
     Raises:
         ModelFilesError: if the configuration names code; the message quotes the key.
@@ -238,7 +242,10 @@ def _refuse_numbers(path: Path, values: Mapping[str, Any], headers: Mapping[str,
 
 
 def _entries(values: Any) -> Iterator[tuple[str, Any]]:
-    """All keys and their values, at any depth. Recursion is safe, because the file's nesting was limited on reading."""
+    """All keys and their values, including those of nested entries.
+
+    Recursion is safe, because the nesting depth was checked when the configuration file was read.
+    """
     if isinstance(values, dict):
         yield from values.items()
     for value in values.values() if isinstance(values, dict) else values if isinstance(values, list) else ():

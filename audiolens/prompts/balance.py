@@ -1,4 +1,4 @@
-"""Measure how the prompts of the two poles differ in length and in single words, regardless of their meaning."""
+"""Measure how the prompts of the two poles differ in length and vocabulary, regardless of their meaning."""
 
 import re
 from collections import Counter
@@ -40,7 +40,7 @@ class Balance:
 
 
 def measure(positive: Sequence[str], negative: Sequence[str], leak: float = 0.9) -> Balance:
-    """Measure how the prompts of two poles differ in length and in words.
+    """Measure how the prompts of two poles differ in length and vocabulary.
 
     A word is a leak if it occurs in at least a fraction `leak` of one pole's prompts and in none of the other pole's.
     Prompt length is a leak if its AUC is at least `leak` in either direction.

@@ -84,8 +84,8 @@ class Generation:
         hash of every other file.
 
         Raises:
-            InputError: if the folder is not empty or cannot be written to, or if the clips have no audio or contain
-                NaN.
+            InputError: if the folder is not empty or cannot be created or written to, or if the clips have no audio or
+                contain NaN or infinite samples.
         """
         folder = as_path(folder)
         if self.audio is None:

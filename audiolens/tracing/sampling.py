@@ -109,7 +109,8 @@ class Forbid(LogitsProcessor):
 class RowSampler(LogitsProcessor):
     """Applies guidance, temperature and top-k, and draws the codes, for `generate(do_sample=False)`.
 
-    Scores are in transformers' layout: rows and codebooks share one axis, one guidance branch after the other.
+    Scores are in transformers' layout: rows and codebooks share one axis. Under guidance, the entries of one branch
+    follow those of the other.
     `temperature=0` takes the largest logit.
     """
 

@@ -2,9 +2,9 @@
 
 `lens.trace(prompts, codes=...)` opens a trace. `tracer.invoke(prompts, codes=...)` combines several invokes in one run,
 each with its own rows. `lens.site(name).value` reads or assigns a site's value on these rows. `tracer.result` contains
-the logits "row codebook step vocab" of a forward pass (one branch after the other under guidance), or the codes of a
-generation. If the text is a prefix in the decoder's own sequence, all prompts of a run must have the same length in
-tokens.
+the logits "row codebook step vocab" of a forward pass (under guidance, the rows of one branch follow those of the
+other), or the codes of a generation. If the text is a prefix in the decoder's own sequence, all prompts of a run must
+have the same length in tokens.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -175,8 +175,9 @@ class SiteValue:
         return halves.index(self._branch)
 
     def _opened(self) -> tuple[Tensor, Put, slice]:
-        """Return the site's value (one branch after the other), a function that replaces it, and the invoke's rows.
+        """Return the site's value, a function that replaces it, and the invoke's rows.
 
+        Under guidance, the value contains the rows of one branch, followed by those of the other.
         The model's own tensors are returned whole, so that views of them can be written into. Recomputed values are
         computed for the invoke's rows only.
         """
