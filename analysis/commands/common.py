@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import click
 import typer
 
 from audiolens.characters import printable
@@ -24,6 +25,13 @@ Model = Annotated[
     str, typer.Option("--model", "-m", help="`etude` (bundled), a folder, or a hub name like facebook/musicgen-small.")
 ]
 Force = Annotated[bool, typer.Option("--force", "--overwrite", help="Replace an existing result.")]
+Engine = Annotated[
+    str,
+    typer.Option(
+        click_type=click.Choice(["auto", "exact", "fast"]),
+        help="exact (transformers), fast (the same codes sooner, up to rounding), or auto (fast, if both agree).",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON instead of text.")]
 
 

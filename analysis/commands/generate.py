@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from analysis.commands.common import Json, Model, open_lens, say, to_json
+from analysis.commands.common import Engine, Json, Model, open_lens, say, to_json
 from audiolens.errors import InputError
 
 
@@ -36,6 +36,7 @@ def generate(
     seconds: Annotated[float, typer.Option(help="Length of each clip.")] = 5.0,
     seed: Annotated[int, typer.Option(help="Seed of the first prompt; later prompts use the following seeds.")] = 0,
     guidance: Annotated[float, typer.Option(help="Classifier-free guidance scale; 1 means no guidance.")] = 3.0,
+    engine: Engine = "exact",
     out: Annotated[Path, typer.Option("--out", "-o", help="New folder for the WAV files.")] = Path("clips"),
     model: Model = "etude",
     as_json: Json = False,
@@ -70,6 +71,7 @@ def generate(
         "seconds": seconds,
         "seeds": list(range(seed, seed + len(prompts))),
         "guidance_scale": guidance,
+        "engine": engine,
     }
     with folder.fresh(out, overwrite=None) as work:
         clips = lens.generate(prompts, interventions=steps, **made)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from analysis.commands.common import (
+    Engine,
     Force,
     Json,
     Model,
@@ -72,6 +73,7 @@ def study(
     ] = None,
     seconds: Annotated[float, typer.Option(help="Length of each clip.")] = 5.0,
     seed: Annotated[int, typer.Option(help="Seed, 0 to 99; each seed gives an independent repetition.")] = 0,
+    engine: Engine = "auto",
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -95,8 +97,8 @@ def study(
         audiolens study tempo --paper --model facebook/musicgen-melody
     """
     from analysis import study as studies
-    from analysis.listening import share_cores
     from analysis.study import stages
+    from analysis.workers import share_cores
 
     sizes = [name for name, given in (("--full", full), ("--quick", quick), ("--paper", paper)) if given]
     if len(sizes) > 1:
@@ -104,7 +106,13 @@ def study(
     asked = _asked(concept, concepts, positive, negative)
     if concepts is not None and measured is not None:
         raise InputError("--measure and --concepts were both given, but each concept has its own measure: give one.")
-    changes: dict[str, Any] = {"seconds": seconds, "seed": seed, "verify": verify, "measured": measured}
+    changes: dict[str, Any] = {
+        "seconds": seconds,
+        "seed": seed,
+        "verify": verify,
+        "measured": measured,
+        "engine": engine,
+    }
     if codes is not None:
         changes["codes"] = codes
     target = out or Path("studies" if len(asked) > 1 else f"study-{_name(asked[0])}")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from analysis.commands.common import (
+    Engine,
     Json,
     Model,
     cell,
@@ -83,8 +84,9 @@ def sweep(
     guidance: Annotated[float, typer.Option(help="Classifier-free guidance scale; 1 means no guidance.")] = 3.0,
     batch: Annotated[int, typer.Option(help="Maximum number of clips per batch.")] = 64,
     jobs: Annotated[
-        int | None, typer.Option(help="Number of processes that measure clips [default: half the cores].")
+        int | None, typer.Option(help="Number of processes that generate and measure clips [default: all cores].")
     ] = None,
+    engine: Engine = "auto",
     sound: Annotated[str | None, typer.Option(help="Save every clip, as wav or flac.")] = None,
     poles: Annotated[int, typer.Option(help="Number of prompts per pole from which directions are read.")] = 48,
     codes: Annotated[
@@ -119,8 +121,8 @@ def sweep(
     import torch
 
     from analysis import sweep as sweeps
-    from analysis.listening import share_cores
     from analysis.sweep import ledger
+    from analysis.workers import share_cores
 
     asked: dict[str, Any] = {
         "strengths": _strengths("--strengths", strengths),
@@ -161,7 +163,7 @@ def sweep(
             say(to_json(_plan_facts(estimate)))
         return
     try:
-        result = sweeps.run(lens, found, out=out, n_jobs=jobs, progress=not as_json, **asked)
+        result = sweeps.run(lens, found, out=out, n_jobs=jobs, engine=engine, progress=not as_json, **asked)
     except KeyboardInterrupt:
         kept, of = len(ledger.finished(out)), len(estimate.plan.batches)
         said = f"Stopped; {kept} of {of} batches are kept in {out}. Run the same command again to resume."

@@ -30,6 +30,7 @@ from analysis.study.stages import Stages
 from analysis.study.where import Where
 from analysis.sweep import BASELINE, Condition, PromptSeed, SweepResult
 from analysis.sweep.batches import TABLE
+from analysis.sweep.ledger import engine_of
 from analysis.sweep.planned import condition_hashes
 from analysis.sweep.storage import is_among
 from audiolens.directions.difference_in_means import difference_in_means
@@ -239,6 +240,7 @@ class _Course:
             clips,
             **making,
             n_jobs=0,
+            engine=(None if stage.place is None else engine_of(stage.place)) or settings.engine,
             measures=self._measures,
             listener=None if whole else self._listener,
             keep_audio=None if shown is None else partial(is_among, shown, SHOWN),
@@ -262,7 +264,7 @@ class _Course:
 
     @cached_property
     def _listener(self) -> Listener:
-        """The workers that measure clips. They start when the first clip is ready."""
+        """The workers that generate and measure clips. They start with the first sweep."""
         return self.until_the_end.enter_context(Listener(self.lens, self._measures, self.settings.n_jobs))
 
 
@@ -327,7 +329,9 @@ class Teller:
 
     def _time(self) -> None:
         settings = self.settings
-        speed = sweep.clips_per_second(self.lens, self.sets.development[0], settings.seconds, settings.batch_size)
+        speed = sweep.clips_per_second(
+            self.lens, self.sets.development[0], settings.seconds, settings.batch_size, settings.n_jobs
+        )
         self.pace = 1 / speed
 
     def _left(self, count: float) -> str:

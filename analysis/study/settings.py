@@ -23,6 +23,7 @@ from audiolens.measure.rhythm import FASTEST_BPM, FEWEST_ONSETS
 from audiolens.model import text
 from audiolens.model.timeline import longest_seconds
 from audiolens.prompts import PromptSet
+from audiolens.tracing.engines import Engine, checked_engine
 from audiolens.tracing.recording import refuse_prefix
 from audiolens.tracing.sampling import Sampling
 
@@ -108,7 +109,7 @@ class Settings:
         branch: the guidance branch to steer.
         shown: number of (prompt, seed) pairs whose clips are saved as audio, starting with the first prompt.
         seed: number of the repetition, 0 to `REPETITIONS` - 1. No two repetitions share a clip or a control direction.
-        batch_size, n_jobs: as in `sweep.play`. `n_jobs` changes only the running time.
+        batch_size, n_jobs, engine: as in `sweep.play`. `n_jobs` and `engine` change only the running time.
         substitutes: deviations from a published protocol, one sentence each. The report repeats them.
         sampling: a `Sampling` that replaces guidance_scale, temperature, top_k and, if it sets a length, seconds. It
             can only be given when the settings are created.
@@ -144,6 +145,7 @@ class Settings:
     seed: int = 0
     batch_size: int = 64
     n_jobs: int | None = None
+    engine: Engine = "auto"
     substitutes: tuple[str, ...] = ()
     sampling: InitVar[Sampling | None] = field(default=None, kw_only=True)
 
@@ -248,6 +250,7 @@ class Settings:
             raise InputError(f"doses={shown(self.doses)}: expected finite numbers above 0, including 1.0.")
         if self.place_by not in ("evidence", "scan"):
             raise InputError(f"place_by={shown(self.place_by)}: expected 'evidence' or 'scan'.")
+        checked_engine(self.engine)
         if self.codes not in ("own", "shared"):
             raise InputError(f"codes={shown(self.codes)}: expected 'own' or 'shared'.")
         checked_kinds(self)

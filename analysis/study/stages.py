@@ -63,7 +63,7 @@ _TOLD = (
 )
 _REPLACE = "replace it with --force."
 _STILL_KEPT = "the stages are kept; run the same study with --force to resume from them."
-_PACE = {"n_jobs"}
+_PACE = {"n_jobs", "engine"}
 """Settings that change how long a study takes, but not its results."""
 _FORMER_NAMES = {"heard_by": "measured_by"}
 """The present names of settings that folders of earlier versions store under another name."""

@@ -9,8 +9,9 @@ call resumes it and gives the same table, bit for bit.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import partial
 from inspect import signature
 from pathlib import Path
@@ -22,9 +23,10 @@ from analysis.listening import Listener
 from analysis.sweep import ledger as ledgers
 from analysis.sweep import response
 from analysis.sweep.conditions import Condition, Plan, PromptSeed, packed
+from analysis.sweep.engine import chosen
 from analysis.sweep.estimate import Estimate, Prepared
 from analysis.sweep.factorial import Factors
-from analysis.sweep.planned import facts_of
+from analysis.sweep.planned import facts_of, used_engine
 from analysis.sweep.playing import Also, Making, heard_batches, threads
 from analysis.sweep.result import SweepResult
 from analysis.sweep.storage import SoundFormat, check_sound, in_memory, into_folder, size_of, stops
@@ -41,6 +43,7 @@ from audiolens.model.timeline import clip_timeline
 from audiolens.model.tokens import named_once
 from audiolens.prompts import PromptSet
 from audiolens.tracing.batching import whole_batch_size
+from audiolens.tracing.engines import Engine, checked_engine
 from audiolens.tracing.plan import refuse_foreign
 from audiolens.tracing.sampling import Sampling, checked_settings
 
@@ -72,9 +75,9 @@ def plan(lens: AudioLens, directions: Any, *, timed: bool = True, **asked: Any) 
         given.apply_defaults()
         settings = _settings(*(given.arguments[name] for name in _SETTINGS))
         names = _names(given.arguments["measures"], given.arguments["also"] or {})
-        facts = _facts(lens, prepared.plan, settings, names, given.arguments["also"], asked.get("sound"))
+        facts = _facts(lens, prepared.plan, settings, "exact", names, given.arguments["also"], asked.get("sound"))
         ledgers.refuse_begun(Path(asked["out"]), facts)
-    return prepared.estimate(lens, asked.get("out"), asked.get("sound"), timed)
+    return prepared.estimate(lens, asked.get("out"), asked.get("sound"), timed, asked.get("n_jobs"))
 
 
 @guarded
@@ -108,6 +111,7 @@ def run(
     out: str | os.PathLike[str] | None = None,
     sound: SoundFormat | None = None,
     n_jobs: int | None = None,
+    engine: Engine = "auto",
     progress: bool = True,
     tell: Callable[[str], None] | None = None,
     sampling: Sampling | None = None,  # noqa: ARG001 - its values arrive as the loose arguments
@@ -143,7 +147,7 @@ def run(
         out: a folder for finished batches. If the sweep is interrupted, repeating the call resumes it and gives the
             same table. `None` writes nothing to disk.
         sound: "wav" or "flac", to also write each clip's sound to the folder.
-        n_jobs: as in `play`.
+        n_jobs, engine: as in `play`.
         progress: show a progress bar.
         tell: a function that is called with the plan before the sweep starts. Timing the plan takes one short batch.
         sampling: a `Sampling` that replaces guidance_scale, temperature, top_k and, if it sets a length, seconds.
@@ -161,11 +165,11 @@ def run(
         temperature=temperature, top_k=top_k, batch_size=batch_size,
     )  # fmt: skip
     if tell is not None:
-        tell(repr(prepared.estimate(lens, out, sound)))
+        tell(repr(prepared.estimate(lens, out, sound, n_jobs=n_jobs)))
     return play(
         lens, prepared.plan.conditions, prepared.plan.clips, seconds=seconds, guidance_scale=guidance_scale,
         temperature=temperature, top_k=top_k, measures=measures, also=also, batch_size=batch_size, out=out, sound=sound,
-        n_jobs=n_jobs, progress="sweeping" if progress else None,
+        n_jobs=n_jobs, engine=engine, progress="sweeping" if progress else None,
     )  # fmt: skip
 
 
@@ -185,6 +189,7 @@ def play(
     also: Also | None = None,
     batch_size: int = 64,
     n_jobs: int | None = None,
+    engine: Engine = "auto",
     listener: Listener | None = None,
     keep_audio: Callable[[Condition, PromptSeed], bool] | None = None,
     out: str | os.PathLike[str] | None = None,
@@ -203,8 +208,17 @@ def play(
         also: further columns by name, as functions of (lens, generated clips) that return one number per row. They run
             in this process. A column `nats` (nats per code under the unsteered model) is used for `drift`.
         batch_size: maximum number of rows per batch. The rows of each batch depend on the arguments alone.
-        n_jobs: number of processes that decode and measure while the next batches are generated. 0 uses no further
-            process, and `None` uses half the cores. The table does not depend on this number.
+        n_jobs: number of worker processes. Each opens the model, and generates and measures whole batches, with as many
+            threads as `torch.get_num_threads()`, because another number could change results. Call
+            `torch.set_num_threads(1)` first to use one core per process. 0 uses no further process. `None` uses all
+            cores or, for a few batches, generates in this process while others measure. If the model is on an
+            accelerator, was given in memory or was changed, this process generates and the workers only measure. Clips
+            with a function of the user's (`Apply`) are also generated in this process. Results do not depend on this
+            number.
+        engine: as in `lens.generate`. With "auto", a sweep of at least 64 clips generates some of its unsteered and
+            steered clips with both engines, once per model, and uses the fast one only if all their codes are equal.
+            `result.settings["engine"]` states the engine that was used. A sweep that was begun in a folder keeps its
+            engine.
         listener: an open listener that several sweeps can share. If one is given, it determines the measures and the
             processes.
         keep_audio: a function that selects the rows whose sound is kept in the result (default: no rows) or, with
@@ -219,23 +233,26 @@ def play(
     seconds, guidance_scale, temperature, top_k, batch_size = settings.values()
     making = Making(seconds, guidance_scale, temperature, top_k, also)
     making.check(lens, todo)
+    checked_engine(engine)
     names = _names(listener.measures if listener is not None else measures, also or {})
     n_jobs = None if n_jobs is None else checked_count("n_jobs", n_jobs, 0, MOST_JOBS)
     check_sound(sound, out)
 
-    @contextmanager
-    def hearing() -> Iterator[Listener]:
+    def hearing(n_batches: int) -> AbstractContextManager[Listener]:
         # Start workers only once the folder is known to be usable, because they take seconds to start.
-        with nullcontext(listener) if listener is not None else Listener(lens, measures, n_jobs) as ear:
-            yield ear
+        return nullcontext(listener) if listener is not None else Listener(lens, measures, n_jobs, n_batches)
 
     bar = partial(tqdm, total=len(todo), desc=progress, unit="clip", disable=progress is None, smoothing=0.1)
-    done = {"model": lens.name, **settings}
     if out is None:
-        with stops(None, todo), hearing() as ear, bar() as bar_shown:
-            table, codes, audio = in_memory(heard_batches(lens, todo, making, ear), todo, keep_audio, bar_shown)
+        making = replace(making, engine=chosen(lens, todo, making, engine, None))
+        done = {"model": lens.name, **settings, "engine": making.engine}
+        with stops(None, todo), hearing(len(todo.batches)) as ear, bar() as bar_shown:
+            heard = heard_batches(lens, todo, making, ear, keep_audio=keep_audio)
+            table, codes, audio = in_memory(heard, todo, bar_shown)
         return SweepResult(table, names, done, lens.config.sample_rate, audio, tuple(also or ()), _codes=codes)
-    facts = _facts(lens, todo, settings, names, also, sound)
+    ledgers.check(Path(out))
+    making = replace(making, engine=chosen(lens, todo, making, engine, out))
+    facts = _facts(lens, todo, settings, making.engine, names, also, sound)
     columns = [*names, *response.LOST, *(also or ()), *(["file"] if sound else [])]
     need = size_of(lens, todo, seconds, sound)
     with (
@@ -245,10 +262,10 @@ def play(
         bar(initial=sum(len(todo.batches[number]) for number in kept.done)) as bar_shown,
     ):
         if len(kept.done) < len(todo.batches):
-            with hearing() as ear:
+            with hearing(len(todo.batches) - len(kept.done)) as ear:
                 codes_of_done = {number: partial(kept.codes, number) for number in kept.done}
-                heard = heard_batches(lens, todo, making, ear, codes_of_done)
-                into_folder(kept, heard, todo, sound, keep_audio, bar_shown)
+                shown = None if sound is None else keep_audio or (lambda *_: True)
+                into_folder(kept, heard_batches(lens, todo, making, ear, codes_of_done, shown), todo, sound, bar_shown)
         kept.close()
     return load_folder(out)
 
@@ -263,6 +280,7 @@ def _facts(
     lens: AudioLens,
     todo: Plan,
     settings: Mapping[str, Any],
+    engine: str,
     names: Sequence[str],
     also: Also | None,
     sound: SoundFormat | None,
@@ -273,6 +291,7 @@ def _facts(
         lens,
         todo.conditions,
         {**settings, **further},
+        engine,
         clips=[list(clip) for clip in todo.clips],
         asked={one.name: [one.asked(prompt) for prompt, _ in todo.clips] for one in todo.conditions if one.ask},
         batches=[len(batch) for batch in todo.batches],
@@ -297,6 +316,7 @@ def load_folder(folder: str | os.PathLike[str]) -> SweepResult:
     facts = ledgers.read_facts(path)
     own = ("measures", "also", "sound")
     settings = {"model": facts["model"]["name"]} | {k: v for k, v in facts["settings"].items() if k not in own}
+    settings["engine"] = used_engine(facts)
     batches = ledgers.batches_of(path, facts)
     table, done = batches.table()
     return SweepResult(

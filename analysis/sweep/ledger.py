@@ -17,14 +17,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import pyarrow as pa
 
 from analysis.store.resumable import OtherResultsError
 from analysis.sweep.batches import BATCHES, SOUND, TABLE, Batches, finished, plans_of
-from analysis.sweep.planned import PLAN, SWEEP, difference, plan_hash
+from analysis.sweep.planned import PLAN, SWEEP, difference, plan_hash, used_engine
 from audiolens.errors import DamagedError, DamageWarning, InputError
 from audiolens.files.atomic import as_path
 from audiolens.model.tokens import callers_level
@@ -167,6 +167,14 @@ def threads_of(folder: str | os.PathLike[str]) -> int | None:
         if (begun := SWEEP.read(place)) is not None and begun["format"] == SWEEP.format:
             return plans.get(plan_hash(begun), begun["model"]["threads"])
     return next(iter(plans.values()), None)
+
+
+def engine_of(folder: str | os.PathLike[str]) -> Literal["exact", "fast"] | None:
+    """Return the engine with which a folder's sweep was started, or `None` if there is no sweep."""
+    with suppress(DamagedError):
+        if finished(Path(folder)) and (begun := SWEEP.read(Path(folder))) is not None:
+            return used_engine(begun)
+    return None
 
 
 def check(folder: Path) -> None:

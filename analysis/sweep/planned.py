@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor
 from analysis.store.resumable import Kind, first_difference
 from analysis.sweep.batches import BATCHES, SOUND, TABLE, are_threads
 from analysis.sweep.conditions import Condition
-from audiolens.checks import MOST, RATES_HZ
+from audiolens.checks import MOST, RATES_HZ, shown
 from audiolens.errors import InputError
 from audiolens.interventions import Intervention
 from audiolens.lens import AudioLens
@@ -46,6 +46,8 @@ def _verify(path: Path, facts: Mapping[str, Any]) -> None:
         raise InputError(f"{path} cannot be used: {len(sizes)} batches do not add up to {facts['rows']} rows.")
     if not are_threads(facts["model"]["threads"]):
         raise InputError(f"{path} cannot be used: it was begun with {facts['model']['threads']} threads.")
+    if facts["model"].get("engine", "exact") not in ("exact", "fast"):
+        raise InputError(f"{path} cannot be used: it was begun with engine {shown(facts['model']['engine'])}.")
     if not RATES_HZ[0] <= facts["sample_rate"] <= RATES_HZ[1]:
         raise InputError(f"{path} cannot be used: its sample rate is {facts['sample_rate']} Hz.")
 
@@ -73,8 +75,13 @@ SWEEP = Kind(
 )
 
 
+def used_engine(facts: Mapping[str, Any]) -> Literal["exact", "fast"]:
+    """Return the engine that generated a sweep, which the first versions did not record, because there was only one."""
+    return "fast" if facts["model"].get("engine") == "fast" else "exact"
+
+
 def facts_of(
-    lens: AudioLens, conditions: Sequence[Condition], settings: Mapping[str, Any], **others: Any
+    lens: AudioLens, conditions: Sequence[Condition], settings: Mapping[str, Any], engine: str, **others: Any
 ) -> dict[str, Any]:
     """Return all versions, weights, settings and condition hashes that a sweep's rows depend on, as plain values."""
     return {
@@ -89,6 +96,7 @@ def facts_of(
             "device": lens.device.type,
             "attention": str(getattr(lens.model.config, "_attn_implementation", None)),
             "threads": torch.get_num_threads(),
+            "engine": engine,
         },
         "settings": dict(settings),
         "conditions": condition_hashes(lens, conditions, settings["seconds"]),
@@ -103,8 +111,11 @@ def condition_hashes(lens: AudioLens, conditions: Sequence[Condition], seconds: 
 
 
 def plan_hash(facts: Mapping[str, Any]) -> str:
-    """Return a hash of what a sweep's rows depend on: all facts except the model's name and the number of threads."""
-    model = {key: value for key, value in facts["model"].items() if key not in ("name", "threads")}
+    """Return a hash of what a sweep's rows depend on: all facts except the model's name, the threads and the engine.
+
+    A sweep resumes with the threads and the engine with which it was begun.
+    """
+    model = {key: value for key, value in facts["model"].items() if key not in ("name", "threads", "engine")}
     return hashlib.sha256(json.dumps({**facts, "model": model}, sort_keys=True).encode()).hexdigest()
 
 
