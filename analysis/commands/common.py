@@ -9,9 +9,8 @@ import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import click
 import typer
 
 from audiolens.characters import printable
@@ -26,9 +25,8 @@ Model = Annotated[
 ]
 Force = Annotated[bool, typer.Option("--force", "--overwrite", help="Replace an existing result.")]
 Engine = Annotated[
-    str,
+    Literal["auto", "exact", "fast"],
     typer.Option(
-        click_type=click.Choice(["auto", "exact", "fast"]),
         help="exact (transformers), fast (the same codes sooner, up to rounding), or auto (fast, if both agree).",
     ),
 ]

@@ -1,0 +1,101 @@
+"""A sweep uses the fast engine only where it gives the same clips, and keeps its engine when it resumes."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from small_runs import played
+from stops import contents, killed
+
+from analysis import sweep
+from analysis.sweep import engine as engines
+from analysis.sweep import ledger
+from analysis.sweep.planned import PLAN
+from audiolens.errors import InputError
+from audiolens.files.integrity import read_json, sealed_json
+from audiolens.tracing import fast_clips
+
+
+@pytest.fixture(autouse=True)
+def compared(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Compare engines for small sweeps too, and anew in every test."""
+    monkeypatch.setattr(engines, "LEAST", 2)
+    engines._COMPARED.clear()
+    yield
+    engines._COMPARED.clear()
+
+
+@pytest.fixture(scope="module")
+def exact(lens: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("exact") / "sweep"
+    assert played(lens, out, engine="exact").settings["engine"] == "exact"
+    return out
+
+
+def test_auto_takes_the_fast_engine_and_gives_the_same_table(lens: Any, exact: Path, tmp_path: Path) -> None:
+    found = played(lens, tmp_path / "sweep")
+    assert found.settings["engine"] == "fast"
+    assert ledger.engine_of(tmp_path / "sweep") == "fast"
+    assert contents(tmp_path / "sweep")["clips.parquet"] == contents(exact)["clips.parquet"]
+    in_memory = played(lens, None, engine="fast")
+    assert in_memory.settings["engine"] == "fast"
+    pd.testing.assert_frame_equal(
+        in_memory.table, sweep.load_folder(exact).table.drop(columns="file"), check_dtype=False
+    )
+
+
+def test_a_small_sweep_is_not_worth_the_comparison(lens: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "LEAST", 64)
+    assert played(lens, None).settings["engine"] == "exact"
+
+
+@pytest.mark.parametrize("steered", [False, True])
+def test_one_other_code_in_either_kind_of_clip_keeps_the_exact_engine(
+    lens: Any, exact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steered: bool
+) -> None:
+    generate = fast_clips.generate
+
+    def flipped(traced: Any, run: Any, *rest: Any) -> torch.Tensor:
+        codes = generate(traced, run, *rest).clone()
+        row = -1 if steered else 0
+        codes[row, 0, 3] = (codes[row, 0, 3] + 1) % 32
+        return codes
+
+    monkeypatch.setattr(fast_clips, "generate", flipped)
+    assert played(lens, tmp_path / "sweep").settings["engine"] == "exact"
+    assert contents(tmp_path / "sweep")["clips.parquet"] == contents(exact)["clips.parquet"]
+
+
+def test_a_sweep_resumes_with_its_own_engine(lens: Any, exact: Path, tmp_path: Path) -> None:
+    out = tmp_path / "sweep"
+    killed(lambda: played(lens, out, engine="exact"), 1 + 3 * 6)
+    assert ledger.finished(out)
+    with pytest.raises(InputError, match=r"was begun with engine='exact': use it or 'auto'"):
+        played(lens, out, engine="fast")
+    assert played(lens, out).settings["engine"] == "exact"
+    assert contents(out)["clips.parquet"] == contents(exact)["clips.parquet"]
+
+
+def test_a_folder_that_states_no_engine_was_made_by_the_exact_one(lens: Any, exact: Path, tmp_path: Path) -> None:
+    out = tmp_path / "sweep"
+    killed(lambda: played(lens, out, engine="exact"), 1 + 3 * 6)
+    facts = {key: value for key, value in read_json(out / PLAN).items() if key != "sha256"}
+    for engine, expected in ((None, "exact"), ("exact", "exact")):
+        model = {key: value for key, value in facts["model"].items() if key != "engine"}
+        facts["model"] = model | ({} if engine is None else {"engine": engine})
+        (out / PLAN).write_bytes(sealed_json(facts))
+        assert ledger.engine_of(out) == expected
+    assert played(lens, out).settings["engine"] == "exact"
+    facts["model"]["engine"] = "quick"
+    (out / PLAN).write_bytes(sealed_json(facts))
+    with pytest.raises(InputError, match=r"it was begun with engine 'quick'"):
+        sweep.load_folder(out)
+
+
+def test_an_unknown_engine_is_refused_before_anything_runs(lens: Any, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"engine='quick': expected 'exact', 'fast' or 'auto'"):
+        played(lens, tmp_path / "sweep", engine="quick")
+    assert not (tmp_path / "sweep").exists()
