@@ -136,6 +136,7 @@ class _Clips:
             column = columns[..., step + 1]
             columns[..., step + 1] = torch.where(column < 0, drawn.view_as(column), column)
             start = step + 1
+        self.sites.finished()
         return undelay(columns, timeline.delays, timeline.frames)
 
     def _pass(self, columns: Int[Tensor, "row codebook step"], start: int) -> Float[Tensor, "branch_sequence vocab"]:

@@ -6,6 +6,7 @@ import torch
 from einops import einsum, rearrange
 from torch import Tensor, nn
 
+from audiolens.errors import UnsupportedModelError
 from audiolens.model.plain_decoder import Attention
 from audiolens.model.projections import affine
 from audiolens.model.site_access import attention_pattern
@@ -23,6 +24,16 @@ class FastSites:
             found[layer].add(hook)
         self._hooks = {layer: frozenset(hooks) for layer, hooks in found.items()}
         self.start, self.length = 0, 1
+        self.reached: set[tuple[str, int | None]] = set()
+
+    def finished(self) -> None:
+        """Check that every site was reached.
+
+        Raises:
+            UnsupportedModelError: if one was not, so that its edits and recordings are missing.
+        """
+        if missed := [point.site.name for key, point in self.points.items() if key not in self.reached]:
+            raise UnsupportedModelError(f"engine='fast' does not reach {missed[0]}: leave engine out.")
 
     def hooks(self, layer: int | None) -> frozenset[str]:
         return self._hooks.get(layer, _NONE)
@@ -34,9 +45,13 @@ class FastSites:
             layer for hook, layer in self.points if layer is not None and hook.removeprefix("hook_")[:6] == "cross_"
         )
 
+    def _point(self, hook: str, layer: int | None) -> Point:
+        self.reached.add((hook, layer))
+        return self.points[hook, layer]
+
     def visit(self, hook: str, layer: int | None, value: Tensor) -> Tensor:
         """Apply the edits at a site and record its value "batch step ...". Return the value after the edits."""
-        point, run = self.points[hook, layer], self.run
+        point, run = self._point(hook, layer), self.run
         edits, wanted = point.due(self.start, self.length, run.recorder)
         if edits:
             value = point.changed(value, edits, self.start)
@@ -47,7 +62,7 @@ class FastSites:
 
     def pattern(self, hook: str, layer: int, attention: Attention, z: Tensor) -> Tensor:
         """Apply the edits at an attention pattern, and record it. Where it changed, z is recomputed from it."""
-        point, run = self.points[hook, layer], self.run
+        point, run = self._point(hook, layer), self.run
         edits, wanted = point.due(self.start, self.length, run.recorder)
         if not edits and not wanted:
             return z
@@ -69,7 +84,7 @@ class FastSites:
 
     def result(self, hook: str, layer: int, z: Tensor, projection: nn.Module, out: Tensor) -> Tensor:
         """Apply the edits at the heads' results, and record them. Where they changed, the output is their sum."""
-        point, run = self.points[hook, layer], self.run
+        point, run = self._point(hook, layer), self.run
         edits, wanted = point.due(self.start, self.length, run.recorder)
         if not edits and not wanted:
             return out

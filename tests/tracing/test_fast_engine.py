@@ -270,6 +270,19 @@ def test_a_decoder_that_computes_something_else_is_refused(checkpoint: Any, monk
     assert lens.generate("calm", SECONDS, seeds=1, engine="auto").settings["engine"] == "fast"
 
 
+def test_a_site_that_the_decoder_does_not_reach_is_an_error(lens: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PlainDecoder, "mlp", lambda self, layer, stream, sites: _none_visited(self, layer, stream))
+    with pytest.raises(InputError, match=r"engine='fast' does not reach blocks.1.hook_mlp_out"):
+        lens.generate(
+            "calm", SECONDS, seeds=1, engine="fast", decode=False, interventions=al.Scale(2.0, site="mlp_out", layer=1)
+        )
+
+
+def _none_visited(decoder: Any, layer: int, stream: Tensor) -> Any:
+    (out,) = yield decoder.blocks[layer].mlp, stream
+    return out
+
+
 def test_the_model_and_the_random_state_are_left_as_they_were(lens: Any) -> None:
     weights = {name: value.clone() for name, value in lens.model.state_dict().items()}
     torch.manual_seed(3)
