@@ -1,171 +1,149 @@
-"""Decode codes and measure the resulting sound, in worker processes that run alongside generation.
+"""Measure batches of codes, and generate them, in this process or in worker processes.
 
-For a small model, decoding and measuring take as much CPU time as generating the codes. A sweep on two cores is
-therefore nearly twice as fast when one core generates and the other measures. Each worker has its own copy of the
-codec. If the model is on an accelerator, sound is decoded on the accelerator and the workers only measure it. Results
-do not depend on the number of workers.
+On a CPU, several processes generate: each opens the model once, and generates, decodes and measures whole batches
+(`analysis.workers`). If the model is on an accelerator, or cannot be opened in another process, this process generates,
+and the workers measure the finished batches in the meantime. Results do not depend on the number of workers.
 """
 
 from __future__ import annotations
 
-import os
-import threading
-import time
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
-from types import SimpleNamespace
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import torch
-from jaxtyping import Float, Int
 from joblib import cpu_count
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from audiolens import measure
-from audiolens.sound.codec import decode
+from analysis import workers
+from analysis.heard import Heard, Wanted, hear, one_thread
+from audiolens.errors import AudioLensWarning, InputError
+from audiolens.model.tokens import callers_level
 
 if TYPE_CHECKING:
     from audiolens import AudioLens
 
 CHUNK = 32
-"""Number of clips decoded at a time on an accelerator. On a CPU, clips are decoded one at a time. This takes about half
-as long per clip, because several clips do not fit in the cache of the CPU."""
-
-_codec: Any = None
-
-
-@dataclass
-class Heard:
-    """A batch of codes with its sound and measures. `frame` has one row per clip, in the order of the batch."""
-
-    codes: Int[np.ndarray, "row codebook frame"]
-    audio: Float[np.ndarray, "row channel sample"]
-    frame: pd.DataFrame
-    sample_rate: int
-
-
-def default_workers() -> int:
-    """Return half the number of cores that this process can use, at most 8, or 0 if there is only one core."""
-    return min(8, cpu_count() // 2)
-
-
-def share_cores() -> None:
-    """Limit torch's threads, so that the processes that measure clips have separate cores."""
-    torch.set_num_threads(max(1, min(torch.get_num_threads(), cpu_count() - default_workers())))
+"""Number of clips decoded at a time on an accelerator. On a CPU, decoding one clip at a time takes about half as long
+per clip, because several clips do not fit in its cache."""
 
 
 class Listener(AbstractContextManager["Listener"]):
-    """Decode and measure batches of codes.
+    """Generate, decode and measure batches.
 
     A listener is a context manager that ends its worker processes on exit.
 
     Args:
-        lens: the model whose codec decodes the codes.
+        lens: the model that generates the clips, and whose codec decodes them.
         measures: names from `audiolens.measure.MEASURES`.
-        n_jobs: number of worker processes. With 0, the calling process decodes and measures. `None` uses half the
-            cores, or 0 workers if there is only one core.
+        n_jobs: number of worker processes. With 0, the calling process does everything. `None` uses all cores.
+        n_batches: number of batches to come, if known. There are never more workers than batches.
     """
 
-    def __init__(self, lens: AudioLens, measures: Sequence[str], n_jobs: int | None = None) -> None:
-        self.lens, self.measures = lens, list(measures)
-        self.n_jobs = default_workers() if n_jobs is None else n_jobs
+    def __init__(
+        self, lens: AudioLens, measures: Sequence[str], n_jobs: int | None = None, n_batches: int | None = None
+    ) -> None:
+        self.lens, self.measures = lens, tuple(measures)
         self.on_cpu = lens.device.type == "cpu"
+        self.asked = n_jobs
+        self.n_jobs, self._generates = workers.divided(lens, n_jobs, n_batches)
         self._pool: Any = None
-        if self.n_jobs > 0:
-            from joblib.externals.loky import ProcessPoolExecutor
+        self._opened: Future[None] | None = None
+        if self._generates or (n_jobs and self.on_cpu):
+            try:
+                self._pool = workers.generating(self.n_jobs, lens)
+            except InputError as error:
+                # It was given in memory, or has hooks.
+                self._measure_only(error)
+            else:
+                self._opened = self._start()
+                self._note_threads()
+        elif self.n_jobs:
+            self._pool = workers.measuring(self.n_jobs, lens)
+            self._start()
 
-            codec = lens.model.audio_encoder
-            state = {name: tensor.detach().cpu() for name, tensor in codec.state_dict().items()}
-            self._pool = ProcessPoolExecutor(
-                self.n_jobs,
-                initializer=_start,
-                initargs=(os.getpid(), *((type(codec), codec.config, state) if self.on_cpu else ())),
-                env={"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"},
-            )
-            # Workers take seconds to start, so start them before there is anything to measure.
-            for _ in range(self.n_jobs):
-                self._pool.submit(_start_measuring)
+    @property
+    def generates(self) -> bool:
+        """Whether the workers generate. The first call waits until one of them has opened the model.
 
-    def hear(self, codes: Tensor, baseline: Heard | None) -> Future[Heard]:
-        """Start to decode and measure `codes`, and return a future with the result.
-
-        The table of measures has columns for `failed` and the causes of failure. Whether a clip failed is judged by
-        comparison with the same row of `baseline`. Without a baseline, each clip is compared with itself.
+        If the model's weights were changed in memory, a worker cannot open it, and the workers only measure.
         """
-        config = self.lens.config
+        if self._opened is not None:
+            opened, self._opened = self._opened, None
+            try:
+                opened.result()
+            except InputError as error:
+                self._pool.shutdown(kill_workers=True)
+                self._measure_only(error)
+        return self._generates
+
+    @property
+    def ahead(self) -> int:
+        """The number of batches that may be unfinished at a time."""
+        return 2 * self.n_jobs if self._generates else max(1, self.n_jobs) + 1
+
+    def play(self, asked: Mapping[str, Any], wanted: Wanted) -> Future[Heard] | None:
+        """Let a worker generate a batch, given the arguments of `lens.generate`, and measure it.
+
+        The result is `None` if this process must generate the batch, because the workers do not generate or an
+        intervention cannot be sent to them.
+        """
+        if not self.generates or not workers.can_be_sent(asked["interventions"]):
+            return None
+        try:
+            content = workers.dumps(asked)
+        except Exception:
+            # A schedule of the user's refers to something that cannot be pickled. Nothing has been sent yet.
+            return None
+        return self._pool.submit(workers.play_batch, content, workers.torch_settings(), wanted)
+
+    def hear(self, codes: Tensor, wanted: Wanted) -> Future[Heard]:
+        """Decode and measure a batch that this process generated, or read from a folder."""
+        config, found = self.lens.config, codes.cpu().numpy()
+        audio: np.ndarray | None = None
         if self._pool is None or not self.on_cpu:
-            with _one_thread():
+            with one_thread():
                 parts = [self.lens.decode_codes(part) for part in codes.split(1 if self.on_cpu else CHUNK)]
-            audio: np.ndarray | None = torch.cat(parts).detach().float().cpu().numpy()
-        else:
-            audio = None
-        job = (codes.cpu().numpy(), audio, baseline, self.measures, config)
+            audio = torch.cat(parts).detach().float().cpu().numpy()
         if self._pool is not None:
-            return self._pool.submit(_hear, *job)
+            return self._pool.submit(workers.hear_batch, found, audio, config, wanted)
+        assert audio is not None
         done: Future[Heard] = Future()
-        with _one_thread():
-            done.set_result(_hear(*job))
+        with one_thread():
+            done.set_result(hear(found, audio, config.sample_rate, wanted))
         return done
 
     def __exit__(self, kind: Any, *_: Any) -> None:
         if self._pool is not None:
             self._pool.shutdown(kill_workers=kind is not None)
 
+    def _start(self) -> Future[None]:
+        # Workers take seconds to start, so start them before there is anything to do.
+        return [self._pool.submit(workers.open_model) for _ in range(self.n_jobs)][0]
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Use one thread inside the block, as a worker does.
+    def _measure_only(self, reason: InputError) -> None:
+        """Start workers that only measure, and say why if the user asked for workers."""
+        self._generates = False
+        self.n_jobs = workers.default_measuring() if self.asked is None else self.asked
+        if self.n_jobs:
+            self._pool = workers.measuring(self.n_jobs, self.lens)
+            self._start()
+        if self.asked is not None:
+            warnings.warn(
+                f"n_jobs={self.asked}: this process generates all clips, and the others only measure them: {reason}",
+                AudioLensWarning,
+                stacklevel=callers_level(),
+            )
 
-    The number of threads changes the last bits of a sum, and results must not depend on which process computed them.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with threadpool_limits(1):
-            yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _start(parent: int, codec_class: Any = None, config: Any = None, state: dict[str, Tensor] | None = None) -> None:
-    global _codec
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    torch.set_num_threads(1)
-    if codec_class is not None and state is not None:
-        # Use the dtype in which the model decodes. Another dtype would decode the same codes slightly differently.
-        dtype = next((part.dtype for part in state.values() if part.is_floating_point()), torch.float32)
-        _codec = codec_class(config).to(dtype).eval()
-        _codec.load_state_dict(state)
-
-
-def _end_with(parent: int) -> None:
-    """Exit when the parent process has ended, because a killed parent cannot end its workers."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
-
-
-def _start_measuring() -> None:
-    """Measure a clip of noise once, so that lazy imports and compilation happen now."""
-    measure.table(np.random.default_rng(0).normal(0, 0.1, (1, 1, 16_000)), 16_000)
-
-
-def _hear(
-    codes: np.ndarray, audio: np.ndarray | None, baseline: Heard | None, measures: list[str], config: Any
-) -> Heard:
-    if audio is None:
-        model = SimpleNamespace(audio_encoder=_codec)
-        with torch.no_grad():
-            parts = [decode(part, model, config) for part in torch.from_numpy(codes).split(1)]
-        audio = torch.cat(parts).float().numpy()
-    # A codec can produce NaN or infinity on codes far from its training data. Such a clip is measured as silence, not
-    # rejected.
-    audio = np.where(np.isfinite(audio).all(axis=(1, 2), keepdims=True), audio, 0.0).astype(np.float32)
-    ours = Heard(codes, audio, measure.table(audio, config.sample_rate, measures=measures), config.sample_rate)
-    lost = measure.failures(ours, ours if baseline is None else baseline)
-    return replace(ours, frame=pd.concat([ours.frame, lost], axis=1))
+    def _note_threads(self) -> None:
+        threads = torch.get_num_threads()
+        if threads > 1 and self.n_jobs * threads > cpu_count():
+            warnings.warn(
+                f"n_jobs={self.n_jobs}: each process computes with {threads} threads, as this one does, which is more "
+                f"than the {cpu_count()} cores can run at once and is slow: call torch.set_num_threads(1) before.",
+                AudioLensWarning,
+                stacklevel=callers_level(),
+            )

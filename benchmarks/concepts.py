@@ -20,11 +20,11 @@ from pages import renewed
 from selectivity import by_condition, scores, unsteered
 
 from analysis import placement, sweep
-from analysis.listening import share_cores
 from analysis.placement import Placement
 from analysis.study.settings import TEST_SEED
 from analysis.sweep import BASELINE, Condition
 from analysis.sweep.response import unit_of_change
+from analysis.workers import share_cores
 from audiolens import AudioLens
 from audiolens.prompts import concepts, load
 

@@ -22,11 +22,11 @@ from pages import renewed
 from analysis import statistics, sweep
 from analysis import study as studies
 from analysis.figures import spectrograms
-from analysis.listening import share_cores
 from analysis.study.study_set import Several
 from analysis.study.test_result import CROSSED
 from analysis.sweep import BASELINE, Condition
 from analysis.sweep.response import MEASURED, effects
+from analysis.workers import share_cores
 from audiolens import AudioLens, prompts, steer
 from audiolens.etude.training import evaluate
 from audiolens.etude.training.train import WEIGHTS

@@ -25,12 +25,13 @@ from pages import renewed
 from scipy.stats import spearmanr
 
 from analysis import placement, sweep
-from analysis.listening import Listener, share_cores
+from analysis.listening import Listener
 from analysis.placement.shifts import place_name
 from analysis.resampling import interval_of, resampled
 from analysis.statistics import MOST_FAILED
 from analysis.study import scan
 from analysis.sweep.response import KEYS, MEASURED, is_ratio
+from analysis.workers import share_cores
 from audiolens import AudioLens, difference_in_means
 from audiolens.directions.directions import Directions
 from audiolens.directions.steering import Strategy

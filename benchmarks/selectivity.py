@@ -20,10 +20,10 @@ import typer
 from pages import renewed
 
 from analysis import sweep
-from analysis.listening import share_cores
 from analysis.study.settings import TEST_SEED
 from analysis.sweep import BASELINE, Condition
 from analysis.sweep.response import effects, unit_of_change
+from analysis.workers import share_cores
 from audiolens import AudioLens, Directions, difference_in_means, measure, steer
 from audiolens.etude.training.instruments import Instruments, cepstra, decoded, mix_moved
 from audiolens.prompts import PromptSet, load

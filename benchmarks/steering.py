@@ -19,8 +19,8 @@ import torch
 import typer
 
 from analysis import reading_comparison, sweep
-from analysis.listening import share_cores
 from analysis.sweep import BASELINE, Condition
+from analysis.workers import share_cores
 from audiolens import AudioLens, Directions, difference_in_means, steer
 from audiolens.interventions import Intervention
 from audiolens.prompts import PromptSet, load

@@ -21,8 +21,9 @@ import torch
 import typer
 
 from analysis import sweep
-from analysis.listening import Listener, share_cores
+from analysis.listening import Listener
 from analysis.sweep.factorial import Factors, conditions
+from analysis.workers import share_cores
 from audiolens import AudioLens, difference_in_means
 from audiolens.prompts import load
 from audiolens.tracing.sampling import RowStreams

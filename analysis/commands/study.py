@@ -95,8 +95,8 @@ def study(
         audiolens study tempo --paper --model facebook/musicgen-melody
     """
     from analysis import study as studies
-    from analysis.listening import share_cores
     from analysis.study import stages
+    from analysis.workers import share_cores
 
     sizes = [name for name, given in (("--full", full), ("--quick", quick), ("--paper", paper)) if given]
     if len(sizes) > 1:

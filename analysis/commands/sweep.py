@@ -119,8 +119,8 @@ def sweep(
     import torch
 
     from analysis import sweep as sweeps
-    from analysis.listening import share_cores
     from analysis.sweep import ledger
+    from analysis.workers import share_cores
 
     asked: dict[str, Any] = {
         "strengths": _strengths("--strengths", strengths),

@@ -262,7 +262,7 @@ class _Course:
 
     @cached_property
     def _listener(self) -> Listener:
-        """The workers that measure clips. They start when the first clip is ready."""
+        """The workers that generate and measure clips. They start with the first sweep."""
         return self.until_the_end.enter_context(Listener(self.lens, self._measures, self.settings.n_jobs))
 
 
@@ -327,7 +327,9 @@ class Teller:
 
     def _time(self) -> None:
         settings = self.settings
-        speed = sweep.clips_per_second(self.lens, self.sets.development[0], settings.seconds, settings.batch_size)
+        speed = sweep.clips_per_second(
+            self.lens, self.sets.development[0], settings.seconds, settings.batch_size, settings.n_jobs
+        )
         self.pace = 1 / speed
 
     def _left(self, count: float) -> str:

@@ -107,8 +107,11 @@ class Prepared:
         tokens.note_unread(plan.asked(), lens.tokenizer)
         return cls(plan, float(seconds))
 
-    def estimate(self, lens: AudioLens, out: Any, sound: SoundFormat | None, timed: bool = True) -> Estimate:
-        speed = clips_per_second(lens, self.plan.clips[0][0], self.seconds, self.plan.batch_size) if timed else math.nan
+    def estimate(
+        self, lens: AudioLens, out: Any, sound: SoundFormat | None, timed: bool = True, n_jobs: int | None = None
+    ) -> Estimate:
+        first = self.plan.clips[0][0]
+        speed = clips_per_second(lens, first, self.seconds, self.plan.batch_size, n_jobs) if timed else math.nan
         done = ledgers.finished(Path(out)) if out is not None else frozenset()
         there = sum(len(batch) for number, batch in enumerate(self.plan.batches) if number in done)
         n_bytes = 0 if out is None else size_of(lens, self.plan, self.seconds, sound)

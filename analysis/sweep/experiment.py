@@ -9,8 +9,8 @@ call resumes it and gives the same table, bit for bit.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from inspect import signature
 from pathlib import Path
@@ -74,7 +74,7 @@ def plan(lens: AudioLens, directions: Any, *, timed: bool = True, **asked: Any) 
         names = _names(given.arguments["measures"], given.arguments["also"] or {})
         facts = _facts(lens, prepared.plan, settings, names, given.arguments["also"], asked.get("sound"))
         ledgers.refuse_begun(Path(asked["out"]), facts)
-    return prepared.estimate(lens, asked.get("out"), asked.get("sound"), timed)
+    return prepared.estimate(lens, asked.get("out"), asked.get("sound"), timed, asked.get("n_jobs"))
 
 
 @guarded
@@ -161,7 +161,7 @@ def run(
         temperature=temperature, top_k=top_k, batch_size=batch_size,
     )  # fmt: skip
     if tell is not None:
-        tell(repr(prepared.estimate(lens, out, sound)))
+        tell(repr(prepared.estimate(lens, out, sound, n_jobs=n_jobs)))
     return play(
         lens, prepared.plan.conditions, prepared.plan.clips, seconds=seconds, guidance_scale=guidance_scale,
         temperature=temperature, top_k=top_k, measures=measures, also=also, batch_size=batch_size, out=out, sound=sound,
@@ -203,8 +203,13 @@ def play(
         also: further columns by name, as functions of (lens, generated clips) that return one number per row. They run
             in this process. A column `nats` (nats per code under the unsteered model) is used for `drift`.
         batch_size: maximum number of rows per batch. The rows of each batch depend on the arguments alone.
-        n_jobs: number of processes that decode and measure while the next batches are generated. 0 uses no further
-            process, and `None` uses half the cores. The table does not depend on this number.
+        n_jobs: number of worker processes. Each opens the model, and generates and measures whole batches, with as many
+            threads as `torch.get_num_threads()`, because another number could change results. Call
+            `torch.set_num_threads(1)` first to use one core per process. 0 uses no further process. `None` uses all
+            cores or, for a few batches, generates in this process while others measure. If the model is on an
+            accelerator, was given in memory or was changed, this process generates and the workers only measure. Clips
+            with a function of the user's (`Apply`) are also generated in this process. Results do not depend on this
+            number.
         listener: an open listener that several sweeps can share. If one is given, it determines the measures and the
             processes.
         keep_audio: a function that selects the rows whose sound is kept in the result (default: no rows) or, with
@@ -223,17 +228,16 @@ def play(
     n_jobs = None if n_jobs is None else checked_count("n_jobs", n_jobs, 0, MOST_JOBS)
     check_sound(sound, out)
 
-    @contextmanager
-    def hearing() -> Iterator[Listener]:
+    def hearing(n_batches: int) -> AbstractContextManager[Listener]:
         # Start workers only once the folder is known to be usable, because they take seconds to start.
-        with nullcontext(listener) if listener is not None else Listener(lens, measures, n_jobs) as ear:
-            yield ear
+        return nullcontext(listener) if listener is not None else Listener(lens, measures, n_jobs, n_batches)
 
     bar = partial(tqdm, total=len(todo), desc=progress, unit="clip", disable=progress is None, smoothing=0.1)
     done = {"model": lens.name, **settings}
     if out is None:
-        with stops(None, todo), hearing() as ear, bar() as bar_shown:
-            table, codes, audio = in_memory(heard_batches(lens, todo, making, ear), todo, keep_audio, bar_shown)
+        with stops(None, todo), hearing(len(todo.batches)) as ear, bar() as bar_shown:
+            heard = heard_batches(lens, todo, making, ear, keep_audio=keep_audio)
+            table, codes, audio = in_memory(heard, todo, bar_shown)
         return SweepResult(table, names, done, lens.config.sample_rate, audio, tuple(also or ()), _codes=codes)
     facts = _facts(lens, todo, settings, names, also, sound)
     columns = [*names, *response.LOST, *(also or ()), *(["file"] if sound else [])]
@@ -245,10 +249,10 @@ def play(
         bar(initial=sum(len(todo.batches[number]) for number in kept.done)) as bar_shown,
     ):
         if len(kept.done) < len(todo.batches):
-            with hearing() as ear:
+            with hearing(len(todo.batches) - len(kept.done)) as ear:
                 codes_of_done = {number: partial(kept.codes, number) for number in kept.done}
-                heard = heard_batches(lens, todo, making, ear, codes_of_done)
-                into_folder(kept, heard, todo, sound, keep_audio, bar_shown)
+                shown = None if sound is None else keep_audio or (lambda *_: True)
+                into_folder(kept, heard_batches(lens, todo, making, ear, codes_of_done, shown), todo, sound, bar_shown)
         kept.close()
     return load_folder(out)
 

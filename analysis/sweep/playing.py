@@ -1,4 +1,4 @@
-"""Generate the batches of a plan one after the other, while worker processes measure the finished ones.
+"""Generate and measure the batches of a plan, in this process or several at a time in worker processes.
 
 The rows of a batch depend on the plan alone, so that a resumed sweep generates the remaining clips unchanged.
 `sweep.play` calls this module.
@@ -7,10 +7,11 @@ The rows of a batch depend on the plan alone, so that a resumed sweep generates 
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,13 +19,18 @@ import pandas as pd
 import torch
 from numpy.typing import ArrayLike
 
-from analysis.listening import Heard, Listener
-from analysis.sweep.conditions import BASELINE, Condition, Plan, merge
-from audiolens.checks import checked_amount, checked_count, shown
+from analysis.heard import Heard, Wanted
+from analysis.listening import Listener
+from analysis.sweep.conditions import BASELINE, Condition, Plan, PromptSeed, merge
+from analysis.workers import divided
+from audiolens.checks import MOST_JOBS, checked_amount, checked_count, shown
 from audiolens.door import guarded
 from audiolens.errors import InputError
+from audiolens.measure.failure import Levels, criteria
 from audiolens.model import text
 from audiolens.model.timeline import clip_timeline
+from audiolens.model.tokens import tell_unread
+from audiolens.tracing.generate_clips import warn_beyond
 from audiolens.tracing.generation import Generation
 from audiolens.tracing.sampling import checked_seeds, checked_settings
 
@@ -33,6 +39,8 @@ if TYPE_CHECKING:
 
 Also = Mapping[str, Callable[["AudioLens", Generation], ArrayLike]]
 """Further columns by name, as functions of a lens and the clips from `generate` that return one number per row."""
+Batch = Sequence[tuple[Condition, int]]
+"""The rows of a batch as (condition, clip number)."""
 
 
 @dataclass(frozen=True)
@@ -52,18 +60,22 @@ class Making:
         checked_settings(self.guidance_scale, self.temperature, self.top_k)
         clip_timeline(self.seconds, lens.config, lens.config.prefix(max(sizes)))
 
-    def generate(self, lens: AudioLens, plan: Plan, batch: Sequence[tuple[Condition, int]]) -> Generation:
-        """Generate one batch of a plan, with the interventions of its conditions merged."""
-        return lens.generate(
-            [condition.asked(plan.clips[clip][0]) for condition, clip in batch],
-            seconds=self.seconds,
-            seeds=[plan.clips[clip][1] + condition.reseed for condition, clip in batch],
-            guidance_scale=self.guidance_scale,
-            temperature=self.temperature,
-            top_k=self.top_k,
-            interventions=list(merge([condition for condition, _ in batch], lens.config.n_layers)),
-            decode=False,
-        )
+    def asked(self, lens: AudioLens, plan: Plan, batch: Batch) -> dict[str, Any]:
+        """Return the arguments of `lens.generate` for one batch, with the interventions of its conditions merged."""
+        return {
+            "prompts": [condition.asked(plan.clips[clip][0]) for condition, clip in batch],
+            "seconds": self.seconds,
+            "seeds": [plan.clips[clip][1] + condition.reseed for condition, clip in batch],
+            "guidance_scale": self.guidance_scale,
+            "temperature": self.temperature,
+            "top_k": self.top_k,
+            "interventions": list(merge([condition for condition, _ in batch], lens.config.n_layers)),
+            "decode": False,
+        }
+
+    def generate(self, lens: AudioLens, plan: Plan, batch: Batch) -> Generation:
+        """Generate one batch of a plan in this process."""
+        return lens.generate(**self.asked(lens, plan, batch))
 
 
 def heard_batches(
@@ -72,61 +84,87 @@ def heard_batches(
     making: Making,
     ear: Listener,
     done: Mapping[int, Callable[[], np.ndarray]] | None = None,
-) -> Iterator[tuple[int, Heard]]:
-    """Yield the number, sound and measures of every batch that is not `done`, in the plan's order.
+    keep_audio: Callable[[Condition, PromptSeed], bool] | None = None,
+) -> Iterator[tuple[int, Heard, pd.DataFrame]]:
+    """Yield the number, sound and table of every batch that is not `done`, in the plan's order.
 
-    `done` maps finished batches to functions that return their codes. Finished baselines are measured again, because
-    steered clips are compared with them. If an exception occurs, all batches that could be measured are yielded before
-    the exception is raised.
+    A clip is compared with its baseline only here, and only in numbers (`Levels`). Batches therefore need not wait for
+    the baselines, whichever process generates them.
+
+    `done` maps finished batches to functions that return their codes. Finished baselines are decoded again, because
+    steered clips are compared with them. `keep_audio` selects the rows whose sound is returned (default: none). If an
+    exception occurs, all batches that could be measured are yielded before the exception is raised.
     """
     finished = {} if done is None else done
     todo = [number for number in range(len(plan.batches)) if number not in finished]
     n_baselines = sum(batch[0][0].name == BASELINE for batch in plan.batches)
     if todo and todo[-1] >= n_baselines:
         todo = sorted({*todo, *range(n_baselines)})
-    baselines: dict[int, tuple[Heard, int]] = {}
-    waiting: list[tuple[int, Future[Heard], pd.DataFrame]] = []
+    if ear.generates:
+        # This process generates nothing, so the warnings of `lens.generate` are given here.
+        tell_unread()
+        warn_beyond(making.seconds, lens.traced_model)
+    baselines: dict[int, Levels] = {}
+    waiting: deque[tuple[int, Future[Heard], Generation | None]] = deque()
 
-    def first() -> Iterator[tuple[int, Heard]]:
-        number, future, further = waiting.pop(0)
-        measured = future.result()
+    def begin(number: int) -> tuple[int, Future[Heard], Generation | None]:
+        if number in finished:
+            return number, ear.hear(torch.from_numpy(finished[number]()), Wanted()), None
+        batch = plan.batches[number]
+        sound = tuple(
+            place
+            for place, (condition, clip) in enumerate(batch)
+            if keep_audio is not None and keep_audio(condition, plan.clips[clip])
+        )
+        wanted = Wanted(ear.measures, sound, made=bool(making.also))
+        future = ear.play(making.asked(lens, plan, batch), wanted) if ear.generates else None
+        if future is not None:
+            return number, future, None
+        made = making.generate(lens, plan, batch)
+        return number, ear.hear(made.codes, wanted), made
+
+    def first() -> Iterator[tuple[int, Heard, pd.DataFrame]]:
+        number, future, made = waiting.popleft()
+        heard, batch = future.result(), plan.batches[number]
         if number < n_baselines:
-            baselines.update({clip: (measured, place) for place, (_, clip) in enumerate(plan.batches[number])})
+            baselines.update({clip: heard.levels[place] for place, (_, clip) in enumerate(batch)})
         if number not in finished:
-            yield number, replace(measured, frame=pd.concat([measured.frame, further], axis=1))
+            assert heard.onsets is not None
+            lost = criteria(heard.levels, Levels.joined([baselines[clip] for _, clip in batch]), heard.onsets)
+            further = _further(lens, made or heard.made, making.also or {})
+            yield number, heard, pd.concat([heard.frame, lost, further], axis=1)
 
     try:
         for number in todo:
-            further = pd.DataFrame()
-            if number in finished:
-                codes = torch.from_numpy(finished[number]())
-            else:
-                made = making.generate(lens, plan, plan.batches[number])
-                codes, further = made.codes, _further(lens, made, making.also or {})
-            # Wait only now, so that earlier batches are measured while this one is generated.
-            steered = number >= n_baselines
-            while steered and waiting and waiting[0][0] < n_baselines:
-                yield from first()
-            reference = _reference(plan.batches[number], baselines) if steered else None
-            waiting.append((number, ear.hear(codes, reference), further))
+            waiting.append(begin(number))
             # Yield measured batches at once, so that an interrupted run loses only what is still being measured.
-            while waiting and (waiting[0][1].done() or len(waiting) > max(1, ear.n_jobs) + 1):
+            while waiting and (waiting[0][1].done() or len(waiting) > ear.ahead):
                 yield from first()
         while waiting:
             yield from first()
     except Exception:
+        for _, future, _ in waiting:
+            future.cancel()
         while waiting:
-            if waiting[0][1].exception() is None:
-                yield from first()
-            else:
-                waiting.pop(0)
+            try:
+                left = list(first())
+            except Exception:
+                # The first exception is raised below. This batch failed too, was not begun, or has no baseline.
+                continue
+            yield from left
         raise
 
 
 @guarded
-def clips_per_second(lens: AudioLens, prompt: str, seconds: float, batch_size: int = 64) -> float:
-    """Return the speed of this machine, measured with one short batch, for estimates before a sweep."""
+def clips_per_second(
+    lens: AudioLens, prompt: str, seconds: float, batch_size: int = 64, n_jobs: int | None = None
+) -> float:
+    """Return the speed of this machine, measured with one short batch, for estimates before a sweep.
+
+    `n_jobs` is as in `play`. Processes are assumed not to slow each other down.
+    """
     batch_size, seconds = checked_count("batch_size", batch_size), checked_amount("seconds", seconds, above=0)
+    n_jobs = None if n_jobs is None else checked_count("n_jobs", n_jobs, 0, MOST_JOBS)
     short = min(1.0, seconds)
     started = time.perf_counter()
     made = lens.generate([prompt] * batch_size, seconds=short, seeds=list(range(batch_size)), decode=False)
@@ -136,8 +174,11 @@ def clips_per_second(lens: AudioLens, prompt: str, seconds: float, batch_size: i
     for clip in rows:
         lens.decode_codes(clip)
     listening = (time.perf_counter() - started) * seconds / short * batch_size / len(rows)
+    n_workers, generate = divided(lens, n_jobs)
+    if generate or not n_workers:
+        return max(1, n_workers) * batch_size / (generating + listening)
     # Workers measure while the next batch is generated.
-    return batch_size / max(generating, listening)
+    return batch_size / max(generating, listening / n_workers)
 
 
 @contextmanager
@@ -151,20 +192,10 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _reference(batch: Sequence[tuple[Condition, int]], baselines: Mapping[int, tuple[Heard, int]]) -> Heard:
-    """Return the baseline clip of each row of a batch."""
-    pairs = [baselines[clip] for _, clip in batch]
-    return Heard(
-        codes=np.stack([source.codes[place] for source, place in pairs]),
-        audio=np.stack([source.audio[place] for source, place in pairs]),
-        frame=pd.DataFrame(),
-        sample_rate=pairs[0][0].sample_rate,
-    )
-
-
-def _further(lens: AudioLens, made: Generation, also: Also) -> pd.DataFrame:
+def _further(lens: AudioLens, made: Generation | None, also: Also) -> pd.DataFrame:
     columns: dict[str, Any] = {}
     for name, measured in also.items():
+        assert made is not None
         values = np.asarray(measured(lens, made), dtype=float)
         if values.shape != (len(made),):
             raise InputError(f"also: {shown(name)} gave shape {values.shape} for {len(made)} clips: expected one each.")

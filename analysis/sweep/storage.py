@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 import pandas as pd
 
-from analysis.listening import Heard
+from analysis.heard import Heard
 from analysis.sweep import ledger as ledgers
 from analysis.sweep.batches import SOUND, Batches, small
 from analysis.sweep.conditions import Condition, Plan, PromptSeed
@@ -39,46 +39,39 @@ def is_among(clips: Sequence[PromptSeed], kinds: Sequence[str], condition: Condi
 
 
 def in_memory(
-    measured: Iterator[tuple[int, Heard]],
-    todo: Plan,
-    keep_audio: Callable[[Condition, PromptSeed], bool] | None,
-    bar: Any,
+    measured: Iterator[tuple[int, Heard, pd.DataFrame]], todo: Plan, bar: Any
 ) -> tuple[pd.DataFrame, np.ndarray, dict[int, np.ndarray]]:
     """Return the table, the codes, and the kept sound by row number, once all batches are measured."""
     frames, codes, audio = [], [], {}
-    for number, batch in measured:
-        for place, (condition, clip) in enumerate(todo.batches[number]):
-            if keep_audio is not None and keep_audio(condition, todo.clips[clip]):
-                audio[todo.starts[number] + place] = batch.audio[place]
-        frames.append(batch.frame)
+    for number, batch, frame in measured:
+        audio.update({todo.starts[number] + place: sound for place, sound in batch.audio.items()})
+        frames.append(frame)
         codes.append(small(batch.codes))
-        bar.update(len(batch.frame))
+        bar.update(len(frame))
     table = pd.concat([todo.labels, pd.concat(frames, ignore_index=True)], axis=1)
     return table, np.concatenate(codes), audio
 
 
 def into_folder(
     kept: Batches,
-    measured: Iterator[tuple[int, Heard]],
+    measured: Iterator[tuple[int, Heard, pd.DataFrame]],
     todo: Plan,
     sound: SoundFormat | None,
-    keep_audio: Callable[[Condition, PromptSeed], bool] | None,
     bar: Any,
 ) -> None:
     """Write each batch once it is measured, with its sound if requested."""
     labels = todo.labels
-    for number, batch in measured:
+    for number, batch, frame in measured:
         start = todo.starts[number]
-        rows = labels.iloc[start : start + len(batch.frame)].reset_index(drop=True)
-        rows = pd.concat([rows, batch.frame], axis=1)
+        rows = labels.iloc[start : start + len(frame)].reset_index(drop=True)
+        rows = pd.concat([rows, frame], axis=1)
         sounds: dict[str, bytes] = {}
         if sound is not None:
             files: list[str | None] = [None] * len(rows)
-            for place, (condition, clip) in enumerate(todo.batches[number]):
-                if keep_audio is None or keep_audio(condition, todo.clips[clip]):
-                    name = f"{start + place:06d}.{sound}"
-                    sounds[name] = _file(batch.audio[place], batch.sample_rate, sound)
-                    files[place] = f"{SOUND}/{name}"
+            for place, clip in batch.audio.items():
+                name = f"{start + place:06d}.{sound}"
+                sounds[name] = _file(clip, batch.sample_rate, sound)
+                files[place] = f"{SOUND}/{name}"
             rows["file"] = files
         kept.keep(number, rows, batch.codes, sounds)
         bar.update(len(rows))
@@ -92,7 +85,9 @@ def stops(out: Path | None, todo: Plan) -> Iterator[None]:
     except BrokenProcessPool as error:
         nothing = "Nothing was kept: give a folder (out=) to keep what is finished."
         kept = nothing if out is None else ledgers.kept_of(out, len(todo.batches))
-        raise StoppedError(f"a process that measures clips died (out of memory?). {kept}") from error
+        raise StoppedError(
+            f"a worker process died (killed, or out of memory: with fewer jobs, less is needed). {kept}"
+        ) from error
 
 
 def size_of(lens: AudioLens, todo: Plan, seconds: float, sound: SoundFormat | None) -> int:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from audiolens.checks import as_array
 from audiolens.door import guarded
@@ -55,20 +57,55 @@ def failed(steered: Generated, baseline: Generated) -> Bool[np.ndarray, " row"]:
 @guarded
 def failures(steered: Generated, baseline: Generated) -> pd.DataFrame:
     """Return a table of the criteria of `failed` per clip: `rms_ratio`, `onsets`, `entropy_ratio`, `failed`."""
-    import pandas as pd
-
     ours, theirs = _clips(steered, "steered"), _clips(baseline, "baseline")
     entropy, reference = code_entropy(steered.codes), code_entropy(baseline.codes)
     for name, clips, codes in (("steered", ours, entropy), ("baseline", theirs, reference)):
         if len(clips) != len(codes):
             raise InputError(f"{name} has {len(clips)} clips but {len(codes)} rows of codes; give one row per clip")
     refuse_unpaired(steered, baseline)
+    return criteria(Levels(_rms(ours), entropy), Levels(_rms(theirs), reference), onset_counts(ours))
+
+
+@dataclass(frozen=True)
+class Levels:
+    """The numbers of each row that are divided by those of its baseline. The baseline's sound is not needed for this.
+
+    Attributes:
+        rms: root mean square of the sound.
+        entropy: `code_entropy` of the codes.
+    """
+
+    rms: Float[np.ndarray, " row"]
+    entropy: Float[np.ndarray, " row"]
+
+    @classmethod
+    def of(cls, clips: list[Clip], codes: Any) -> Levels:
+        """Measure clips and their codes [row, codebook, frame]."""
+        return cls(_rms(clips), code_entropy(codes))
+
+    def __getitem__(self, row: int) -> Levels:
+        return Levels(self.rms[row : row + 1], self.entropy[row : row + 1])
+
+    @classmethod
+    def joined(cls, parts: Sequence[Levels]) -> Levels:
+        """Return the rows of all parts in order."""
+        return cls(np.concatenate([part.rms for part in parts]), np.concatenate([part.entropy for part in parts]))
+
+
+def onset_counts(clips: list[Clip]) -> Int[np.ndarray, " row"]:
+    """Return the number of onsets of each clip."""
+    return np.array([len(onsets_seconds(clip)) for clip in clips])
+
+
+def criteria(levels: Levels, baseline: Levels, onsets: Int[np.ndarray, " row"]) -> pd.DataFrame:
+    """Return the table of `failures` from the numbers of each row and those of its baseline."""
+    import pandas as pd
+
     with np.errstate(divide="ignore", invalid="ignore"):
-        rms_ratio = _rms(ours) / _rms(theirs)
-        entropy_ratio = entropy / reference
-    onsets = np.array([len(onsets_seconds(clip)) for clip in ours])
+        rms_ratio = levels.rms / baseline.rms
+        entropy_ratio = levels.entropy / baseline.entropy
     sound = (rms_ratio >= 1 / LOUDEST_RATIO) & (rms_ratio <= LOUDEST_RATIO)
-    varied = (entropy_ratio >= LEAST_ENTROPY_RATIO) | (reference == 0)
+    varied = (entropy_ratio >= LEAST_ENTROPY_RATIO) | (baseline.entropy == 0)
     return pd.DataFrame(
         {
             "rms_ratio": rms_ratio,

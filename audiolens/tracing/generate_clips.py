@@ -57,7 +57,7 @@ def drawn(
     checked_generation_config(traced.model, config)
     guided = sampling.guidance_scale > 1
     timeline = clip_timeline(seconds, config, config.prefix(max(sizes)))
-    _warn_beyond(timeline.seconds, traced)
+    warn_beyond(timeline.seconds, traced)
     todo = checked_interventions(interventions, traced, guided)
     checked_branch(reading.branch, guided or not reading.sites)
     recorder = Recorder.of(reading, traced, len(listed), timeline)
@@ -116,7 +116,7 @@ def drawn(
     )
 
 
-def _warn_beyond(seconds: float, traced: TracedModel) -> None:
+def warn_beyond(seconds: float, traced: TracedModel) -> None:
     """Warn if a clip is longer than the model's own `max_length`, which reflects the length of its training clips."""
     steps = traced.model.generation_config.max_length
     usual = 0.0 if steps in (None, _UNSET_LENGTH) else steps / traced.config.frame_rate

@@ -102,6 +102,11 @@ def packed(lens: Any, opening: Opening | None) -> tuple[Callable[..., Any], tupl
     return _reopened, (type(lens), opening, lens.name, device, _attention(lens.model), content_hash(lens.model))
 
 
+def opened_by_name(lens: Portable) -> bool:
+    """Return whether a lens was opened from a name or folder, so that another process may be able to open it too."""
+    return lens._opening is not None
+
+
 def _reopened(
     cls: "type[Any]", opening: Opening, name: str, device: str | None, attention: str | None, weights: str
 ) -> Any:

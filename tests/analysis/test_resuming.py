@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from small_runs import conditions, played
 from stops import contents, killed
 
 import audiolens as al
-from analysis import listening, sweep
+from analysis import sweep
 from analysis.sweep import Condition, ledger, planned, playing
 from audiolens.errors import DamagedError, DamageWarning, InputError, StoppedError
 from audiolens.files.integrity import read_json, sealed_json
@@ -256,32 +255,6 @@ def test_what_was_heard_before_an_error_is_kept(lens: Any, tmp_path: Path) -> No
     assert (found.table["seed_again"] == found.table["seed"]).all()
     assert "12 clips of 16 so far" in repr(found)
     assert not found.whole
-
-
-@pytest.mark.slow
-def test_a_worker_that_dies_ends_the_sweep_and_nothing_is_lost(
-    lens: Any, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out = tmp_path / "sweep"
-    hear = listening.Listener.hear
-    heard: list[Any] = []
-
-    def dying(ear: Any, codes: Any, baseline: Any) -> Any:
-        if len(heard) == 3:
-            # As the system does to a process that takes too much memory.
-            for worker in list(ear._pool._processes):
-                os.kill(worker, signal.SIGKILL)
-        heard.append(hear(ear, codes, baseline))
-        if len(heard) < 3:
-            heard[-1].result()
-        return heard[-1]
-
-    with monkeypatch.context() as patch:
-        patch.setattr(listening.Listener, "hear", dying)
-        with pytest.raises(StoppedError, match=r"process that measures clips died .* [23] of 4 batches are kept"):
-            played(lens, out, n_jobs=1)
-    assert played(lens, out, n_jobs=1).whole
-    assert contents(out)["clips.parquet"] == contents(whole)["clips.parquet"]
 
 
 def test_functions_that_cannot_be_told_apart_are_not_resumed(lens: Any, tmp_path: Path) -> None:
