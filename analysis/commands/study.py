@@ -72,6 +72,12 @@ def study(
     ] = None,
     seconds: Annotated[float, typer.Option(help="Length of each clip.")] = 5.0,
     seed: Annotated[int, typer.Option(help="Seed, 0 to 99; each seed gives an independent repetition.")] = 0,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            help="Processes that generate and measure clips; results do not depend on it [default: one per core]."
+        ),
+    ] = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -104,7 +110,8 @@ def study(
     asked = _asked(concept, concepts, positive, negative)
     if concepts is not None and measured is not None:
         raise InputError("--measure and --concepts were both given, but each concept has its own measure: give one.")
-    changes: dict[str, Any] = {"seconds": seconds, "seed": seed, "verify": verify, "measured": measured}
+    changes: dict[str, Any] = {"seconds": seconds, "seed": seed, "verify": verify, "measured": measured,
+                               "n_jobs": jobs}  # fmt: skip
     if codes is not None:
         changes["codes"] = codes
     target = out or Path("studies" if len(asked) > 1 else f"study-{_name(asked[0])}")
@@ -118,7 +125,7 @@ def study(
         settings = studies.Settings.paper(lens, **changes)
     else:
         settings = studies.Settings.full(**changes) if full else studies.Settings(**changes)
-    share_cores()
+    share_cores(lens)
     options: dict[str, Any] = {
         "settings": settings, "others": compared, "overwrite": force, "progress": not as_json and sys.stderr.isatty(),
         "tell": lambda line: say(line, err=True), "command": command_line(),
