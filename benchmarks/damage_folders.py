@@ -146,7 +146,7 @@ def quickly(lens: Any) -> Iterator[None]:
     ]
     numbers = [(response, "effects"), (test_result, "cross_effects"), (side_effects, "table"), (pca, "fit"),
                (where, "evidence"), (similarity, "cosine_map"), (PatchingResult, "to_frame"),
-               (listening, "_hear")]  # fmt: skip
+               (listening, "hear")]  # fmt: skip
     asked = [(type(lens), "generate"), (type(lens), "decode_codes"), (pipeline, "difference_in_means"), (where, "find"),
              (placement, "place"), (measure, "code_nats"), (measure, "codec_features")]  # fmt: skip
     changes += [(place, name, remembered(getattr(place, name), lens)) for place, name in (*numbers, *asked)]

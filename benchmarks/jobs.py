@@ -2,7 +2,8 @@
 
 Every number of jobs sweeps the same clips on étude, in batches that are packed in the same way and with one thread per
 process, and the runs alternate. "generation" measures only loudness, and "whole" all measures. Times do not include the
-start of the workers, which is printed by itself. The stored table of every run must be identical to the first.
+start of the workers, which is printed by itself. "busiest" is the largest CPU time of a worker, which is how long the
+sweep would take if other programs took no time. The stored table of every run must be identical to the first.
 """
 
 from __future__ import annotations
@@ -52,29 +53,33 @@ def main(
     with TemporaryDirectory() as place:
         for part, measures in PARTS.items():
             times: dict[int, list[float]] = {count: [] for count in counts}
+            busiest: dict[int, list[float]] = {count: [] for count in counts}
             tables: set[bytes] = set()
             for repeat in range(repeats):
                 for count in counts:
                     folder = Path(place) / f"{part}-{repeat}-{count}"
                     with Listener(lens, measures, count) as ear:
                         started = time.perf_counter()
-                        ready(ear)
+                        before = cpu_seconds(ear)
                         opening = time.perf_counter() - started
                         started = time.perf_counter()
                         sweep.play(lens, todo, clips, **asked, listener=ear, out=folder)
                         times[count].append(time.perf_counter() - started)
+                        busiest[count].append(max(used - before[one] for one, used in cpu_seconds(ear).items()))
                     tables.add((folder / ledger.TABLE).read_bytes())
                     typer.echo(
-                        f"{part}, {count} process(es): {times[count][-1]:.1f} s after {opening:.1f} s to start "
-                        f"(load {os.getloadavg()[0]:.1f})"
+                        f"{part}, {count} process(es): {times[count][-1]:.1f} s, busiest {busiest[count][-1]:.1f} s, "
+                        f"after {opening:.1f} s to start (load {os.getloadavg()[0]:.1f})"
                     )
             if len(tables) > 1:
                 raise RuntimeError(f"{part}: {len(tables)} different tables")
-            medians = {count: statistics.median(found) for count, found in times.items()}
-            speedups = {count: medians[counts[0]] / median for count, median in medians.items()}
-            facts[part] = {"measures": list(measures), "times": times, "medians": medians, "speedups": speedups}
-            told = ", ".join(f"{count}: {medians[count]:.1f} s ({speedups[count]:.2f}x)" for count in counts)
-            typer.echo(f"{part}: {told}; tables equal")
+            facts[part] = {"measures": list(measures), "times": times, "busiest": busiest}
+            for name, found in (("times", times), ("busiest", busiest)):
+                medians = {count: statistics.median(found[count]) for count in counts}
+                speedups = {count: medians[counts[0]] / median for count, median in medians.items()}
+                facts[part][f"speedups by {name}"] = speedups
+                told = ", ".join(f"{count}: {medians[count]:.1f} s ({speedups[count]:.2f}x)" for count in counts)
+                typer.echo(f"{part}, median {name} by number of processes: {told} (aim {AIM:g}x); tables equal")
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(facts, indent=1))
 
@@ -89,11 +94,20 @@ def swept(lens: AudioLens, strengths: int, prompts: int, seeds: int) -> tuple[li
     return todo[:strengths], sweep.clips(sets.development[:prompts], seeds)
 
 
-def ready(ear: Listener) -> None:
-    """Wait until all workers have opened the model."""
-    pauses = [ear._pool.submit(time.sleep, 3) for _ in range(ear.n_jobs)]
-    for pause in pauses:
-        pause.result()
+def cpu_seconds(ear: Listener) -> dict[int, float]:
+    """Wait until all workers have opened the model and are idle; the CPU time of each by process number."""
+    # Each answer takes long enough that every worker gives one.
+    asked = [ear._pool.submit(answered, 3) for _ in range(ear.n_jobs)]
+    found = dict(one.result() for one in asked)
+    if len(found) != ear.n_jobs:
+        raise RuntimeError(f"{len(found)} of {ear.n_jobs} workers answered: the machine is too busy to measure")
+    return found
+
+
+def answered(pause: float) -> tuple[int, float]:
+    """Wait, then return the number and the CPU time of this process."""
+    time.sleep(pause)
+    return os.getpid(), time.process_time()
 
 
 if __name__ == "__main__":

@@ -74,6 +74,12 @@ def study(
     seconds: Annotated[float, typer.Option(help="Length of each clip.")] = 5.0,
     seed: Annotated[int, typer.Option(help="Seed, 0 to 99; each seed gives an independent repetition.")] = 0,
     engine: Engine = "auto",
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            help="Processes that generate and measure clips; results do not depend on it [default: one per core]."
+        ),
+    ] = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -106,13 +112,8 @@ def study(
     asked = _asked(concept, concepts, positive, negative)
     if concepts is not None and measured is not None:
         raise InputError("--measure and --concepts were both given, but each concept has its own measure: give one.")
-    changes: dict[str, Any] = {
-        "seconds": seconds,
-        "seed": seed,
-        "verify": verify,
-        "measured": measured,
-        "engine": engine,
-    }
+    changes: dict[str, Any] = {"seconds": seconds, "seed": seed, "verify": verify, "measured": measured,
+                               "n_jobs": jobs, "engine": engine}  # fmt: skip
     if codes is not None:
         changes["codes"] = codes
     target = out or Path("studies" if len(asked) > 1 else f"study-{_name(asked[0])}")
@@ -126,7 +127,7 @@ def study(
         settings = studies.Settings.paper(lens, **changes)
     else:
         settings = studies.Settings.full(**changes) if full else studies.Settings(**changes)
-    share_cores()
+    share_cores(lens)
     options: dict[str, Any] = {
         "settings": settings, "others": compared, "overwrite": force, "progress": not as_json and sys.stderr.isatty(),
         "tell": lambda line: say(line, err=True), "command": command_line(),

@@ -84,7 +84,10 @@ def sweep(
     guidance: Annotated[float, typer.Option(help="Classifier-free guidance scale; 1 means no guidance.")] = 3.0,
     batch: Annotated[int, typer.Option(help="Maximum number of clips per batch.")] = 64,
     jobs: Annotated[
-        int | None, typer.Option(help="Number of processes that generate and measure clips [default: all cores].")
+        int | None,
+        typer.Option(
+            help="Processes that generate and measure clips; results do not depend on it [default: one per core]."
+        ),
     ] = None,
     engine: Engine = "auto",
     sound: Annotated[str | None, typer.Option(help="Save every clip, as wav or flac.")] = None,
@@ -138,13 +141,14 @@ def sweep(
         "guidance_scale": guidance,
         "batch_size": batch,
         "sound": sound,
+        "n_jobs": jobs,
     }
     blocks = _blocks(layers)
     _check_measure(measured)
     given = _given(sources, split)
     compared = [] if others is None else _given(_listed(others), split)
     lens = open_lens(model)
-    share_cores()
+    share_cores(lens)
     # A resumed sweep estimates its directions again, and a different number of threads would change their last bits.
     if (begun := ledger.threads_of(out)) is not None:
         torch.set_num_threads(begun)
@@ -163,7 +167,7 @@ def sweep(
             say(to_json(_plan_facts(estimate)))
         return
     try:
-        result = sweeps.run(lens, found, out=out, n_jobs=jobs, engine=engine, progress=not as_json, **asked)
+        result = sweeps.run(lens, found, out=out, engine=engine, progress=not as_json, **asked)
     except KeyboardInterrupt:
         kept, of = len(ledger.finished(out)), len(estimate.plan.batches)
         said = f"Stopped; {kept} of {of} batches are kept in {out}. Run the same command again to resume."

@@ -11,7 +11,7 @@ import numpy as np
 from analysis import sweep
 from analysis.sweep.response import MEASURED, is_ratio
 from audiolens import measure
-from audiolens.checks import checked_amount, checked_count, checked_flags, shown
+from audiolens.checks import MOST_JOBS, checked_amount, checked_count, checked_flags, shown
 from audiolens.directions.pole_reader import CodesSource, Position
 from audiolens.directions.steering import Strategy
 from audiolens.door import checked_kinds, guarded
@@ -241,6 +241,8 @@ class Settings:
                     object.__setattr__(self, name, smaller)
         for name in _COUNTS:
             object.__setattr__(self, name, checked_count(name, getattr(self, name), 0))
+        if self.n_jobs is not None:
+            object.__setattr__(self, "n_jobs", checked_count("n_jobs", self.n_jobs, 0, MOST_JOBS))
         for strategy, amounts in (*self.strengths.items(), *self.strengths_at_place.items()):
             if not amounts or not all(map(_is_positive, amounts)):
                 raise InputError(f"strengths of {strategy}: {shown(list(amounts))}; expected finite numbers above 0.")

@@ -58,14 +58,12 @@ def failed(steered: Generated, baseline: Generated) -> Bool[np.ndarray, " row"]:
 def failures(steered: Generated, baseline: Generated) -> pd.DataFrame:
     """Return a table of the criteria of `failed` per clip: `rms_ratio`, `onsets`, `entropy_ratio`, `failed`."""
     ours, theirs = _clips(steered, "steered"), _clips(baseline, "baseline")
-    levels, reference = Levels.of(ours, steered.codes), Levels.of(theirs, baseline.codes)
-    for name, clips, found in (("steered", ours, levels), ("baseline", theirs, reference)):
-        if len(clips) != len(found.entropy):
-            raise InputError(
-                f"{name} has {len(clips)} clips but {len(found.entropy)} rows of codes; give one row per clip"
-            )
+    entropy, reference = code_entropy(steered.codes), code_entropy(baseline.codes)
+    for name, clips, codes in (("steered", ours, entropy), ("baseline", theirs, reference)):
+        if len(clips) != len(codes):
+            raise InputError(f"{name} has {len(clips)} clips but {len(codes)} rows of codes; give one row per clip")
     refuse_unpaired(steered, baseline)
-    return criteria(levels, reference, onset_counts(ours))
+    return criteria(Levels(_rms(ours), entropy), Levels(_rms(theirs), reference), onset_counts(ours))
 
 
 @dataclass(frozen=True)

@@ -179,6 +179,8 @@ def changed(copied: Path, before: dict[str, str], file: str, change: Callable[[s
         ("audiolens/directions/difference_in_means.py", {"directions", "placement"}),
         ("analysis/patching/engine.py", {"patching", "placement"}),
         ("analysis/listening.py", {"sweep"}),
+        ("analysis/workers.py", {"sweep"}),
+        ("analysis/heard.py", {"sweep"}),
         ("analysis/study/side_effects.py", {"lost"}),
     ],
 )

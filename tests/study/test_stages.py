@@ -276,3 +276,11 @@ def test_in_memory_and_in_a_folder_are_the_same_study(lens: Any, whole: Path) ->
     kept = pd.read_parquet(whole / "clips.parquet")
     pd.testing.assert_frame_equal(found.clips, kept, check_dtype=False, check_exact=True)
     assert ledger.finished(next(path for path in (whole / "stages").glob("strength-*") if path.is_dir()))
+
+
+@pytest.mark.slow
+def test_several_processes_make_the_same_stages(lens: Any, whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "tempo"
+    studied(lens, out, replace(TINY, n_jobs=2))
+    # The summary and the page state the settings.
+    assert_same(out / "stages", whole / "stages")

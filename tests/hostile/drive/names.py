@@ -19,12 +19,14 @@ PARTS = {
     "cli": "the command line: `test_commands` calls it",
     "commands": "the command line: `test_commands` calls it",
     "figures": "what figures share; each is drawn by its result's plot() and figure()",
+    "heard": "how a sweep measures a batch",
     "likelihood": "the window that patching, attribution and ablation score",
-    "listening": "the processes in which a sweep measures",
+    "listening": "the processes in which a sweep generates and measures",
     "resampling": "the bootstrap of statistics; `analysis` exports its settings",
     "site_grid": "the cells of patching and attribution",
     "spreadsheets": "tables as files, written by study and sweep",
     "store": "the folders of study and sweep, called by their save, run and load_folder",
+    "workers": "the processes in which a sweep generates and measures",
 }
 """Modules of `analysis` that users do not call."""
 OPERATORS = (
