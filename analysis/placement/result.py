@@ -43,7 +43,7 @@ class Placement:
             changed blocks are included.
         candidates: one row per place, given by `strategy` and `layer`. `alignment` is the cosine similarity, in the
             Fisher metric, between the shift in next-code logits caused by the direction and the shift caused by naming
-            the pole in the prompt. `low` and `high` are the bounds of its 95% interval over prompts. `gain` is the size
+            the pole in the prompt. `low` and `high` are the bounds of its interval over prompts. `gain` is the size
             of the shift at a strength of 1, as a fraction of the shift from prompts that name the negative pole to
             prompts that name the positive pole. `strength` is the strength that shifts the predictions for neutral
             music as far towards a pole as naming the pole does, without guidance. Only the chosen place is screened, so

@@ -16,6 +16,7 @@ from analysis.report import live, losses, words
 from analysis.report.downloads import data_link, downloads
 from analysis.report.templates import template, text
 from analysis.report.words import number
+from analysis.resampling import COVERAGE
 from audiolens.measure import UNITS
 from audiolens.sound import soundfiles
 
@@ -66,6 +67,7 @@ def render(
         calls=calls,
         saves=saves,
         facts=facts,
+        coverage=COVERAGE,
         quantity=name_of(study.measure),
         unit=f" {UNITS[study.measure]}" if UNITS.get(study.measure) else "",
         outcomes=[_outcome(outcome.as_dict()) for outcome in study.outcomes],
