@@ -25,7 +25,7 @@ from audiolens.prompts import PromptSet
 ALIGNMENT = "alignment"
 AS_GOOD = 0.995
 """Places with at least this fraction of the best alignment count as equally good. The simplest of them is chosen."""
-MOST_FAILED = 0.05
+SCREEN_FAILED = 0.05
 """The largest share of failed clips at which a screened strength is tolerated."""
 LEAST_ALIGNMENT = 0.3
 """A placement with a lower alignment is rejected."""
@@ -250,7 +250,7 @@ def _why_not(tried: pd.DataFrame, capacity: float) -> str:
     """State what happened at the smallest strength above `capacity` that was tried."""
     above = tried[tried.strength.abs() > capacity]
     row = above[above.strength.abs() == above.strength.abs().min()].sort_values(["failed", "drift"]).iloc[-1]
-    if row.failed > MOST_FAILED:
+    if row.failed > SCREEN_FAILED:
         return f"{row.failed:.0%} of {row.clips:.0f} clips failed at strength {row.strength:+.2g}"
     return f"drift at strength {row.strength:+.2g} was {row.drift:.1f} times the difference between two seeds"
 
