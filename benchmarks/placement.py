@@ -33,7 +33,7 @@ from analysis.study import scan
 from analysis.sweep.response import KEYS, MEASURED, is_ratio
 from audiolens import AudioLens, difference_in_means
 from audiolens.directions.directions import Directions
-from audiolens.directions.steering import Strategy
+from audiolens.directions.strategies import Strategy
 from audiolens.measure.failure import LEAST_ENTROPY_RATIO
 from audiolens.measure.rhythm import FEWEST_ONSETS
 from audiolens.prompts import load

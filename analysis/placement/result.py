@@ -16,7 +16,8 @@ from analysis.placement.shifts import Candidate, Shifts, place_name
 from analysis.resampling import interval_of, resampled
 from audiolens.checks import checked_amount, shown
 from audiolens.directions.directions import Directions
-from audiolens.directions.steering import Strategy, steer
+from audiolens.directions.steering import steer
+from audiolens.directions.strategies import Strategy, changed_blocks, described
 from audiolens.door import checked_kinds, guarded
 from audiolens.errors import InputError
 from audiolens.interventions import Intervention
@@ -102,9 +103,7 @@ class Placement:
     @property
     def layers(self) -> list[int]:
         """The blocks that are changed."""
-        if self.layer is None:
-            return list(self.directions.layers)
-        return [self.layer] if self.strategy == "one-to-one" else list(range(self.directions.meta.n_layers))
+        return changed_blocks(self.strategy, self.layer, self.directions)
 
     @property
     def name(self) -> str:
@@ -177,7 +176,7 @@ class Placement:
         """A sentence that states why this place was chosen."""
         row, low, high = self.chosen, *self.poles[::-1]
         vector = "Every block's own direction" if self.layer is None else f"Block {self.layer}'s direction"
-        added = "added there" if self.strategy == "one-to-one" else "added at every block"
+        added = described(self.strategy).added
         text = (
             f"{vector} from {low} to {high}, {added}, shifts the next-code predictions as naming the pole does, "
             f"with a cosine of {row.alignment:.2f}{'' if np.isnan(row.low) else f' [{row.low:.2f}, {row.high:.2f}]'}"

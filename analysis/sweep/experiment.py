@@ -31,7 +31,8 @@ from analysis.sweep.storage import SoundFormat, check_sound, in_memory, into_fol
 from audiolens import measure
 from audiolens.checks import MOST_JOBS, checked_amount, checked_count, checked_flags, shown
 from audiolens.directions.directions import Directions
-from audiolens.directions.steering import Strategy, Unit
+from audiolens.directions.steering import Unit
+from audiolens.directions.strategies import Strategy
 from audiolens.door import guarded
 from audiolens.errors import InputError, nearest
 from audiolens.files.atomic import as_path, refuse_links
