@@ -15,6 +15,11 @@ from audiolens.checks import MOST_SEED, checked_amount, checked_count, checked_s
 from audiolens.door import guarded
 from audiolens.errors import InputError
 
+CONFIDENCE = 0.95
+"""The coverage of every interval, unless a caller gives another one."""
+COVERAGE = f"{100 * CONFIDENCE:g}%"
+"""`CONFIDENCE` as text, for pages, captions and tables."""
+
 
 @guarded
 @dataclass(frozen=True)
@@ -65,7 +70,7 @@ def bootstrap(
     statistic: Callable[[Int[np.ndarray, " draw"]], float],
     clusters: np.ndarray,
     strata: np.ndarray | None = None,
-    confidence: float = 0.95,
+    confidence: float = CONFIDENCE,
     n_bootstrap: int = 1000,
     seed: int = 0,
 ) -> Interval:
@@ -89,7 +94,7 @@ def checked_resampling(confidence: object, n_bootstrap: object) -> None:
         InputError: if `confidence` is not between 0 and 1, or `n_bootstrap` is not a whole number of at least 0.
     """
     if not 0 < checked_amount("confidence", confidence) < 1:
-        raise InputError(f"confidence={confidence}: expected a number between 0 and 1, such as 0.95.")
+        raise InputError(f"confidence={confidence}: expected a number between 0 and 1, such as {CONFIDENCE:g}.")
     checked_count("n_bootstrap", n_bootstrap, least=0)
 
 
@@ -104,7 +109,7 @@ def resampled(
 
 
 def interval_of(
-    values: Float[np.ndarray, " draw"], fewest: int, confidence: float = 0.95, n_clusters: int | None = None
+    values: Float[np.ndarray, " draw"], fewest: int, confidence: float = CONFIDENCE, n_clusters: int | None = None
 ) -> Interval:
     """Return the interval of a statistic from its values over the draws. Its ends are NaN if there are no draws.
 

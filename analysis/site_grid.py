@@ -29,14 +29,11 @@ class GridSite:
     short: str
     layer: int | None
     axes: tuple[str, ...]
+    on_text: bool
 
     @property
     def cell_unit(self) -> Literal["step", "token"]:
         return "token" if "token" in self.axes else "step"
-
-    @property
-    def on_text(self) -> bool:
-        return "token" in self.axes or ("key" in self.axes and "cross_attn" in self.name)
 
     @property
     def heads(self) -> bool:
@@ -80,7 +77,8 @@ def grid_sites(
         raise InputError("sites is empty: name at least one site.")
     found: dict[str, list[GridSite]] = {}
     for site in lens.find_sites(asked, layers):
-        found.setdefault(site.short, []).append(GridSite(site.name, site.short, site.layer, site.axes))
+        on_text = lens.traced_model.family.form(site.hook).on_text
+        found.setdefault(site.short, []).append(GridSite(site.name, site.short, site.layer, site.axes, on_text))
     return {short: tuple(sorted(group, key=lambda site: site.layer or 0)) for short, group in found.items()}
 
 

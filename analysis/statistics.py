@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from analysis.resampling import Interval, Resampling, bootstrap, checked_resampling, levels
+from analysis.resampling import CONFIDENCE, Interval, Resampling, bootstrap, checked_resampling, levels
 from audiolens import ranking
 from audiolens.checks import (
     as_array,
@@ -198,7 +198,7 @@ def effect(
     prompts: ArrayLike,
     failed: ArrayLike | None = None,
     relative: bool = True,
-    confidence: float = 0.95,
+    confidence: float = CONFIDENCE,
     n_bootstrap: int = 1000,
     seed: int = 0,
     *,
@@ -246,7 +246,7 @@ def auc(
     scores: ArrayLike,
     labels: ArrayLike,
     prompts: ArrayLike | None = None,
-    confidence: float = 0.95,
+    confidence: float = CONFIDENCE,
     n_bootstrap: int = 1000,
     seed: int = 0,
     *,
@@ -277,7 +277,7 @@ def auc(
 def means(
     values: ArrayLike,
     clusters: ArrayLike | Sequence[str | None],
-    confidence: float = 0.95,
+    confidence: float = CONFIDENCE,
     n_bootstrap: int = 1000,
     n_permutations: int = 0,
     seed: int = 0,

@@ -24,6 +24,7 @@ from pages import renewed
 from torch import Tensor
 from transformers import MusicgenForConditionalGeneration
 
+from analysis.resampling import CONFIDENCE, COVERAGE
 from audiolens import AudioLens, measure
 from audiolens.etude.training import corpus, decoder, evaluate, listener, text, train
 from audiolens.model.timeline import delay
@@ -120,7 +121,9 @@ def gap(model: Any, codes: Int[np.ndarray, "clip codebook frame"], rows: int = 3
             found.append(_nats(model, columns, tokens, kept))
     told, untold = (torch.cat(nats[kept]) for kept in (True, False))
     saved = (untold - told).numpy()
-    low, high = np.quantile(np.random.default_rng(0).choice(saved, (2000, len(saved))).mean(1), (0.025, 0.975))
+    outside = (1 - CONFIDENCE) / 2
+    means = np.random.default_rng(0).choice(saved, (2000, len(saved))).mean(1)
+    low, high = np.quantile(means, (outside, 1 - outside))
     return {"nats": float(told.mean() / codes[0].size), "gap": float(saved.mean()), "low": low, "high": high}
 
 
@@ -157,9 +160,9 @@ def page(table: pd.DataFrame, steps: int, clips: int, draws: int) -> str:
     lines = [
         f"The decoder was trained from scratch for {steps:,} steps on {clips:,} clips, with the full recipe and "
         "without some of its ingredients (`python benchmarks/ablation.py`). The gap is the log-likelihood of a clip "
-        f"with its caption minus its log-likelihood without the caption, averaged over {HELD_OUT} held-out clips, with "
-        f"a 95% interval over clips. AUCs are computed on clips generated from {frames} held-out captions per pole, "
-        f"with {draws} clips per caption.",
+        f"with its caption minus its log-likelihood without the caption, averaged over {HELD_OUT} held-out clips, "
+        f"with a {COVERAGE} interval over clips. AUCs are computed on clips generated from {frames} held-out captions "
+        f"per pole, with {draws} clips per caption.",
         "",
         "| recipe | nats per code | gap, nats per clip | tempo (interval), AUC | timbre, AUC |",
         "|---|---|---|---|---|",

@@ -21,6 +21,7 @@ from selectivity import by_condition, scores, unsteered
 
 from analysis import placement, sweep
 from analysis.placement import Placement
+from analysis.resampling import COVERAGE
 from analysis.study.settings import TEST_SEED
 from analysis.sweep import BASELINE, Condition
 from analysis.sweep.response import unit_of_change
@@ -101,7 +102,7 @@ def page(table: pd.DataFrame, found: Mapping[str, Placement], clips: str) -> str
     """The table in Markdown."""
     lines = [
         f"Measured on {clips}. Effects are medians of (steered / baseline - 1), or of the difference, over clips with "
-        "the same prompt and seed, with 95% intervals over prompts. A failed clip counts as no effect. For an "
+        f"the same prompt and seed, with {COVERAGE} intervals over prompts. A failed clip counts as no effect. For an "
         "instrument, the effect is the share of clips that a classifier assigns to this instrument, without and with "
         "the words or the steering. Drift is relative to the difference between two seeds of one prompt.",
         "",

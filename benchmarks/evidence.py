@@ -22,6 +22,7 @@ from pages import renewed
 from analysis import statistics, sweep
 from analysis import study as studies
 from analysis.figures import spectrograms
+from analysis.resampling import COVERAGE
 from analysis.study.study_set import Several
 from analysis.study.test_result import CROSSED
 from analysis.sweep import BASELINE, Condition
@@ -184,7 +185,7 @@ def page(tables: dict[str, pd.DataFrame], found: list[studies.Study], clips: int
     lines = [
         "**How well étude follows captions.** The clips were generated from 24 held-out captions per pole, with "
         f"{clips} clips per caption. The AUC shows how well the measure separates clips of the high pole from clips of "
-        "the low pole, with a 95% interval over captions. The ceiling is the AUC of the same measure on the "
+        f"the low pole, with a {COVERAGE} interval over captions. The ceiling is the AUC of the same measure on the "
         "synthesiser's clips after encoding and decoding by the codec.",
         "",
         "| concept | measure | low, median | high, median | AUC | ceiling | difference |",
@@ -201,10 +202,11 @@ def page(tables: dict[str, pd.DataFrame], found: list[studies.Study], clips: int
         "",
         "**What steering does.** The clips were generated from neutral test prompts, and the place and strength were "
         "chosen on development prompts. The effect is the median of (steered / baseline - 1), where each steered clip "
-        "is compared with the baseline clip of the same prompt and seed. Intervals are 95% intervals over prompts. A "
-        "failed clip counts as an effect of zero. p is computed from the rank of the effect among the effects of "
-        "norm-matched random directions, or of balanced shuffles (the number of directions is in brackets). The "
-        "corrected p is computed from the rank among all controls, with Holm's correction over all rows.",
+        f"is compared with the baseline clip of the same prompt and seed. Intervals are {COVERAGE} intervals over "
+        "prompts. A failed clip counts as an effect of zero. p is computed from the rank of the effect among the "
+        "effects of norm-matched random directions, or of balanced shuffles (the number of directions is in "
+        "brackets). The corrected p is computed from the rank among all controls, with Holm's correction over all "
+        "rows.",
         "",
         "| concept | towards | strength | effect | failed | median | p, random | p, shuffled | p, corrected "
         "| other concepts with as large an effect | prompted | steered against the prompt | Spearman |",

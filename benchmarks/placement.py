@@ -27,14 +27,14 @@ from scipy.stats import spearmanr
 from analysis import placement, sweep
 from analysis.listening import Listener
 from analysis.placement.shifts import place_name
-from analysis.resampling import interval_of, resampled
+from analysis.resampling import COVERAGE, interval_of, resampled
 from analysis.statistics import MOST_FAILED
 from analysis.study import scan
 from analysis.sweep.response import KEYS, MEASURED, is_ratio
 from analysis.workers import share_cores
 from audiolens import AudioLens, difference_in_means
 from audiolens.directions.directions import Directions
-from audiolens.directions.steering import Strategy
+from audiolens.directions.strategies import Strategy
 from audiolens.measure.failure import LEAST_ENTROPY_RATIO
 from audiolens.measure.rhythm import FEWEST_ONSETS
 from audiolens.prompts import load
@@ -216,7 +216,7 @@ class Truth:
         return there / best
 
     def interval(self, name: str) -> tuple[float, float]:
-        """The 95% interval of one place's share, over prompts."""
+        """The interval of one place's share, over prompts."""
         draws = resampled(self.prompts, DRAWS)
         shares = [self.shares([name], HALVINGS // 2, rows, seed)[0] for seed, rows in enumerate(draws)]
         found = interval_of(np.array(shares), len(np.unique(self.prompts)))
@@ -312,7 +312,7 @@ def page(table: pd.DataFrame, facts: Mapping[str, Any]) -> str:
         lines += ["", f"\\* The mean is over {', '.join(counted)}."]
     lines += [
         "",
-        "| concept | placement's score, 95% interval over prompts | span at the chosen place | widest span | "
+        f"| concept | placement's score, {COVERAGE} interval over prompts | span at the chosen place | widest span | "
         "span with words | place of the widest span | places with the widest span at the largest strength | "
         "agreement of halves | rank correlation of alignment, one-to-one | rank correlation of alignment, one-to-all | "
         "cost |",

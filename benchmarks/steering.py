@@ -19,6 +19,7 @@ import torch
 import typer
 
 from analysis import reading_comparison, sweep
+from analysis.resampling import COVERAGE
 from analysis.sweep import BASELINE, Condition
 from analysis.workers import share_cores
 from audiolens import AudioLens, Directions, difference_in_means, steer
@@ -247,9 +248,9 @@ def page(
     told = ", ".join(f"{name} = {value}" for name, value in settings.items())
     lines = [
         f"Settings: {told}. The effect is the median of (steered / baseline - 1), where each steered clip is compared "
-        "with the baseline clip of the same prompt and seed. Intervals are 95% intervals over prompts. A failed clip "
-        "counts as an effect of zero. The clips are from development prompts, on which places and strengths are "
-        "chosen, so these results are not evidence for a claim.",
+        f"with the baseline clip of the same prompt and seed. Intervals are {COVERAGE} intervals over prompts. A "
+        "failed clip counts as an effect of zero. The clips are from development prompts, on which places and "
+        "strengths are chosen, so these results are not evidence for a claim.",
         "",
     ]
     first, second = sets

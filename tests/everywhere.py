@@ -5,6 +5,9 @@ from typing import Any
 
 import torch
 
+from audiolens.model.site_access import Tap
+from audiolens.model.sites import Site
+
 PROMPTS = ["fast piano", "slow dark guitar music", "calm"]
 SECONDS = 0.6
 STEPS = 15 + 3
@@ -25,6 +28,11 @@ def full(site: str) -> str:
 
 
 SITES = [full(site) for site in (*IN_BLOCK, *WHOLE)]
+
+
+def tap_of(lens: Any, site: str) -> Tap:
+    """Where the model reads and writes a site, given its full name or (in block 1) its short form."""
+    return lens.traced_model.family.tap(Site.of(full(site) if site in (*IN_BLOCK, *WHOLE) else site))
 
 
 def random_codes(lens: Any, seed: int = 0) -> torch.Tensor:

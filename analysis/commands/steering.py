@@ -77,6 +77,7 @@ def placed(
     `strategy=None` means one-to-band if a band is given, else one-to-one.
     """
     from audiolens import Directions, orthogonalised, steer
+    from audiolens.directions.strategies import described
 
     chosen = strategy or ("one-to-one" if band is None else "one-to-band")
     found = [Directions.load(file, lens=lens) for file, _ in todo]
@@ -85,10 +86,10 @@ def placed(
     steps: list[Intervention] = []
     for directions, (_, strength) in zip(found, todo, strict=True):
         where: dict[str, Any] = {"band": band}
-        if chosen != "all-to-all":
+        if described(chosen).uses_one_layer:
             where["layer"] = directions.layers[len(directions.layers) // 2] if layer is None else layer
         elif layer is not None:
-            raise InputError("--strategy all-to-all adds every block's own direction: leave --layer out.")
+            raise InputError(f"--strategy {chosen} adds every block's own direction: leave --layer out.")
         steps += steer(directions, chosen, strength=strength, branch=branch, **where)  # pyright: ignore[reportArgumentType]
     cautions = [drowning(file, directions, strength) for directions, (file, strength) in zip(found, todo, strict=True)]
     return steps, [caution for caution in cautions if caution is not None]

@@ -30,6 +30,7 @@ from analysis.figures.style import (
     styled,
 )
 from analysis.statistics import MOST_FAILED
+from audiolens.directions.strategies import described
 
 CONTROL_MARKS: Mapping[str, tuple[str, str, str]] = {
     "random": (GREY, "x", "random directions"),
@@ -63,7 +64,7 @@ def layers(scan: pd.DataFrame, measured: str, *, chosen: Mapping[str, Any] | Non
                 _points(axes, group["layer"], group["effect"], group["failed"], colour, marker, faint, f"{strength:+g}")
             axes.axhline(0, color=BLACK, linewidth=0.8)
             axes.set_title(strategy)
-            axes.set_xlabel("block" if strategy == "one-to-one" else "block from which the direction was read")
+            axes.set_xlabel(described(strategy).axis)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.legend(title="strength", ncols=4, title_fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.17))
             if chosen and chosen["strategy"] == strategy:
@@ -115,8 +116,8 @@ def dose_response(table: pd.DataFrame, measured: str, poles: Sequence[str]) -> F
                 size=6,
             )
             upper.axhline(0, color=BLACK, linewidth=0.8)
-            where = "added at" if strategy == "one-to-one" else "read at"
-            upper.set_title(strategy if pd.isna(layer) else f"{strategy}, {where} block {int(layer)}")
+            place = "" if pd.isna(layer) else f", {described(strategy).where} block {int(layer)}"
+            upper.set_title(f"{strategy}{place}")
             width = 0.5 * float(np.min(np.diff(np.unique(mine["strength"]))))
             lower.bar(mine["strength"], mine["failed"], width=width, color=colour)
             lower.axhline(MOST_FAILED, color=BLACK, linewidth=0.8, linestyle=":")

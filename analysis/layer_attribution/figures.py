@@ -15,6 +15,7 @@ from analysis.figures.canvas import canvas
 from analysis.figures.captions import captioned, screen_plain
 from analysis.figures.literal import literally
 from analysis.figures.style import BLACK, SEVERAL, SYMBOLS, errors, styled
+from analysis.resampling import COVERAGE
 
 if TYPE_CHECKING:
     from analysis.layer_attribution.evidence import LayerAttribution
@@ -80,4 +81,4 @@ def screen(result: LayerAttribution, normalised: bool) -> go.Figure:
 
 def _caption(normalised: bool) -> str:
     scale = "each as a share of its largest magnitude" if normalised else "each in its own unit"
-    return f"Evidence at each block, {scale}. Bars are 95% intervals, if known; a ring marks the largest value."
+    return f"Evidence at each block, {scale}. Bars are {COVERAGE} intervals, if known; a ring marks the largest value."

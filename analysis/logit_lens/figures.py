@@ -15,6 +15,7 @@ from analysis.figures.canvas import canvas
 from analysis.figures.captions import captioned, screen_plain
 from analysis.figures.literal import literally
 from analysis.figures.style import GREY, SEVERAL, SYMBOLS, axis_of, screen_errors, styled
+from analysis.resampling import COVERAGE
 
 if TYPE_CHECKING:
     from analysis.logit_lens.audible import Audible
@@ -87,8 +88,8 @@ def caption(result: LogitLensResult) -> str:
     return (
         "The residual stream after each block, decoded by the final norm and each codebook's head. Lines are means "
         f"over {len(result.prompts)} clips of {result.ranks.shape[-1] / result.frame_rate:g} s (geometric for ranks), "
-        f"and bands are 95% intervals over {n} prompts. The dashed line is the rank of another clip's code at the "
-        "same position."
+        f"and bands are {COVERAGE} intervals over {n} prompts. The dashed line is the rank of another clip's code at "
+        "the same position."
     )
 
 

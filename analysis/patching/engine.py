@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from analysis.likelihood import Window, log_probability
-from analysis.patching.grid import BEGIN, EMBEDDINGS, INSIDE, TEXT_SIDE, TEXT_STATES, WRITES, Cell
+from analysis.patching.grid import BEGIN, EMBEDDINGS, INSIDE, TEXT_STATES, WRITES, Cell
 from audiolens.errors import SiteError
 from audiolens.model.plain_decoder import Attended, Attention, PlainDecoder, Positionwise, Steps
 from audiolens.model.site_access import attention_pattern
@@ -333,7 +333,7 @@ class Climb:
             # A head's result is a linear map of its z, so a patch of the result is a patch of z.
             value = self._edited(hook, layer, value)
             return self._edited(hook.replace("hook_z", "hook_result"), layer, value)
-        if hook in TEXT_SIDE:
+        if self.batch.lens.traced_model.family.form(hook).on_text:
             return self._edited(hook, layer, value.unflatten(0, (-1, self.batch.pairs))).flatten(0, 1)
         return self._edited(hook, layer, value)
 
@@ -370,12 +370,13 @@ class Climb:
         """Write the other run's values for one cell into `value`, a view "pair ..." of this run's values."""
         theirs = self.source.all(_recorded_as(hook), layer)
         window = slice(cell.start - self.start, cell.stop - self.start)
-        if hook.endswith("hook_pattern"):
+        form = self.batch.lens.traced_model.family.form(hook)
+        if form.keyed:
             heads = slice(None) if cell.head is None else slice(cell.head, cell.head + 1)
             there = slice(self.source.prefix + cell.start, self.source.prefix + cell.stop)
             value[:, heads, window] = theirs[:, heads, there, : value.shape[-1]]
             return
-        if hook in TEXT_SIDE:
+        if form.on_text:
             if cell.token is None or self.batch.tokens is None:
                 chosen = torch.ones(value.shape[:2], dtype=torch.bool, device=value.device)
             else:

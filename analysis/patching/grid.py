@@ -20,6 +20,7 @@ from audiolens.model.timeline import Real, Span, Timeline, clip_timeline
 
 if TYPE_CHECKING:
     from audiolens import AudioLens
+    from audiolens.model.families.family import Family
 
 By = Literal["seconds", "head", "component", "token"]
 WINDOWS = 8
@@ -36,8 +37,6 @@ INSIDE = (
     "mlp.hook_pre", "mlp.hook_post",
 )  # fmt: skip
 """Sites inside a part of a block that a patch can change."""
-TEXT_SIDE = (TEXT_STATES, "cross_attn.hook_k", "cross_attn.hook_v", "cross_attn.hook_pattern")
-"""Sites with one position per text token."""
 _DEFAULTS: dict[str, tuple[str, ...]] = {
     "seconds": ("resid_post",),
     "head": ("cross_attn.z",),
@@ -171,8 +170,8 @@ def needs_tokens(lens: AudioLens, hooks: Sequence[str]) -> bool:
     If the text is a prefix in the decoder's own sequence, every attention pattern has text positions, because its keys
     include the text.
     """
-    patterns = lens.config.has_prefix and any(hook.endswith("pattern") for hook in hooks)
-    return patterns or any(hook in TEXT_SIDE for hook in hooks)
+    forms = [lens.traced_model.family.form(hook) for hook in hooks]
+    return any(form.on_text or (form.square and lens.config.has_prefix) for form in forms)
 
 
 def needs_equal_lengths(
@@ -206,7 +205,7 @@ def _sites(
     layers = None if layers is None else layers_once(layers)
     groups = [(name,) for name in names] if by == "component" else [names]
     found = [list(lens.traced_model.family.find(lens.config, group, layers)) for group in groups]
-    _refuse_mixed(by, found)
+    _refuse_mixed(by, found, lens.traced_model.family)
     return names, found
 
 
@@ -219,7 +218,7 @@ def _default(by: By, lens: AudioLens, on_sound: bool) -> tuple[str, ...]:
     return tuple(dict.fromkeys(alone.get(name, name) for name in names))
 
 
-def _refuse_mixed(by: str, found: Sequence[Sequence[Site]]) -> None:
+def _refuse_mixed(by: str, found: Sequence[Sequence[Site]], family: Family) -> None:
     hooks = [list(dict.fromkeys(one.hook for one in group)) for group in found]
     for group in hooks:
         parts = {Cell((0, 0), (hook,), 0, 0, 1).part if "." in hook else hook for hook in group}
@@ -228,16 +227,17 @@ def _refuse_mixed(by: str, found: Sequence[Sequence[Site]]) -> None:
                 f"site={group}: sites patched together must be in one part of a block, such as 'cross_attn.k' and "
                 "'cross_attn.v'. Use by='component' to give each site its own column."
             )
-        if by == "token" and not all(hook in (TEXT_STATES, "cross_attn.hook_k", "cross_attn.hook_v") for hook in group):
+        forms = [family.form(hook) for hook in group]
+        if by == "token" and not all("token" in form.axes for form in forms):
             raise InputError(
                 f"site={group} has no token axis: by='token' takes 'cross_attn.k', 'cross_attn.v' (or both), or "
                 "'hook_text_states'."
             )
-        if by == "head" and not all("attn.hook_" in hook for hook in group):
+        if by == "head" and not all("head" in form.axes for form in forms):
             raise InputError(
                 f"site={group} has no heads: by='head' takes attn.* or cross_attn.* q, k, v, z, pattern or result."
             )
-        if by == "seconds" and any(hook in TEXT_SIDE and not hook.endswith("pattern") for hook in group):
+        if by == "seconds" and not all(form.timed for form in forms):
             raise InputError(f"site={group} applies to the whole clip and has no time axis: use by='token'.")
 
 

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from analysis.figures.canvas import drawable
 from analysis.patching.grid import By
 from analysis.patching.runs import N_PAIRS
-from analysis.resampling import Interval, bootstrap
+from analysis.resampling import CONFIDENCE, Interval, bootstrap
 from analysis.statistics import LEVEL, Means, means
 from audiolens.checks import shown
 from audiolens.door import guarded
@@ -121,7 +121,7 @@ class PatchingResult:
         each = self._gaps[:, self._index(codebook)]
         usable = np.isfinite(each)
         if not usable.any():
-            return Gap(float("nan"), Interval(float("nan"), float("nan"), 0.95, 0), self.unit)
+            return Gap(float("nan"), Interval(float("nan"), float("nan"), CONFIDENCE, 0), self.unit)
         own = each[usable]
         interval = bootstrap(
             lambda index: float(own[index].mean()),

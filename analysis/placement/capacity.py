@@ -18,7 +18,7 @@ from jaxtyping import Float
 from tqdm.auto import tqdm
 
 from analysis.placement.other_evidence import generated_steps
-from analysis.placement.result import MOST_FAILED
+from analysis.placement.result import SCREEN_FAILED
 from analysis.placement.shifts import Candidate
 from audiolens import measure
 from audiolens.errors import ActivationOverflow
@@ -140,7 +140,7 @@ def screen(
 ) -> Capacity:
     """Return the largest strength tolerated at a place, among `strength` times `SHARES`.
 
-    A strength is tolerated if, for each sign, at most `MOST_FAILED` of the clips of both rounds fail and the drift is
+    A strength is tolerated if, for each sign, at most `SCREEN_FAILED` of the clips of both rounds fail and the drift is
     at most `MOST_DRIFT`. It is rejected as soon as too many clips of either sign have failed. Clips that fail without
     steering are not counted.
     """
@@ -150,7 +150,7 @@ def screen(
         bar.update(ROUNDS)
         if made.left_out:
             return Capacity(float("nan"), _table(rows), made.row_steps, made.left_out)
-        most = int(MOST_FAILED * np.concatenate(made.sound).sum())
+        most = int(SCREEN_FAILED * np.concatenate(made.sound).sum())
 
         def tolerated(amount: float) -> bool:
             for number in range(ROUNDS):

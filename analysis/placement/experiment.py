@@ -28,7 +28,7 @@ from audiolens.checks import MOST_SEED, checked_amount, checked_count, checked_f
 from audiolens.directions.difference_in_means import difference_in_means
 from audiolens.directions.directions import Directions
 from audiolens.directions.pole_reader import CodesSource
-from audiolens.directions.steering import Strategy
+from audiolens.directions.strategies import STRATEGIES, Strategy
 from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError
 from audiolens.groups import takes
@@ -137,7 +137,7 @@ def place(
     known = {ALIGNMENT, "norm", *compute, *given}
     if by not in known:
         raise InputError(f"by={shown(by)}: expected one of {', '.join(sorted(known))}.")
-    if by != ALIGNMENT and all(strategy == "all-to-all" for strategy in strategies):
+    if by != ALIGNMENT and not any(STRATEGIES[name].uses_one_layer for name in strategies):
         raise InputError(f"by={shown(by)} selects one block: give a strategy that uses one, such as one-to-one.")
     neutral = _neutral(sets, prompts)
     poles = asked_in_words(lens, sets, neutral)

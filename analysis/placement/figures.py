@@ -15,6 +15,7 @@ from analysis.figures.canvas import canvas
 from analysis.figures.captions import captioned, screen_plain
 from analysis.figures.literal import literally
 from analysis.figures.style import BLACK, GREY, SEVERAL, SYMBOLS, errors, screen_errors, styled
+from analysis.resampling import COVERAGE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -131,6 +132,6 @@ def _caption(placement: Placement) -> str:
     ring = "; the ring marks the chosen place" if placement.layer is not None else f"; {placement.name} is chosen"
     return (
         f"Cosine (Fisher metric) between the effects of the direction and of the words on the next codes, over "
-        f"{placement.n_prompts} neutral prompts, with 95% intervals over prompts{ring}{random}. "
+        f"{placement.n_prompts} neutral prompts, with {COVERAGE} intervals over prompts{ring}{random}. "
         f"Below: other evidence by block.{f' {placement.rejected}' if placement.rejected else ''}"
     )

@@ -16,7 +16,8 @@ from analysis.placement.shifts import Candidate, Shifts, place_name
 from analysis.resampling import interval_of, resampled
 from audiolens.checks import checked_amount, shown
 from audiolens.directions.directions import Directions
-from audiolens.directions.steering import Strategy, steer
+from audiolens.directions.steering import steer
+from audiolens.directions.strategies import Strategy, changed_blocks, described
 from audiolens.door import checked_kinds, guarded
 from audiolens.errors import InputError
 from audiolens.interventions import Intervention
@@ -25,7 +26,7 @@ from audiolens.prompts import PromptSet
 ALIGNMENT = "alignment"
 AS_GOOD = 0.995
 """Places with at least this fraction of the best alignment count as equally good. The simplest of them is chosen."""
-MOST_FAILED = 0.05
+SCREEN_FAILED = 0.05
 """The largest share of failed clips at which a screened strength is tolerated."""
 LEAST_ALIGNMENT = 0.3
 """A placement with a lower alignment is rejected."""
@@ -43,7 +44,7 @@ class Placement:
             changed blocks are included.
         candidates: one row per place, given by `strategy` and `layer`. `alignment` is the cosine similarity, in the
             Fisher metric, between the shift in next-code logits caused by the direction and the shift caused by naming
-            the pole in the prompt. `low` and `high` are the bounds of its 95% interval over prompts. `gain` is the size
+            the pole in the prompt. `low` and `high` are the bounds of its interval over prompts. `gain` is the size
             of the shift at a strength of 1, as a fraction of the shift from prompts that name the negative pole to
             prompts that name the positive pole. `strength` is the strength that shifts the predictions for neutral
             music as far towards a pole as naming the pole does, without guidance. Only the chosen place is screened, so
@@ -102,9 +103,7 @@ class Placement:
     @property
     def layers(self) -> list[int]:
         """The blocks that are changed."""
-        if self.layer is None:
-            return list(self.directions.layers)
-        return [self.layer] if self.strategy == "one-to-one" else list(range(self.directions.meta.n_layers))
+        return changed_blocks(self.strategy, self.layer, self.directions)
 
     @property
     def name(self) -> str:
@@ -177,7 +176,7 @@ class Placement:
         """A sentence that states why this place was chosen."""
         row, low, high = self.chosen, *self.poles[::-1]
         vector = "Every block's own direction" if self.layer is None else f"Block {self.layer}'s direction"
-        added = "added there" if self.strategy == "one-to-one" else "added at every block"
+        added = described(self.strategy).added
         text = (
             f"{vector} from {low} to {high}, {added}, shifts the next-code predictions as naming the pole does, "
             f"with a cosine of {row.alignment:.2f}{'' if np.isnan(row.low) else f' [{row.low:.2f}, {row.high:.2f}]'}"
@@ -250,7 +249,7 @@ def _why_not(tried: pd.DataFrame, capacity: float) -> str:
     """State what happened at the smallest strength above `capacity` that was tried."""
     above = tried[tried.strength.abs() > capacity]
     row = above[above.strength.abs() == above.strength.abs().min()].sort_values(["failed", "drift"]).iloc[-1]
-    if row.failed > MOST_FAILED:
+    if row.failed > SCREEN_FAILED:
         return f"{row.failed:.0%} of {row.clips:.0f} clips failed at strength {row.strength:+.2g}"
     return f"drift at strength {row.strength:+.2g} was {row.drift:.1f} times the difference between two seeds"
 

@@ -21,7 +21,8 @@ from tqdm.auto import tqdm
 from analysis.likelihood import by_frame
 from audiolens.checks import shown
 from audiolens.directions.directions import Directions
-from audiolens.directions.steering import Strategy, steer
+from audiolens.directions.steering import steer
+from audiolens.directions.strategies import STRATEGIES, Strategy, changed_blocks
 from audiolens.errors import InputError
 from audiolens.model.sites import checked_layers
 from audiolens.prompts import PromptSet
@@ -40,7 +41,8 @@ COARSE_STEP = 1.0
 """The strength for models in half precision, which has a larger rounding error."""
 FRAMES = 64
 """Number of frames compared at a time. A long clip's predictions might not all fit into memory at once."""
-PLACED = ("one-to-one", "one-to-all", "all-to-all")
+PLACED = tuple(name for name, placing in STRATEGIES.items() if placing.changes != "band")
+"""The strategies that a placement can choose. A band has no single block to compare with the others."""
 
 
 def place_name(strategy: str, layer: int | None) -> str:
@@ -65,8 +67,8 @@ class Candidate:
 
     @cached_property
     def targets(self) -> int:
-        counts = {"one-to-one": 1, "one-to-all": self.directions.meta.n_layers, "all-to-all": len(self.directions)}
-        return counts[self.strategy]
+        """The number of blocks that are changed."""
+        return len(changed_blocks(self.strategy, self.layer, self.directions))
 
     def steps(self, strength: float | list[float]) -> list[Intervention]:
         return steer(self.directions, self.strategy, layer=self.layer, strength=strength)
@@ -172,10 +174,10 @@ def candidates(
         raise InputError("every direction has length 0, so the poles do not differ: give poles that differ.")
     found = []
     for strategy in dict.fromkeys(strategies):
-        if strategy == "all-to-all":
-            found.append(Candidate(strategy, None, directions.at(there)))
-        else:
+        if STRATEGIES[strategy].uses_one_layer:
             found += [Candidate(strategy, layer, directions) for layer in there]
+        else:
+            found.append(Candidate(strategy, None, directions.at(there)))
     return found
 
 

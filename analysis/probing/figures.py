@@ -13,6 +13,7 @@ from analysis.figures.canvas import canvas, wants_caption
 from analysis.figures.literal import literally
 from analysis.figures.style import BLACK, BLUE, GREEN, GREY, ORANGE, errors, screen_errors, styled
 from analysis.probing.result import UNGROUPED
+from analysis.resampling import COVERAGE
 
 if TYPE_CHECKING:
     from analysis.probing.result import ProbeResult
@@ -40,8 +41,8 @@ def caption(result: ProbeResult) -> str:
     rows, groups = len(result.labels), len(np.unique(result.groups))
     what = f"{result.metric} of {result.probe.kind} probes of {result.name} at {_site(result)}"
     return (
-        f"{what}, with {len(np.unique(result.folds))}-fold cross-validation over {groups} groups ({rows} rows) and 95% "
-        f"intervals over groups. Grey: range over {result.shuffled.shape[1]} shuffles of the labels."
+        f"{what}, with {len(np.unique(result.folds))}-fold cross-validation over {groups} groups ({rows} rows) and "
+        f"{COVERAGE} intervals over groups. Grey: range over {result.shuffled.shape[1]} shuffles of the labels."
         + ("" if result.grouped else f" {UNGROUPED.capitalize()}.")
     )
 

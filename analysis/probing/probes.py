@@ -30,7 +30,7 @@ from sklearn.utils.class_weight import compute_sample_weight
 
 from analysis.probing.dataset import Task, refuse_leak
 from analysis.probing.table import column
-from analysis.resampling import Interval, bootstrap
+from analysis.resampling import CONFIDENCE, Interval, bootstrap
 from audiolens.checks import checked_count, shown
 from audiolens.errors import InputError
 from audiolens.ranking import auc
@@ -248,7 +248,7 @@ class CrossValidation:
 
         everything = np.arange(len(real))
         classes = self.task == "classification"
-        nothing = Interval(float("nan"), float("nan"), 0.95, len(np.unique(self.groups)))
+        nothing = Interval(float("nan"), float("nan"), CONFIDENCE, len(np.unique(self.groups)))
         return Scored(
             score=score(everything),
             interval=bootstrap(score, self.groups, strata, n_bootstrap=n_bootstrap, seed=seed),

@@ -14,10 +14,12 @@ from analysis.figures.canvas import canvas
 from analysis.figures.captions import captioned, heat, screen_heat, screen_plain
 from analysis.figures.literal import literally
 from analysis.figures.style import name_of, signed, styled
+from analysis.resampling import COVERAGE
 
 CAPTION = (
     "Median change in each concept's measure on test prompts, relative to the unsteered clip with the same seed. "
-    "Brackets: 95% interval over prompts. A direction that changes only its own concept leaves the other columns at 0."
+    f"Brackets: {COVERAGE} interval over prompts. A direction that changes only its own concept leaves the other "
+    "columns at 0."
 )
 
 

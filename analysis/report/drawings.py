@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 from analysis.figures import plots, spectrograms
 from analysis.figures.style import name_of
 from analysis.report import screens
+from analysis.resampling import COVERAGE
 from analysis.statistics import LEVEL
 from analysis.sweep import plots as sweep_plots
 
@@ -47,19 +48,19 @@ def _responses(study: Study) -> list[Drawing]:
             "dose_response",
             "Dose-response",
             f"Change in {name} on {settings.test} neutral test prompts x {settings.test_seeds} seeds, relative to the "
-            "unsteered clip of the same prompt and seed (median, with 95% interval over prompts). Crosses and diamonds "
-            "show control directions of the same length at the same place, on fewer of these clips. Green lines show "
-            "clips with the same seeds whose prompts ask for the pole. Hollow markers, and bars above the dotted line, "
-            "mean that more than a tenth of the clips failed, that is, were no longer music. Failed clips count as no "
-            "change.",
+            f"unsteered clip of the same prompt and seed (median, with {COVERAGE} interval over prompts). Crosses and "
+            "diamonds show control directions of the same length at the same place, on fewer of these clips. Green "
+            "lines show clips with the same seeds whose prompts ask for the pole. Hollow markers, and bars above the "
+            "dotted line, mean that more than a tenth of the clips failed, that is, were no longer music. Failed "
+            "clips count as no change.",
             plots.dose_response(study.response, study.measure, study.poles),
             ("dose_response",),
         ),
         Drawing(
             "cross_effects",
             "What else changed",
-            "Change in other measures of the same clips (median and 95% interval over prompts). Fainter markers are "
-            "smaller strengths. If a direction changes only its own measure, the others stay at 0.",
+            f"Change in other measures of the same clips (median and {COVERAGE} interval over prompts). Fainter "
+            "markers are smaller strengths. If a direction changes only its own measure, the others stay at 0.",
             sweep_plots.cross_effects(study.cross),
             ("cross_effects",),
         ),
@@ -127,7 +128,7 @@ def _evidence(study: Study) -> Drawing:
             "the length of the direction relative to the residual stream. Probe is how well the poles are separated in "
             "held-out clips. Patching is how much likelier the positive pole's music becomes when the residual stream "
             "of its run replaces the other run's. Attribution is an estimate of this effect from gradients. None of "
-            "the evidence uses steered clips. Bars are 95% intervals."
+            f"the evidence uses steered clips. Bars are {COVERAGE} intervals."
         )
         screen = screens.bare(screen, "alignment")
     else:
@@ -136,11 +137,11 @@ def _evidence(study: Study) -> Drawing:
         figure, named = found.plot(), ("layer_attribution",)
         screen = screens.bare(found.figure()).update_layout(showlegend=False)
         caption = (
-            "Each kind of evidence has its own unit and comes from prompts alone, without steering. Norm is the length "
-            "of the direction relative to the residual stream. Separation is the held-out AUC of the poles along the "
-            "direction. Patching is how much likelier the music of one prompt becomes when activations of its run "
-            "replace those of the other prompt's run. Bars are 95% intervals over prompts. The kinds measure different "
-            "things and can peak at different blocks."
+            "Each kind of evidence has its own unit and comes from prompts alone, without steering. Norm is the "
+            "length of the direction relative to the residual stream. Separation is the held-out AUC of the poles "
+            "along the direction. Patching is how much likelier the music of one prompt becomes when activations of "
+            f"its run replace those of the other prompt's run. Bars are {COVERAGE} intervals over prompts. The kinds "
+            "measure different things and can peak at different blocks."
         )
     return Drawing("layer_attribution", "Every kind of evidence, block by block", caption, figure, named, screen)
 

@@ -12,10 +12,13 @@ import numpy as np
 import pandas as pd
 
 from analysis.figures.style import name_of
+from analysis.placement.shifts import PLACED
 from analysis.report import live, losses, words
 from analysis.report.downloads import data_link, downloads
 from analysis.report.templates import template, text
 from analysis.report.words import number
+from analysis.resampling import COVERAGE
+from audiolens.directions.strategies import STRATEGIES
 from audiolens.measure import UNITS
 from audiolens.sound import soundfiles
 
@@ -66,6 +69,8 @@ def render(
         calls=calls,
         saves=saves,
         facts=facts,
+        coverage=COVERAGE,
+        strategies={name: STRATEGIES[name].meaning for name in PLACED},
         quantity=name_of(study.measure),
         unit=f" {UNITS[study.measure]}" if UNITS.get(study.measure) else "",
         outcomes=[_outcome(outcome.as_dict()) for outcome in study.outcomes],

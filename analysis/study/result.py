@@ -144,7 +144,7 @@ class Study:
 
     @property
     def finding(self) -> str:
-        """The headline, which states the effect towards both poles in one sentence, with 95% intervals in percent."""
+        """The headline, which states the effect towards both poles in one sentence, with intervals in percent."""
         words = WORDS.get(self.concept, (f"more {self.poles[0]}", f"more {self.poles[1]}"))
         return (
             f"{_effects(self.outcomes, words)} on {self.settings.test} neutral prompts x {self.settings.test_seeds} "

@@ -16,7 +16,8 @@ import pandas as pd
 from analysis.statistics import CHOSEN_FAILED
 from analysis.sweep import BASELINE, Condition
 from audiolens.directions.directions import Directions
-from audiolens.directions.steering import Strategy, steer
+from audiolens.directions.steering import steer
+from audiolens.directions.strategies import Strategy, described
 from audiolens.errors import InputError
 from audiolens.interventions import Branch
 
@@ -52,7 +53,7 @@ class Choice:
         """The place in words."""
         if self.layer is None:
             return f"{self.strategy}, with every block's own direction"
-        return f"{self.strategy}, {'added' if self.strategy == 'one-to-one' else 'read'} at block {self.layer}"
+        return f"{self.strategy}, {described(self.strategy).where} block {self.layer}"
 
     def __repr__(self) -> str:
         return f"Choice({self.description}, strength ±{self.strength:g})"
@@ -94,7 +95,7 @@ def other_strategies(where: Mapping[str, Any], strategies: Iterable[Strategy]) -
     """Return the places with the same block and another strategy that uses a single vector."""
     if where.get("layer") is None:
         return []
-    others = (name for name in strategies if name != where["strategy"] and name != "all-to-all")
+    others = (name for name in strategies if name != where["strategy"] and described(name).uses_one_layer)
     return [{"strategy": name, "layer": where["layer"]} for name in others]
 
 

@@ -13,7 +13,7 @@ from analysis.sweep.response import MEASURED, is_ratio
 from audiolens import measure
 from audiolens.checks import MOST_JOBS, checked_amount, checked_count, checked_flags, shown
 from audiolens.directions.pole_reader import CodesSource, Position
-from audiolens.directions.steering import Strategy
+from audiolens.directions.strategies import Strategy
 from audiolens.door import checked_kinds, guarded
 from audiolens.errors import InputError, InputTypeError, nearest
 from audiolens.groups import takes

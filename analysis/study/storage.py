@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from analysis.layer_attribution import LayerAttribution, LayerEvidence
 from analysis.placement import Placement
+from analysis.placement.shifts import checked_strategies
 from analysis.store import parquet
 from audiolens.directions.directions import Directions
 from audiolens.directions.pole_reader import Samples
@@ -88,6 +89,7 @@ def read_placement(folder: Path, directions: Directions) -> Placement:
     """Read a placement that `write_placement` stored, and attach its directions."""
     facts = read_object(folder / "placement.json")
     refuse_other(folder / "placement.json", facts, _SHAPE)
+    checked_strategies([facts["strategy"]])
     evidence = []
     for (name, unit), mine in _table(folder / "evidence.parquet", _EVIDENCE).groupby(["evidence", "unit"], sort=False):
         values = [mine[part].to_numpy(float) for part in ("value", "low", "high")]

@@ -41,7 +41,7 @@ class Outcome:
     Attributes:
         pole, strength: the pole, and the coefficient of the direction. A positive strength steers towards the positive
             pole.
-        effect, low, high: median of steered / baseline - 1 over paired clips, and its 95% interval over prompts.
+        effect, low, high: median of steered / baseline - 1 over paired clips, and its interval over prompts.
         failed: share of steered clips that failed, that is, are no longer music. Failed clips count as an effect of
             zero.
         median: median of the measure over the steered clips that did not fail.

@@ -26,14 +26,15 @@ from analysis.sweep.conditions import Condition, Plan, PromptSeed, packed
 from analysis.sweep.engine import chosen
 from analysis.sweep.estimate import Estimate, Prepared
 from analysis.sweep.factorial import Factors
-from analysis.sweep.planned import facts_of, used_engine
+from analysis.sweep.planned import completed, facts_of, used_engine
 from analysis.sweep.playing import Also, Making, heard_batches, threads
 from analysis.sweep.result import SweepResult
 from analysis.sweep.storage import SoundFormat, check_sound, in_memory, into_folder, size_of, stops
 from audiolens import measure
 from audiolens.checks import MOST_JOBS, checked_amount, checked_count, checked_flags, shown
 from audiolens.directions.directions import Directions
-from audiolens.directions.steering import Strategy, Unit
+from audiolens.directions.steering import Unit
+from audiolens.directions.strategies import Strategy
 from audiolens.door import guarded
 from audiolens.errors import InputError, nearest
 from audiolens.files.atomic import as_path, refuse_links
@@ -315,7 +316,9 @@ def load_folder(folder: str | os.PathLike[str]) -> SweepResult:
         refuse_links(path)
     facts = ledgers.read_facts(path)
     own = ("measures", "also", "sound")
-    settings = {"model": facts["model"]["name"]} | {k: v for k, v in facts["settings"].items() if k not in own}
+    settings = {"model": facts["model"]["name"]} | completed(
+        {name: value for name, value in facts["settings"].items() if name not in own}
+    )
     settings["engine"] = used_engine(facts)
     batches = ledgers.batches_of(path, facts)
     table, done = batches.table()

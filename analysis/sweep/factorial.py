@@ -15,7 +15,8 @@ from analysis.sweep.conditions import BASELINE, Condition
 from analysis.sweep.controls import drawn
 from audiolens.checks import checked_count, checked_flags, listed, one_or_listed, real_number, shown
 from audiolens.directions.directions import Directions
-from audiolens.directions.steering import Strategy, Unit, steer
+from audiolens.directions.steering import Unit, steer
+from audiolens.directions.strategies import Strategy, described
 from audiolens.errors import InputError, InputTypeError
 from audiolens.interventions import Branch
 from audiolens.model.sites import counted, layers_once
@@ -155,13 +156,13 @@ def _places(concept: str, directions: Directions, factors: Factors) -> Iterator[
         raise InputError(f"layers={layers}: expected each layer once.")
     for branch in factors.branches:
         for strategy in factors.strategies:
-            if strategy == "all-to-all":
+            if not described(strategy).uses_one_layer:
                 yield (
                     {"concept": concept, "strategy": strategy, "branch": branch},
                     {"strategy": strategy, "branch": branch},
                 )
                 continue
-            band = factors.band if strategy == "one-to-band" else None
+            band = factors.band if described(strategy).changes == "band" else None
             for layer in layers:
                 where = {"strategy": strategy, "layer": layer, "branch": branch}
                 label = {} if band is None else {"band": f"{band[0]}-{band[1]}"}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -26,8 +26,15 @@ from audiolens.interventions import Intervention
 from audiolens.lens import AudioLens
 from audiolens.model import provenance
 from audiolens.model.weight_hash import content_hash
+from audiolens.tracing.sampling import Sampling
 
 PLAN = "plan.json"
+_ALWAYS = frozenset(("seconds", "guidance_scale", "temperature", "top_k", "batch_size", "measures", "also", "sound"))
+"""The settings in the plan of every sweep of this format.
+
+A sweep that was begun before a later setting existed can be resumed, because a field of `Sampling` that a plan lacks
+had its default (see `completed`).
+"""
 _BEFORE = (
     ("format", "it has format {there}, but this version writes {here}"),
     ("versions.*", "it was begun with {name} {there}, but this one has {here}"),
@@ -110,17 +117,35 @@ def condition_hashes(lens: AudioLens, conditions: Sequence[Condition], seconds: 
     return {one.name: condition_hash(one, times) for one in conditions}
 
 
+def completed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a plan, with the default of every sampling setting that the plan lacks."""
+    return {**{name: value for name, value in _defaults().items() if name not in _ALWAYS}, **settings}
+
+
 def plan_hash(facts: Mapping[str, Any]) -> str:
     """Return a hash of what a sweep's rows depend on: all facts except the model's name, the threads and the engine.
 
-    A sweep resumes with the threads and the engine with which it was begun.
+    A sweep resumes with the threads and the engine with which it was begun. A later setting does not change the hash
+    while it has its default, so it can be missing from a plan.
     """
     model = {key: value for key, value in facts["model"].items() if key not in ("name", "threads", "engine")}
-    return hashlib.sha256(json.dumps({**facts, "model": model}, sort_keys=True).encode()).hexdigest()
+    defaults = _defaults()
+    settings = {
+        name: value
+        for name, value in facts["settings"].items()
+        if name in _ALWAYS or name not in defaults or value != defaults[name]
+    }
+    whole = {**facts, "model": model, "settings": settings}
+    return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
+
+
+def _defaults() -> dict[str, Any]:
+    return {one.name: one.default for one in fields(Sampling) if one.default is not MISSING}
 
 
 def difference(begun: Mapping[str, Any], facts: Mapping[str, Any]) -> str | None:
     """Return a description of the first difference that matters; `None` if there is none."""
+    begun, facts = ({**one, "settings": completed(one["settings"])} for one in (begun, facts))
     changed = first_difference(begun, facts, _BEFORE) or _other_conditions(begun["conditions"], facts["conditions"])
     changed = changed or first_difference(begun, facts, _AFTER)
     if changed is None and plan_hash(begun) != plan_hash(facts):

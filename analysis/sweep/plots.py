@@ -15,6 +15,7 @@ from analysis.figures.style import BLACK, DIVERGING, GREY, POLES, SEVERAL, chang
 from analysis.statistics import MOST_FAILED
 from analysis.sweep.factorial import spoken
 from analysis.sweep.response import is_ratio, unit_of_change
+from audiolens.directions.strategies import described
 
 if TYPE_CHECKING:
     from analysis.sweep.tradeoff import Front, LayerMap, Limits, Strategies
@@ -53,7 +54,7 @@ def layer_map(result: LayerMap) -> Figure:
         axes.set_xticks(range(columns), [f"{strength:+g}" if strength else "0" for strength in result.strengths])
         axes.set_yticks(range(rows), [str(layer) for layer in result.layers])
         axes.set_xlabel("strength [differences of means]")
-        axes.set_ylabel("block" if result.strategy == "one-to-one" else "block from which the direction was read")
+        axes.set_ylabel(described(result.strategy).axis)
         axes.grid(False)
         for (row, column), value in np.ndenumerate(result.effect):
             lost = result.failed[row, column] > MOST_FAILED

@@ -66,7 +66,8 @@ def effects(
     It is NaN if no baseline could be measured. Controls have no interval, because only their effects are used. Each
     column in `further` is summarised by its median. If one of them is `nats` (nats per code under the unsteered model),
     the column `drift` is added, which is the mean over clips of |nats - nats of the baseline|. `resampling` is a
-    `Resampling` with `n_bootstrap` and `seed`. Intervals are always 95% confidence intervals.
+    `Resampling` with `n_bootstrap` and `seed`. The coverage of the intervals is always `CONFIDENCE`
+    (`analysis/resampling.py`).
     """
     if measured not in table:
         known = [name for name in (*measure.MEASURES, *further) if name in table]

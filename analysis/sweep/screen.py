@@ -13,6 +13,7 @@ from analysis.figures.style import BLACK, DIVERGING, GREY, POLES, SEVERAL, SYMBO
 from analysis.sweep.factorial import spoken
 from analysis.sweep.plots import LOSSES, labelled
 from analysis.sweep.response import is_ratio
+from audiolens.directions.strategies import described
 
 if TYPE_CHECKING:
     from analysis.sweep.tradeoff import Front, LayerMap, Limits, Strategies
@@ -46,9 +47,12 @@ def layer_map(result: LayerMap) -> go.Figure:
             "<extra></extra>",
         )
     )
-    read = "block" if result.strategy == "one-to-one" else "block from which the direction was read"
     title = f"{result.concept}, {result.strategy}: {_label(result.measured)}"
-    return plain(figure.update_layout(title=title, xaxis_title=STRENGTH, yaxis_title=read, xaxis_type="category"))
+    return plain(
+        figure.update_layout(
+            title=title, xaxis_title=STRENGTH, yaxis_title=described(result.strategy).axis, xaxis_type="category"
+        )
+    )
 
 
 @literally

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from audiolens.checks import checked_flags, listed, one_or_listed, shown, whole_number, whole_numbers
 from audiolens.directions.directions import Directions
+from audiolens.directions.strategies import STRATEGIES, Strategy, changed_blocks
 from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError, SiteError, nearest
 from audiolens.interventions import Ablate, Add, Branch, Clamp, Intervention, Numbers, Schedule
@@ -26,7 +27,6 @@ from audiolens.model.timeline import Span, one_span
 from audiolens.tensors import numbers
 from audiolens.vectors import apart
 
-Strategy = Literal["one-to-one", "one-to-all", "one-to-band", "all-to-all"]
 Unit = Literal["raw", "unit", "residual"]
 Operator = Literal["add", "ablate", "clamp"]
 Combine = Literal["sum", "orthogonalised"]
@@ -178,7 +178,7 @@ def _placed(
 
 def _sources(concepts: list[Directions], strategy: Strategy, layer: Any) -> list[int | None]:
     """Return the source layer of each concept's vector; `None` means that each block uses its own vector."""
-    if strategy == "all-to-all":
+    if not STRATEGIES[strategy].uses_one_layer:
         _refuse(strategy, layer=layer)
         return [None] * len(concepts)
     given = one_or_listed("layer", layer)
@@ -192,11 +192,11 @@ def _targets(directions: Directions, strategy: Strategy, source: int | None, lay
     n_layers = directions.meta.n_layers
     if source is None:
         _refuse(strategy, band=band)
-        return list(directions.layers) if layers is None else checked_layers(layers, n_layers)
-    if strategy == "one-to-band":
+        return changed_blocks(strategy, None, directions) if layers is None else checked_layers(layers, n_layers)
+    if STRATEGIES[strategy].changes == "band":
         return _band(band, layers, n_layers)
     _refuse(strategy, layers=layers, band=band)
-    return [source] if strategy == "one-to-one" else list(range(n_layers))
+    return changed_blocks(strategy, source, directions)
 
 
 def _freed(directions: Directions, layer: int, before: list[Tensor]) -> Float[Tensor, " d_model"]:

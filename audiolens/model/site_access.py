@@ -47,6 +47,16 @@ class Form:
         return any(axis in _TIME for axis in self.axes)
 
     @cached_property
+    def keyed(self) -> bool:
+        """Whether the values relate each step to keys, as an attention pattern does."""
+        return "key" in self.axes
+
+    @cached_property
+    def on_text(self) -> bool:
+        """Whether an axis has one position per text token: the token axis, or the keys of a cross-attention."""
+        return "token" in self.axes or (self.keyed and not self.square)
+
+    @cached_property
     def swapped(self) -> bool:
         """Whether time is the third axis in the user's order, whereas inside a run it is always the second."""
         return self.axes[1] not in (*_TIME, *_OPEN)
@@ -147,6 +157,9 @@ class Tap:
     recomputed: ClassVar[bool] = False
     """Whether the value is recomputed because the model never stores it."""
 
+    needs_mask: ClassVar[bool] = False
+    """Whether the value depends on the kernel's attention mask, which only sdpa and eager attention receive."""
+
     shared: ClassVar[bool] = False
     """Whether all rows share one tensor, so that writing into it would change every row."""
 
@@ -224,6 +237,7 @@ class Pattern(Tap):
     """The attention pattern, recomputed from the inputs of the attention kernel. Writing a pattern recomputes z."""
 
     recomputed = True
+    needs_mask = True
 
     def open(self, envoy: Any, view: View) -> tuple[Tensor, Put]:
         args, kwargs = envoy.inputs

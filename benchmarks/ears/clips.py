@@ -19,7 +19,7 @@ from analysis import sweep
 from analysis.study import Settings
 from analysis.sweep import BASELINE, Condition
 from audiolens import AudioLens, Directions, difference_in_means, measure, steer
-from audiolens.directions.steering import Strategy
+from audiolens.directions.strategies import Strategy
 from audiolens.errors import InputError
 from audiolens.etude import synth
 from audiolens.prompts import PromptSet, load

@@ -21,6 +21,7 @@ from ears import agreement, clips
 from ears.agreement import QUANTITIES, Quantity
 from pages import renewed
 
+from analysis.resampling import COVERAGE
 from analysis.statistics import Effect
 from audiolens import AudioLens
 from audiolens.errors import InputError
@@ -135,7 +136,7 @@ def page(table: pd.DataFrame, settings: str, packages: dict[str, str]) -> str:
         "",
         "**Agreement.** The table shows Spearman's ρ between our measure and that of the other model, over the clips "
         "for which both have a value (the number of clips is in parentheses). For the generated clips, it also shows "
-        "a 95% interval over prompts.",
+        f"a {COVERAGE} interval over prompts.",
         "",
         "| quantity | our measure | other model | synthesised | after the codec | generated |",
         "|---|---|---|---|---|---|",
@@ -160,7 +161,7 @@ def page(table: pd.DataFrame, settings: str, packages: dict[str, str]) -> str:
         "",
         "**Effects.** The effect is the median of (steered / baseline - 1), where each steered or prompted clip is "
         "compared with the baseline clip of the same prompt and seed. For mode, it is the median difference. A failed "
-        "clip counts as an effect of zero. Intervals are 95% intervals over prompts.",
+        f"clip counts as an effect of zero. Intervals are {COVERAGE} intervals over prompts.",
         "",
         "| condition | quantity | our measure | other model | name of the other model |",
         "|---|---|---|---|---|",

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,10 @@ from stops import contents, killed
 
 import audiolens as al
 from analysis import sweep
-from analysis.sweep import Condition, ledger, planned, playing
+from analysis.sweep import Condition, experiment, ledger, planned, playing
 from audiolens.errors import DamagedError, DamageWarning, InputError, StoppedError
 from audiolens.files.integrity import read_json, sealed_json
+from audiolens.tracing.sampling import Sampling
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +141,47 @@ def test_a_plan_of_another_version_is_refused(
     (out / "plan.json").write_bytes(sealed_json(changed))
     with pytest.raises(InputError, match=message):
         played(lens, out)
+
+
+def test_a_sweep_that_was_begun_before_a_setting_existed_resumes_at_the_settings_default(
+    lens: Any, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, generated = tmp_path / "sweep", []
+    killed(lambda: played(lens, out), 1 + 3 * 6)
+    facts, generate = experiment._facts, playing.Making.generate
+
+    @dataclass(frozen=True)
+    class Later(Sampling):
+        min_p: float = 0.0
+
+    def counted(making: Any, lens: Any, plan: Any, batch: Any) -> Any:
+        generated.append(len(batch))
+        return generate(making, lens, plan, batch)
+
+    def asking(min_p: float) -> None:
+        def stated(lens: Any, todo: Any, settings: Any, *rest: Any) -> Any:
+            return facts(lens, todo, {**settings, "min_p": min_p}, *rest)
+
+        monkeypatch.setattr(experiment, "_facts", stated)
+
+    monkeypatch.setattr(planned, "Sampling", Later)
+    monkeypatch.setattr(playing.Making, "generate", counted)
+    asking(0.1)
+    with pytest.raises(InputError, match=r"begun with min_p 0\.0, but this one has 0\.1"):
+        played(lens, out)
+    asking(0.0)
+    found = played(lens, out)
+    assert generated == [4]
+    assert contents(out)["clips.parquet"] == contents(whole)["clips.parquet"]
+    assert found.settings["min_p"] == 0.0
+    assert "min_p" not in read_json(out / "plan.json")["settings"]
+    # A sweep that is begun with the setting records it.
+    asking(0.1)
+    new = played(lens, tmp_path / "new")
+    assert new.settings["min_p"] == 0.1
+    monkeypatch.setattr(experiment, "_facts", facts)
+    with pytest.raises(InputError, match=r"begun with min_p 0\.1, but this one has 0\.0"):
+        played(lens, tmp_path / "new")
 
 
 def test_a_plan_that_nothing_was_drawn_by_is_replaced(lens: Any, whole: Path, tmp_path: Path) -> None:

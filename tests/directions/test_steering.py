@@ -1,13 +1,17 @@
 """`steer` adds the right vector at the right block in the right unit; test_raw_hooks.py tests its effect."""
 
 import math
-from typing import Any
+from typing import Any, cast, get_args
 
+import numpy as np
 import pytest
 import torch
 
 import audiolens as al
-from audiolens.directions import schedules
+from analysis.placement.shifts import Candidate
+from analysis.study.scan import Choice
+from analysis.sweep.tradeoff import LayerMap
+from audiolens.directions import schedules, strategies
 from audiolens.errors import InputError, SiteError
 from audiolens.interventions import Ablate, Add, Clamp
 from audiolens.model.provenance import Provenance
@@ -291,3 +295,30 @@ def test_a_ramp_reaches_the_residual_stream(lens: Any, directions: al.Directions
     moved = (changed["resid_post", 2] - bare["resid_post", 2])[0] @ directions[2] / directions[2].norm() ** 2
     expected = torch.tensor([min(max((step / 25 - 0.2) / 0.2, 0.0), 1.0) for step in range(15)])
     torch.testing.assert_close(moved, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_table_of_strategies_is_complete_and_names_the_blocks_that_change(directions: al.Directions) -> None:
+    assert list(strategies.STRATEGIES) == list(get_args(strategies.Strategy)) == list(STRATEGIES)
+    for name, (options, expected) in STRATEGIES.items():
+        if name == "one-to-band":
+            with pytest.raises(InputError, match="whose blocks follow from it"):
+                strategies.changed_blocks(name, options["layer"], directions)
+        else:
+            assert strategies.changed_blocks(name, options.get("layer"), directions) == list(expected)
+        assert strategies.STRATEGIES[name].uses_one_layer is ("layer" in options)
+    with pytest.raises(InputError, match="strategy='sideways'"):
+        strategies.changed_blocks("sideways", 1, directions)
+
+
+def test_a_new_strategy_is_described_by_its_entry_in_the_table(
+    directions: al.Directions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new = strategies.Placing("source", "block of the mean", "mean added at", "added as a mean", "The mean is added.")
+    monkeypatch.setitem(cast(Any, strategies.STRATEGIES), "all-to-one", new)
+    choice = Choice(cast(Any, "all-to-one"), 2, 1.0, 1.5, 0.0, 3)
+    assert choice.description == "all-to-one, mean added at block 2"
+    cells = np.zeros((2, 2))
+    found = LayerMap("tempo", "tempo_ioi", "all-to-one", "both", (0, 1), (-1.0, 1.0), cells, cells)
+    assert found.plot().axes[0].get_ylabel() == "block of the mean"
+    assert found.figure().layout.yaxis.title.text == "block of the mean"
+    assert Candidate(cast(Any, "all-to-one"), 1, directions).targets == 1

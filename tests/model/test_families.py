@@ -153,6 +153,43 @@ def test_patching_knows_every_site_and_refuses_one_that_it_does_not() -> None:
         recorded_hooks(None, [Cell((0, 0), ("ln2.hook_normalized",), 0, 0, 1)])  # pyright: ignore[reportArgumentType]
 
 
+@pytest.mark.parametrize("prefixed", [False, True])
+def test_a_new_recomputed_site_is_known_by_its_layout_and_not_by_its_name(
+    lens: Any, melody_lens: Any, prefixed: bool
+) -> None:
+    from analysis.patching.grid import Grid, needs_tokens
+    from analysis.site_grid import grid_sites
+    from audiolens.errors import InputError
+    from audiolens.model.timeline import clip_timeline
+
+    before = melody_lens if prefixed else lens
+    family = before.traced_model.family
+    taps = {}
+    for hook, tap in family.block_taps.items():
+        taps[hook] = tap
+        if hook.endswith("pattern"):
+            taps[hook.replace("pattern", "weights")] = tap
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(families, "FAMILIES", (replace(family, block_taps=taps),))
+        new = al.AudioLens(before.model, before.tokenizer, name=before.name)
+    groups = ["attn"] if prefixed else ["attn", "cross_attn"]
+    _, cache = new.run_with_cache(PROMPTS[:1], CODES[:1], sites=[f"{one}.weights" for one in groups], layers=1)
+    _, known = new.run_with_cache(PROMPTS[:1], CODES[:1], sites=[f"{one}.pattern" for one in groups], layers=1)
+    timeline = clip_timeline(0.6, new.config)
+    axes: dict[str, Any] = {"timeline": timeline, "layers": [1], "seconds": None, "heads": None, "tokens": ()}
+    for group in groups:
+        assert torch.equal(cache[f"{group}.weights", 1], known[f"{group}.pattern", 1])
+        on_text = group == "cross_attn"
+        assert needs_tokens(new, [f"{group}.hook_weights"]) is (on_text or prefixed)
+        assert grid_sites(new, f"{group}.weights", 1)[f"{group}.weights"][0].on_text is on_text
+        for by in ("head", "seconds"):
+            grid = Grid.of(new, f"{group}.weights", by, steps=timeline.steps, windows=2, **axes)
+            assert len(grid.cells) == (4 if by == "head" else 2)
+        if not prefixed:
+            with pytest.raises(InputError, match="no token axis"):
+                Grid.of(new, f"{group}.weights", "token", steps=timeline.steps, windows=2, **axes)
+
+
 def test_an_overflow_names_the_half_it_is_in(lens: Any, other: Any) -> None:
     from audiolens.errors import ActivationOverflow
 

@@ -16,7 +16,7 @@ from analysis.study.where import Where
 from analysis.sweep import Condition, clips
 from audiolens.directions.directions import Directions
 from audiolens.directions.pole_reader import Samples
-from audiolens.directions.steering import Strategy
+from audiolens.directions.strategies import Strategy
 from audiolens.model.provenance import Provenance
 from audiolens.prompts import PromptSet, load
 

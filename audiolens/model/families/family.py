@@ -14,7 +14,7 @@ from torch import nn
 from audiolens.checks import checked_flags, shown
 from audiolens.errors import InputError, UnsupportedModelError
 from audiolens.model.config import LensConfig
-from audiolens.model.site_access import Tap
+from audiolens.model.site_access import Form, Tap
 from audiolens.model.sites import Site, checked_names, resolve
 from audiolens.model.text import Text
 
@@ -125,6 +125,10 @@ class Family:
     def tap(self, site: Site) -> Tap:
         """The tap of a site."""
         return (self.model_taps if site.layer is None else self.block_taps)[site.hook]
+
+    def form(self, hook: str) -> Form:
+        """The layout of a site, given its name without the block ("cross_attn.hook_q")."""
+        return {**self.model_taps, **self.block_taps}[hook].form
 
     def sites(self, config: LensConfig) -> list[Site]:
         """Every site of a model, in the model's order."""

@@ -17,7 +17,7 @@ from torch import Tensor
 from audiolens.cache.decomposition import Stream
 from audiolens.errors import ActivationOverflow, AudioLensError, UnsupportedModelError
 from audiolens.interventions import Apply
-from audiolens.model.site_access import Pattern, sizes_of
+from audiolens.model.site_access import sizes_of
 from audiolens.model.sites import Site
 from audiolens.model.timeline import codes_timeline
 from audiolens.model.traced_model import TracedModel
@@ -52,9 +52,9 @@ def _reads(traced: TracedModel) -> None:
     codes = torch.zeros(ROWS, config.n_codebooks, 1, dtype=torch.long, device=traced.device)
     steps = codes_timeline(codes, config).steps
     sizes = {**sizes_of(config), "row": ROWS, "step": steps, "query": steps, "token": 1}
-    # Other implementations (such as flash attention) expose every site except the attention patterns.
-    patterns = traced.model.config.decoder._attn_implementation in ("sdpa", "eager")
-    sites = [site for site in family.sites(config) if patterns or not isinstance(family.tap(site), Pattern)]
+    # Other implementations (such as flash attention) expose every site except those that need the mask.
+    masks = traced.model.config.decoder._attn_implementation in ("sdpa", "eager")
+    sites = [site for site in family.sites(config) if masks or not family.tap(site).needs_mask]
     with torch.no_grad(), opened(traced, [None] * ROWS, codes, sampling=Sampling(guidance_scale=1.0)):
         for site in sites:
             _compare(traced, site, sizes, config.prefix(1) + steps)
