@@ -62,7 +62,8 @@ def test_a_codec_is_measured_after_its_quantiser() -> None:
 def test_the_last_phase_changes_no_code(tmp_path: Path) -> None:
     clips = (3000 * np.random.default_rng(0).standard_normal((3, 10_240))).astype(np.int16)
     schedule = codec.TrainingSchedule(
-        autoencoder=1, joint=2, decoder=0, bands_from=0, batch_size=2, segment_frames=8, mel=1.0, decoder_rate=1e-3,
+        autoencoder=1, joint=2, decoder=0, bands_from=0, batch_size=2, segment_frames=8, mel=1.0,
+        decoder_waveform=2.0, decoder_rate=1e-3,
         waveform_per_clip=True, bfloat16=True,
     )  # fmt: skip
     path = tmp_path / "codec.safetensors"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -18,6 +19,7 @@ from transformers import EncodecModel, MusicgenForConditionalGeneration, Musicge
 from audiolens import AudioLens
 from audiolens.errors import InputError
 from audiolens.etude.training import card, codec, corpus, evaluate, export, recipes, subwords, train
+from audiolens.etude.training.codec_quality import codec_quality
 
 
 def tiny(name: str) -> recipes.Recipe:
@@ -190,3 +192,24 @@ def test_the_card_has_every_table(made: Callable[[str], Path], monkeypatch: pyte
     for table in (heard.to_frame(), heard.neutral(), heard.leaks(), heard.synonyms(), heard.acceptance()):
         assert f"| {' | '.join(column.replace('_', ' ') for column in table.columns)} |" in written
     assert heard.unseen.word.isin(subwords.held_out_words(tiny("etude").reading.wording)).all()
+
+
+def test_the_codec_in_the_repository_is_the_one_that_the_recipes_need() -> None:
+    folder = train.KEPT_CODEC
+    kept = train.kept_codec(recipes.BASE)
+    assert kept == folder
+    assert all(train.kept_codec(recipes.named(name)) == folder for name in recipes.RECIPES if name != "etude-0")
+    assert train.kept_codec(recipes.BUNDLED) is None
+    assert train.kept_codec(tiny("etude")) is None
+    stored = load_file(folder / "model.safetensors")
+    assert {value.dtype for value in stored.values() if value.is_floating_point()} == {torch.float16}
+    read: Any = export.read_codec(folder, recipes.BASE.material.codebooks)
+    assert read.dtype == torch.float32
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 6 * 2**20
+    material = recipes.BASE.material
+    quality = codec_quality(read, material.music, material.seconds, n=4)
+    # the card states the mean of 16 clips
+    stated = (folder / "README.md").read_text("utf-8")
+    mean = float(re.search(r"SI-SDR of the waveform \| ([\d.]+) dB", stated)[1])
+    assert abs(quality.si_sdr_db - mean) < 3
+    assert quality.si_sdr_db > 3

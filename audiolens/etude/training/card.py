@@ -1,7 +1,8 @@
-"""Write the model card of a finished étude: what it is, how it was trained, and what an evaluation measured."""
+"""Write the cards of a finished étude and of its codec: what it is, how it was trained, and what was measured."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,50 @@ def write(folder: Path, recipe: recipes.Recipe, n_seeds: int = 1, n_jobs: int = 
     size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
     put(folder / "README.md", text(recipe, lens.model, size, heard, quality, n_seeds).encode("utf-8"))
     return heard
+
+
+def write_codec(folder: Path, codec: Any, material: recipes.Material) -> CodecQuality:
+    """Measure the codec on new clips, and write its card to `folder`."""
+    quality = codec_quality(codec, material.music, material.seconds)
+    put(folder / "README.md", codec_text(material, codec, quality).encode("utf-8"))
+    return quality
+
+
+def codec_text(material: recipes.Material, codec: Any, quality: CodecQuality) -> str:
+    """The card of a codec in Markdown."""
+    schedule, music = material.schedule, material.music
+    keys = len(music.tonics)
+    form = "phrases in the form A A B A" if music.form == "aaba" else "chords and melody drawn bar by bar"
+    seconds = schedule.segment_frames / FRAME_RATE
+    bits = material.codebooks * math.log2(CODEBOOK_SIZE) * FRAME_RATE / 1000
+    lines = [
+        "---", "library_name: transformers", "license: mit", "---", "",
+        f"# The codec of {material.name}", "",
+        "An EnCodec, trained from scratch on music that audiolens synthesises. Several études share its codes.",
+        "",
+        "| | |", "|---|---|",
+        f"| architecture | stock `EncodecModel`: 16 kHz mono, {FRAME_RATE} frames per second, {material.codebooks} "
+        f"codebooks of {CODEBOOK_SIZE} ({bits:.1f} kbit/s), {_parameters(codec) / 1e6:.2f} M parameters |",
+        f"| stored as | {'half precision, loaded as float32' if material.half else 'float32'} |",
+        f"| trained on | {material.codec_clips:,} clips of {material.seconds:.2f} s in {keys} major and {keys} minor "
+        f"keys, {form} (seed {material.codec_seed}) |",
+        f"| steps | {schedule.total:,} of {schedule.batch_size} segments of {seconds:.2f} s: {schedule.autoencoder:,} "
+        f"without the quantiser, {schedule.joint:,} with it, {schedule.decoder:,} for the decoder only |",
+        "", "## Measured quality", "",
+        f"Means over {quality.n} clips of {material.seconds:.2f} s that were not used in training, after the quantiser "
+        "(`audiolens.etude.training.codec_quality`).", "",
+        "| measure | value |", "|---|---|",
+        f"| SI-SDR of the waveform | {quality.si_sdr_db:.2f} dB |",
+        f"| mel distance | {quality.mel_db:.2f} dB |",
+        f"| mel distance with a floor of 60 dB | {quality.mel_60_db:.2f} dB |", "",
+        "The mel distance is the mean absolute difference of 10 log10 of the power in 64 mel bands (Slaney's scale, 0 "
+        "to 8 kHz; Hann windows of 64 ms every 16 ms). Powers more than 80 dB below the loudest band and frame of the "
+        "original count as 80 dB below it.", "",
+        "## Use", "",
+        "```python", "from transformers import EncodecModel", "",
+        'codec = EncodecModel.from_pretrained("etudes/codec")', "```",
+    ]  # fmt: skip
+    return "\n".join(lines) + "\n"
 
 
 def text(recipe: recipes.Recipe, model: Any, size: int, heard: Abilities, quality: CodecQuality, n_seeds: int) -> str:

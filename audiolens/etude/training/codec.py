@@ -77,6 +77,8 @@ class TrainingSchedule:
     decoder_rate: float | None = None
     """The learning rate at which the decoder's own phase starts; `None` continues the schedule of the other phases."""
     waveform: float = 0.5
+    decoder_waveform: float | None = None
+    """The weight of the waveform loss in the decoder's own phase, if it differs from `waveform`."""
     waveform_per_clip: bool = False
     """Whether the waveform loss is relative to each clip's level. Otherwise loud clips dominate it."""
     mel: float = 0.0
@@ -136,7 +138,7 @@ def train(
             latent = latent + (quantized - latent).detach()
         with lower:
             output = model.decoder(latent).float()
-        losses = _losses(output, target, schedule)
+        losses = _losses(output, target, schedule, decoder_only)
         if decoder_only and schedule.mel:
             losses["mel"] = schedule.mel * (log_mel(output) - log_mel(target)).abs().mean()
         wanted = [value for name, value in losses.items() if name != "bands" or step >= schedule.bands_from]
@@ -220,7 +222,10 @@ def _start_codebooks(model: EncodecModel, batches: list[Tensor], rounds: int = 1
 
 
 def _losses(
-    output: Float[Tensor, "row 1 sample"], target: Float[Tensor, "row 1 sample"], schedule: TrainingSchedule
+    output: Float[Tensor, "row 1 sample"],
+    target: Float[Tensor, "row 1 sample"],
+    schedule: TrainingSchedule,
+    decoder_only: bool,
 ) -> dict[str, Tensor]:
     log_magnitude = output.new_zeros(())
     convergence = output.new_zeros(())
@@ -234,12 +239,14 @@ def _losses(
     low, high = (round(hz * PITCH_FFT / SAMPLE_RATE) for hz in PITCH_HZ)
     a, b = (_magnitude(sound, PITCH_FFT)[:, low:high] for sound in (output, target))
     pitch = 0.5 * ((a + 1e-3).log() - (b + 1e-3).log()).abs().mean() + (a - b).norm() / b.norm()
+    last = schedule.decoder_waveform if decoder_only else None
+    weight = schedule.waveform if last is None else last
     over = (1, 2) if schedule.waveform_per_clip else (0, 1, 2)
     waveform = ((output - target).abs().mean(over) / target.abs().mean(over).clamp_min(1e-4)).mean()
     return {
         "log_magnitude": log_magnitude / 4,
         "convergence": 0.5 * convergence / 4,
-        "waveform": schedule.waveform * waveform,
+        "waveform": weight * waveform,
         "bands": bands,
         "pitch": pitch,
     }

@@ -128,6 +128,7 @@ def _codec(material: recipes.Material, shared: Path, given: Path | None, device:
         return finished
     finished = export.rounded(finished)
     export.trained_codec(finished, shared / "codec", half=True)
+    card.write_codec(shared / "codec", finished, material)
     return finished
 
 
