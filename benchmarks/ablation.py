@@ -1,17 +1,18 @@
 """Ablate the ingredients of étude's training recipe one at a time: `python benchmarks/ablation.py`.
 
-The decoder is trained without one ingredient at a time, briefly, on part of the corpus and the shipped codec's codes.
+The decoder is trained without one ingredient at a time, briefly, on part of the corpus and a finished model's codes.
 Two numbers are reported. The first is by how many nats a held-out clip is likelier with its caption than without (0 if
 the text is ignored). The second is how well the poles of held-out captions are separated in the generated clips. A
 second run of the whole recipe from another initialisation shows the variation due to chance. Short runs show which
 ingredient causes the text to take effect *early*, not the result of 17,000 steps without it. A stopped run can be
-resumed. With `--update` the table replaces the one in étude's model card.
+resumed. With `--update` the table replaces the one in étude's model card. `--recipe` and `--model` ablate another
+étude, whose codec is read from MODEL.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,12 +23,11 @@ import typer
 from jaxtyping import Float, Int
 from pages import renewed
 from torch import Tensor
-from transformers import MusicgenForConditionalGeneration
 
 from analysis.resampling import CONFIDENCE, COVERAGE
 from audiolens import AudioLens, measure
-from audiolens.etude.training import corpus, decoder, evaluate, listener, text, train
-from audiolens.model.timeline import delay
+from audiolens.etude.training import corpus, decoder, evaluate, export, instruments, listener, recipes, text, train
+from audiolens.model.timeline import delay, delays_of
 
 CARD = train.WEIGHTS / "README.md"
 HELD_OUT_SEED, HELD_OUT = 77, 256
@@ -39,23 +39,32 @@ NO_BEGINNING = {"beginning": (0, 1.0)}
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """A variant of the recipe, described by its changes."""
+class Variant:
+    """A variant of a recipe, described by its changes."""
 
     name: str
     schedule: dict[str, Any] = field(default_factory=dict)
     pretrained_text: bool = True
     start: int = 0
 
+    def of(self, recipe: recipes.Recipe, steps: int) -> recipes.Recipe:
+        """The recipe with these changes, trained for `steps` steps."""
+        return replace(
+            recipe,
+            reading=recipe.reading if self.pretrained_text else replace(recipe.reading, steps=0),
+            schedule=replace(recipe.schedule, steps=steps, **self.schedule),
+            weights_seed=self.start,
+        )
 
-RECIPES = (
-    Recipe("full recipe"),
-    Recipe("full recipe, different initialisation", start=1),
-    Recipe("without all four ingredients", {**NO_HEAD, **NO_HIDING, **NO_BEGINNING}, pretrained_text=False),
-    Recipe("text encoder not pre-trained", pretrained_text=False),
-    Recipe("no head on the final state", NO_HEAD),
-    Recipe("no hidden history", NO_HIDING),
-    Recipe("beginnings not weighted more", NO_BEGINNING),
+
+VARIANTS = (
+    Variant("full recipe"),
+    Variant("full recipe, different initialisation", start=1),
+    Variant("without all four ingredients", {**NO_HEAD, **NO_HIDING, **NO_BEGINNING}, pretrained_text=False),
+    Variant("text encoder not pre-trained", pretrained_text=False),
+    Variant("no head on the final state", NO_HEAD),
+    Variant("no hidden history", NO_HIDING),
+    Variant("beginnings not weighted more", NO_BEGINNING),
 )
 
 
@@ -66,22 +75,29 @@ def main(
     draws: Annotated[int, typer.Option(help="Clips per held-out caption.")] = 2,
     codes: Annotated[Path | None, typer.Option(help="Codes of an earlier training [default: in WORK].")] = None,
     update: Annotated[bool, typer.Option(help="Write the table into the model card.")] = False,
+    recipe: Annotated[str, typer.Option(help="The recipe to ablate.")] = "etude-0",
+    model: Annotated[Path, typer.Option(help="A finished model of this recipe, for its codec.")] = train.WEIGHTS,
 ) -> None:
     """Train the decoder without each ingredient, and print the effect of text on each."""
+    whole = recipes.named(recipe)
+    material = whole.material
+    work = work if recipe == "etude-0" else work / recipe
     work.mkdir(parents=True, exist_ok=True)
-    shipped: Any = MusicgenForConditionalGeneration.from_pretrained(train.WEIGHTS)
-    codec, folder = shipped.audio_encoder, codes or work / "codes"
-    learnt = corpus.codes(clips, train.DECODER_SEED, codec, folder, train.bar("encode"))
-    held_out = corpus.codes(HELD_OUT, HELD_OUT_SEED, codec, work / "held-out")
+    codec: Any = AudioLens.from_pretrained(str(model)).model.audio_encoder
+    folder = codes or work / "codes"
+    sound = {"seconds": material.seconds, "music": material.music}
+    learnt = corpus.codes(clips, material.seed, codec, folder, train.bar("encode"), **sound)
+    held_out = corpus.codes(HELD_OUT, HELD_OUT_SEED, codec, work / "held-out", **sound)
     rows = []
-    for recipe in RECIPES:
-        out = work / recipe.name.replace(" ", "-").replace(",", "")
+    for variant in VARIANTS:
+        out = work / variant.name.replace(" ", "-").replace(",", "")
         out.mkdir(exist_ok=True)
         result = out / f"{steps}-{clips}-{draws}.json"
         if not result.exists():
-            model = trained(recipe, codec, learnt, out, work, decoder.TrainingSchedule(steps=steps, **recipe.schedule))
-            found = {"recipe": recipe.name, **gap(model, held_out), **words(out / "model", draws)}
-            result.write_text(json.dumps(found, indent=1))
+            changed = variant.of(whole, steps)
+            finished = trained(changed, codec, learnt, out, work)
+            found = {"recipe": variant.name, **gap(finished, changed, held_out)}
+            result.write_text(json.dumps(found | words(out / "model", draws), indent=1))
         rows.append(json.loads(result.read_text()))
     told = page(pd.DataFrame(rows), steps, clips, draws)
     typer.echo(told)
@@ -89,33 +105,37 @@ def main(
         CARD.write_text(renewed(CARD.read_text("utf-8"), "ablation", told), "utf-8")
 
 
-def trained(
-    recipe: Recipe, codec: Any, codes: np.ndarray, out: Path, work: Path, schedule: decoder.TrainingSchedule
-) -> MusicgenForConditionalGeneration:
-    """Train a model by this recipe; it is also written to `out` / "model"."""
-    tokenizer = text.build_tokenizer()
-    torch.manual_seed(recipe.start)
-    reader = text.build_encoder(len(tokenizer))
-    if recipe.pretrained_text:
-        kept = work / f"text-{recipe.start}.safetensors"
-        text.pretrain(reader, tokenizer, kept, report=train.bar("text"))
-    torch.manual_seed(recipe.start)
-    model = decoder.build(reader, codec.cpu())
-    state = out / f"decoder-{schedule.steps}.safetensors"
-    decoder.train(model, tokenizer, codes, train.DECODER_SEED, state, schedule, train.bar(recipe.name))
-    train.export(model, tokenizer, out / "model")
+def trained(recipe: recipes.Recipe, codec: Any, codes: np.ndarray, out: Path, work: Path) -> decoder.Etude:
+    """Train a model by this recipe on these codes; it is also written to `out` / "model"."""
+    reading, schedule, start = recipe.reading, recipe.schedule, recipe.weights_seed or 0
+    tokenizer = reading.tokenizer()
+    torch.manual_seed(start)
+    reader = reading.encoder(tokenizer)
+    if reading.steps:
+        kept = work / f"text-{start}.safetensors"
+        text.pretrain(reader, tokenizer, kept, reading.steps, report=train.bar("text"), reading=reading)
+    torch.manual_seed(start)
+    model = decoder.build(reader, codec.cpu(), recipe.form)
+    state, music = out / f"decoder-{schedule.steps}.safetensors", recipe.material.music
+    decoder.train(
+        model, tokenizer, codes, recipe.material.seed, state, schedule, train.bar(out.name), reading=reading,
+        music=music,
+    )  # fmt: skip
+    export.model(model, tokenizer, out / "model", recipe.half)
     return model
 
 
 @torch.no_grad()
-def gap(model: Any, codes: Int[np.ndarray, "clip codebook frame"], rows: int = 32) -> dict[str, float]:
+def gap(
+    model: Any, recipe: recipes.Recipe, codes: Int[np.ndarray, "clip codebook frame"], rows: int = 32
+) -> dict[str, float]:
     """Nats per code with text, and by how many nats a clip is likelier with its own caption than without."""
-    tokenizer = text.build_tokenizer()
-    captions = listener.Labels.of(len(codes), HELD_OUT_SEED).captions
+    tokenizer, delays = recipe.reading.tokenizer(), delays_of(codes.shape[1], channels=1)
+    captions = listener.Labels.of(len(codes), HELD_OUT_SEED, recipe.material.music, recipe.reading.wording).captions
     nats = {kept: [] for kept in (True, False)}
     for start in range(0, len(codes), rows):
         part = torch.from_numpy(codes[start : start + rows]).long()
-        columns = delay(part, decoder.DELAYS, decoder.START)
+        columns = delay(part, delays, decoder.START)
         tokens = dict(text.tokenize(tokenizer, captions[start : start + rows]))
         for kept, found in nats.items():
             found.append(_nats(model, columns, tokens, kept))
@@ -148,9 +168,9 @@ def words(folder: Path, draws: int) -> dict[str, float]:
             for draw in range(draws)
         ]
         captions, high, seeds = zip(*asked, strict=True)
-        played = lens.generate(list(captions), 5.0, seeds=list(seeds), batch_size=evaluate.ROWS, progress=True)
+        played = lens.generate(list(captions), 5.0, seeds=list(seeds), batch_size=instruments.ROWS, progress=True)
         table = measure.table(played, measures=[measured])
-        found[concept] = evaluate.auc(table[measured], pd.Series(high))
+        found[concept] = evaluate.pole_auc(table[measured], pd.Series(high))
     return found
 
 

@@ -6,7 +6,7 @@ All attributes are sampled independently, so no label (and no word in a caption)
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
 from typing import Any
@@ -99,11 +99,14 @@ class Attributes:
     tonic: int
 
     @classmethod
-    def draw(cls, rng: np.random.Generator, **fixed: Any) -> Attributes:
-        """Sample every attribute independently (continuous ones uniformly on their scale), except those in `fixed`."""
+    def draw(cls, rng: np.random.Generator, tonics: Sequence[int] = TONICS, **fixed: Any) -> Attributes:
+        """Sample every attribute independently (continuous ones uniformly on their scale), except those in `fixed`.
+
+        The key is drawn from `tonics`.
+        """
         drawn: dict[str, Any] = {name: span.at(rng.random()) for name, span in RANGES.items()}
-        for name, choices in (("instrument", INSTRUMENTS), ("mode", MODES), ("meter", METERS), ("tonic", TONICS)):
-            drawn[name] = choices[rng.integers(len(choices))]
+        for name, choices in (("instrument", INSTRUMENTS), ("mode", MODES), ("meter", METERS), ("tonic", tonics)):
+            drawn[name] = choices[int(rng.integers(len(choices)))]
         return replace(cls(**drawn), **fixed)
 
     def level(self, concept: str) -> str:

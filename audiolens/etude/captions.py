@@ -7,12 +7,13 @@ Captions that name nothing ("a little tune with drums") serve as neutral prompts
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 import numpy as np
 
 from audiolens.etude.attributes import CONCEPTS, Attributes
+from audiolens.etude.form import Scene
 
 NAMED_SHARE = 0.6
 
@@ -96,6 +97,41 @@ ENDINGS = (
 )  # fmt: skip
 
 
+Grammar = Mapping[str, Mapping[str, Sequence[str]]]
+"""Maps concept and level to wordings."""
+
+
+@dataclass(frozen=True)
+class Wording:
+    """The words of captions. The default is the wording of the bundled étude.
+
+    Attributes:
+        adjectives: the adjectives of each concept and level.
+        phrases: the phrases of each concept and level.
+        neutral: adjectives that name nothing.
+        nouns: what a caption calls the music.
+        openings: how a caption begins.
+        endings: phrases that name nothing.
+        scenes: the phrases of each part of a scene and value; these sound different, but name no attribute.
+        held_out: synonyms of each concept and level that no caption contains.
+    """
+
+    adjectives: Grammar = field(default_factory=lambda: ADJECTIVES)
+    phrases: Grammar = field(default_factory=lambda: PHRASES)
+    neutral: Sequence[str] = NEUTRAL_ADJECTIVES
+    nouns: Sequence[str] = NOUNS
+    openings: Sequence[str] = OPENINGS
+    endings: Sequence[str] = ENDINGS
+    scenes: Grammar = field(default_factory=dict)
+    held_out: Grammar = field(default_factory=dict)
+
+
+PLAIN = Wording()
+"""The wording of the bundled étude."""
+SCENE_SHARE = 0.35
+"""The probability that a caption names one part of the scene, if the wording can."""
+
+
 @dataclass(frozen=True)
 class Caption:
     """A caption: its text, and a mapping from each concept that the text names to the level that it names."""
@@ -104,33 +140,52 @@ class Caption:
     named: Mapping[str, str]
 
 
-def caption(attributes: Attributes, rng: np.random.Generator, named_share: float = NAMED_SHARE) -> Caption:
+def caption(
+    attributes: Attributes,
+    rng: np.random.Generator,
+    named_share: float = NAMED_SHARE,
+    wording: Wording = PLAIN,
+    scene: Scene = Scene(),  # noqa: B008 (frozen)
+) -> Caption:
     """Write a caption that names each concept with probability `named_share`, by an adjective or a phrase."""
     named = {concept: attributes.level(concept) for concept in CONCEPTS if rng.random() < named_share}
-    return Caption(write(named, rng), named)
+    return Caption(write(named, rng, wording, _setting(attributes, scene, rng, wording)), named)
 
 
-def write(named: Mapping[str, str], rng: np.random.Generator) -> str:
-    """Return a caption that names exactly the levels in `named` (concept -> level), in random order and wording."""
-    adjectives, phrases = [], []
+def write(
+    named: Mapping[str, str], rng: np.random.Generator, wording: Wording = PLAIN, setting: Sequence[str] = ()
+) -> str:
+    """Return a caption that names exactly the levels in `named` (concept -> level), in random order and wording.
+
+    `setting` holds phrases about the scene.
+    """
+    adjectives, phrases = [], [*setting]
     for concept, level in named.items():
         if rng.random() < 0.5:
-            adjectives.append(_choose(ADJECTIVES[concept][level], rng))
+            adjectives.append(_choose(wording.adjectives[concept][level], rng))
         else:
-            phrases.append(_choose(PHRASES[concept][level], rng))
+            phrases.append(_choose(wording.phrases[concept][level], rng))
     if rng.random() < 0.6:
-        adjectives.append(_choose(NEUTRAL_ADJECTIVES, rng))
+        adjectives.append(_choose(wording.neutral, rng))
     if rng.random() < 0.5:
-        phrases.append(_choose(ENDINGS, rng))
+        phrases.append(_choose(wording.endings, rng))
     rng.shuffle(adjectives)
     rng.shuffle(phrases)
-    return " ".join([_choose(OPENINGS, rng), *adjectives, _choose(NOUNS, rng), *phrases])
+    return " ".join([_choose(wording.openings, rng), *adjectives, _choose(wording.nouns, rng), *phrases])
 
 
-def vocabulary() -> list[str]:
+def _setting(attributes: Attributes, scene: Scene, rng: np.random.Generator, wording: Wording) -> list[str]:
+    if not wording.scenes or rng.random() >= SCENE_SHARE:
+        return []
+    values = {"kit": scene.kit, "bass": scene.bass, "meter": str(attributes.meter)}
+    part = _choose(tuple(wording.scenes), rng)
+    return [_choose(wording.scenes[part][values[part]], rng)]
+
+
+def vocabulary(wording: Wording = PLAIN) -> list[str]:
     """Every word that a caption can contain, sorted: the vocabulary of the tokenizer."""
-    texts = [*NEUTRAL_ADJECTIVES, *NOUNS, *OPENINGS, *ENDINGS]
-    for grammar in (ADJECTIVES, PHRASES):
+    texts = [*wording.neutral, *wording.nouns, *wording.openings, *wording.endings]
+    for grammar in (wording.adjectives, wording.phrases, wording.scenes):
         texts += [text for levels in grammar.values() for wording in levels.values() for text in wording]
     return sorted({word for text in texts for word in text.split()})
 

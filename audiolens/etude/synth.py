@@ -21,7 +21,8 @@ from jaxtyping import Float
 from scipy.optimize import brentq
 
 from audiolens.etude.attributes import RANGES, Attributes
-from audiolens.etude.captions import Caption, caption
+from audiolens.etude.captions import PLAIN, Caption, Wording, caption
+from audiolens.etude.form import CHORD_TONES, Music, Scene, compose
 
 SAMPLE_RATE = 16_000
 CLIP_SECONDS = 5.12
@@ -32,6 +33,8 @@ KIT_SEED = 7
 same."""
 
 SCALES = {"major": (0, 2, 4, 5, 7, 9, 11), "minor": (0, 2, 3, 5, 7, 8, 10)}
+BUNDLED = Music()
+"""The music of the bundled étude."""
 CHORD_DEGREES = (0, 0, 0, 3, 4)
 """Scale degrees of the chords: mostly the tonic, because its third sets the mode. The sixth is excluded, because it is
 the tonic of the other mode."""
@@ -52,6 +55,16 @@ Waveform = Float[np.ndarray, " sample"]
 
 
 @dataclass(frozen=True)
+class Label:
+    """What is known about a clip before it sounds, and the random generator with which `render` continues."""
+
+    attributes: Attributes
+    scene: Scene
+    caption: Caption
+    rng: np.random.Generator
+
+
+@dataclass(frozen=True)
 class LabelledClip:
     """One clip with its exact labels, and a caption that names some of them."""
 
@@ -62,27 +75,56 @@ class LabelledClip:
     seed: int
 
 
-def labelled_clips(n: int, seed: int = 0, seconds: float = CLIP_SECONDS, **fixed: object) -> Iterator[LabelledClip]:
+def labelled_clips(
+    n: int,
+    seed: int = 0,
+    seconds: float = CLIP_SECONDS,
+    music: Music = BUNDLED,
+    wording: Wording = PLAIN,
+    **fixed: object,
+) -> Iterator[LabelledClip]:
     """Yield `n` labelled clips; clip i depends only on (`seed`, i). Attributes in `fixed` are not sampled."""
     for index in range(n):
-        yield labelled_clip(index, seed, seconds, **fixed)
+        yield labelled_clip(index, seed, seconds, music, wording, **fixed)
 
 
-def labelled_clip(index: int, seed: int = 0, seconds: float = CLIP_SECONDS, **fixed: object) -> LabelledClip:
+def labelled_clip(
+    index: int,
+    seed: int = 0,
+    seconds: float = CLIP_SECONDS,
+    music: Music = BUNDLED,
+    wording: Wording = PLAIN,
+    **fixed: object,
+) -> LabelledClip:
     """Clip number `index` of the set with this seed, identical to the one that `labelled_clips` yields."""
-    attributes, words, rng = label(index, seed, **fixed)
-    return LabelledClip(render(attributes, rng, seconds), SAMPLE_RATE, attributes, words, index)
+    drawn = draw(index, seed, music, wording, **fixed)
+    audio = render(drawn.attributes, drawn.rng, seconds, music, drawn.scene)
+    return LabelledClip(audio, SAMPLE_RATE, drawn.attributes, drawn.caption, index)
 
 
-def label(index: int, seed: int = 0, **fixed: object) -> tuple[Attributes, Caption, np.random.Generator]:
+def label(index: int, seed: int = 0, **fixed: Any) -> tuple[Attributes, Caption, np.random.Generator]:
     """The attributes and the caption of a clip without its sound, and the random generator with which `render`
     continues."""
+    drawn = draw(index, seed, **fixed)
+    return drawn.attributes, drawn.caption, drawn.rng
+
+
+def draw(index: int, seed: int = 0, music: Music = BUNDLED, wording: Wording = PLAIN, **fixed: object) -> Label:
+    """Everything about a clip except its sound."""
     rng = np.random.default_rng([seed, index])
-    attributes = Attributes.draw(rng, **fixed)
-    return attributes, caption(attributes, rng), rng
+    attributes = Attributes.draw(rng, music.tonics, **fixed)
+    scene = Scene.draw(rng) if music.scenes else Scene()
+    sound, words = (np.random.default_rng([seed, index, part]) for part in (1, 2)) if music.own_streams else (rng, rng)
+    return Label(attributes, scene, caption(attributes, words, wording=wording, scene=scene), sound)
 
 
-def render(attributes: Attributes, seed: int | np.random.Generator, seconds: float = CLIP_SECONDS) -> Waveform:
+def render(
+    attributes: Attributes,
+    seed: int | np.random.Generator,
+    seconds: float = CLIP_SECONDS,
+    music: Music = BUNDLED,
+    scene: Scene = Scene(),  # noqa: B008 (frozen)
+) -> Waveform:
     """Render `attributes` as mono sound at `SAMPLE_RATE`; the same seed gives the same sound.
 
     The clip starts at a random point in a bar. Its root mean square is exactly `loudness_dbfs`, unless a peak would
@@ -90,7 +132,7 @@ def render(attributes: Attributes, seed: int | np.random.Generator, seconds: flo
     """
     rng = np.random.default_rng(seed)
     n_samples = round(seconds * SAMPLE_RATE)
-    score = _Score(attributes, rng, seconds)
+    score = _Score(attributes, rng, seconds, music, scene)
     mix = score.melody(n_samples) + score.accompaniment(n_samples) + score.drums(n_samples)
     mix = _compress(_tilt_to(_compress(mix), attributes.centroid_hz))
     gain = 10 ** (attributes.loudness_dbfs / 20) / np.sqrt(np.mean(mix**2))
@@ -105,14 +147,20 @@ def bar_start(attributes: Attributes, rng: np.random.Generator) -> float:
 class _Score:
     """The score of one clip: its beat times, chords and melody."""
 
-    def __init__(self, attributes: Attributes, rng: np.random.Generator, seconds: float) -> None:
-        self.a, self.rng = attributes, rng
+    def __init__(
+        self, attributes: Attributes, rng: np.random.Generator, seconds: float, music: Music, scene: Scene
+    ) -> None:
+        self.a, self.rng, self.scene = attributes, rng, scene
         self.beat_seconds = 60 / attributes.tempo_bpm
         start = bar_start(attributes, rng)
         n_beats = int((seconds + start) / self.beat_seconds) + 2
         self.beats = np.arange(n_beats) * self.beat_seconds - start
         n_bars = n_beats // attributes.meter + 2
-        self.chords = [0, *rng.choice(CHORD_DEGREES, n_bars)]
+        self.song = compose(attributes.meter, attributes.density, rng) if music.form == "aaba" else None
+        if self.song is None:
+            self.chords = [0, *rng.choice(CHORD_DEGREES, n_bars)]
+        else:
+            self.chords = [self.song.chord(bar) for bar in range(n_bars + 1)]
         self.kick_level = np.sqrt(self.beat_seconds / EVEN_BEAT_SECONDS)
         self.rolloff = 1.6 - 0.9 * RANGES["centroid_hz"].position(attributes.centroid_hz)
 
@@ -124,6 +172,26 @@ class _Score:
 
     def melody(self, n_samples: int) -> Waveform:
         sound = np.zeros(n_samples)
+        notes = self._improvised() if self.song is None else self._composed()
+        ends = [*(onset for onset, _, _ in notes[1:]), self.beats[-1] + self.beat_seconds]
+        for (onset, degree, shift), end in zip(notes, ends, strict=True):
+            near = self.a.register_midi + (self.rng.uniform(-3, 3) if shift is None else shift)
+            note = _note(self.a.instrument, self.pitch(degree, near), min(end - onset, 1.6), self.rolloff)
+            _mix_in(sound, MELODY_LEVEL * note, onset)
+        return sound
+
+    def _composed(self) -> list[tuple[float, int, float | None]]:
+        """The song's notes: onset in seconds, scale degree, and distance from the middle of the register."""
+        assert self.song is not None
+        return [
+            (self.beats[0] + (bar * self.a.meter + note.beat) * self.beat_seconds, note.degree, note.shift)
+            for bar in range(-(-len(self.beats) // self.a.meter))
+            for note in self.song.notes(bar)
+            if bar * self.a.meter + note.beat < len(self.beats)
+        ]
+
+    def _improvised(self) -> list[tuple[float, int, float | None]]:
+        """Notes drawn beat by beat, as onset in seconds and scale degree; `melody` draws their register."""
         on_beat = min(1.0, self.a.density)
         off_beat = max(0.0, self.a.density - 1.0)
         onsets, degrees = [], []
@@ -132,18 +200,12 @@ class _Score:
             chord = self.chords[index // self.a.meter]
             if self.rng.random() < on_beat:
                 onsets.append(beat)
-                degrees.append(chord + int(self.rng.choice((0, 2, 2, 4))))
+                degrees.append(chord + int(self.rng.choice(CHORD_TONES)))
             if self.rng.random() < off_beat:
                 position = (chord if not degrees else degrees[-1]) + int(self.rng.choice((-1, 1)))
                 onsets.append(beat + self.beat_seconds / 2)
                 degrees.append(position)
-        ends = [*onsets[1:], self.beats[-1] + self.beat_seconds]
-        centre = self.a.register_midi
-        for onset, end, degree in zip(onsets, ends, degrees, strict=True):
-            near = centre + self.rng.uniform(-3, 3)
-            note = _note(self.a.instrument, self.pitch(degree, near), min(end - onset, 1.6), self.rolloff)
-            _mix_in(sound, MELODY_LEVEL * note, onset)
-        return sound
+        return [(onset, degree, None) for onset, degree in zip(onsets, degrees, strict=True)]
 
     def accompaniment(self, n_samples: int) -> Waveform:
         sound = np.zeros(n_samples)
@@ -156,7 +218,8 @@ class _Score:
         for index, beat in enumerate(self.beats):
             chord = self.chords[index // self.a.meter]
             strong = index % self.a.meter == 0
-            bass = _note("bass", self.pitch(chord, 38), self.beat_seconds, self.rolloff, self.beat_seconds)
+            fifth = 4 if self.scene.bass == "fifths" and not strong else 0
+            bass = _note("bass", self.pitch(chord + fifth, 38), self.beat_seconds, self.rolloff, self.beat_seconds)
             _mix_in(sound, (0.8 if strong else 0.45) * bass, beat)
         return sound
 
@@ -169,6 +232,8 @@ class _Score:
             _noise(kit, length, decay, level, NOISE_SLOPE * self.rolloff)
             for length, decay, level in ((0.06, 0.012, 1.0), (0.14, 0.04, 0.5))
         )
+        if self.scene.kit != "snare":
+            snare = _BACKBEATS[self.scene.kit](kit, NOISE_SLOPE * self.rolloff)
         sound = np.zeros(n_samples)
         for index, beat in enumerate(self.beats):
             strong = index % self.a.meter == 0
@@ -192,6 +257,23 @@ def _noise(rng: np.random.Generator, seconds: float, decay_seconds: float, level
     spectrum = np.fft.rfft(rng.standard_normal(n)) * _slope(n, -rolloff)
     noise = np.fft.irfft(spectrum, n)
     return level * noise / noise.std() * np.exp(-np.arange(n) / (decay_seconds * SAMPLE_RATE))
+
+
+def _claps(kit: np.random.Generator, rolloff: float) -> Waveform:
+    """Several hands that clap within 25 ms."""
+    sound = np.zeros(int(0.12 * SAMPLE_RATE))
+    for delay_seconds, decay_seconds in ((0.0, 0.004), (0.011, 0.004), (0.023, 0.022)):
+        _mix_in(sound, _noise(kit, 0.09, decay_seconds, 0.6, rolloff), delay_seconds)
+    return sound
+
+
+def _brushes(kit: np.random.Generator, rolloff: float) -> Waveform:
+    """A brush swept over a drum head: noise with a soft start."""
+    stroke = _noise(kit, 0.22, 0.07, 0.45, rolloff)
+    return stroke * np.minimum(np.arange(len(stroke)) / (0.025 * SAMPLE_RATE), 1.0)
+
+
+_BACKBEATS = {"claps": _claps, "brushes": _brushes}
 
 
 def _slope(n: int, exponent: float) -> Float[np.ndarray, " bin"]:

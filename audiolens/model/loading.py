@@ -197,7 +197,7 @@ def _folder(name: str) -> Path | None:
         if not (folder / CONFIG).is_file():
             raise ModelFilesError(
                 f"the bundled model {shown(name)} is not in this installation ({folder} contains no config.json): "
-                "reinstall audiolens, or train the model with `python -m audiolens.etude.training.train`."
+                "reinstall audiolens, or train the model with `python -m audiolens.etude.training.train etude-0`."
             )
         return folder
     folder = Path(name).expanduser()

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoProcessor, MusicgenForConditionalGeneration
 
-from audiolens.etude.training import checkpoint, codec, corpus, decoder, listener, text, train
+from audiolens.etude.training import checkpoint, codec, corpus, decoder, export, listener, recipes, text, train
 from audiolens.etude.training.codec import CODEBOOK_SIZE, N_CODEBOOKS
 from audiolens.model.timeline import delay
 
@@ -143,7 +143,7 @@ def test_a_checkpoint_is_whole_or_absent(tmp_path: Path) -> None:
 def test_transformers_alone_loads_and_plays_what_is_exported(
     model: MusicgenForConditionalGeneration, tmp_path: Path
 ) -> None:
-    train.export(model, text.build_tokenizer(), tmp_path / "etude")
+    export.model(model, text.build_tokenizer(), tmp_path / "etude")
     processor = AutoProcessor.from_pretrained(tmp_path / "etude")
     loaded = MusicgenForConditionalGeneration.from_pretrained(tmp_path / "etude")
     inputs = processor(text=["a slow tune", "fast"], padding=True, return_tensors="pt")
@@ -161,16 +161,18 @@ def test_unknown_words_take_the_place_of_neutral_ones_only() -> None:
 
 
 def test_training_goes_on_from_a_finished_model(tmp_path: Path) -> None:
-    train._go_on_from(train.WEIGHTS, tmp_path, codec_step=5, decoder_step=7)
+    train._go_on_from(train.WEIGHTS, recipes.BUNDLED, tmp_path)
     finished: Any = MusicgenForConditionalGeneration.from_pretrained(train.WEIGHTS)
     reader = text.build_encoder(len(text.build_tokenizer()))
     fresh: Any = decoder.build(reader, codec.build())
     parts = decoder.trained_parts(fresh, listener.build_head(fresh.config.decoder.hidden_size))
-    assert checkpoint.load(tmp_path / "codec.safetensors", {"codec": fresh.audio_encoder}) == 5
-    assert checkpoint.load(tmp_path / "decoder.safetensors", parts) == 7
-    assert text.pretrain(reader, text.build_tokenizer(), tmp_path / "text.safetensors") is reader
+    shared, own = tmp_path / "bundled", tmp_path / "etude-0"
+    assert checkpoint.load(shared / "codec.safetensors", {"codec": fresh.audio_encoder}) == 2300
+    assert checkpoint.load(own / "decoder.safetensors", parts) == 8500
+    assert text.pretrain(reader, text.build_tokenizer(), own / "text.safetensors") is reader
     for name, value in finished.state_dict().items():
         assert torch.equal(fresh.state_dict()[name], value), name
     # what is under way is not begun again
-    train._go_on_from(train.WEIGHTS, tmp_path, codec_step=1, decoder_step=1)
-    assert checkpoint.load(tmp_path / "codec.safetensors", {"codec": fresh.audio_encoder}) == 5
+    checkpoint.save(shared / "codec.safetensors", {"codec": fresh.audio_encoder}, 2400)
+    train._go_on_from(train.WEIGHTS, recipes.BUNDLED, tmp_path)
+    assert checkpoint.load(shared / "codec.safetensors", {"codec": fresh.audio_encoder}) == 2400

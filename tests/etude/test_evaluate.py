@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from audiolens.errors import InputError
 from audiolens.etude.attributes import INSTRUMENTS
 from audiolens.etude.training import evaluate
 
@@ -77,3 +80,50 @@ def test_neutral_clips_are_placed_in_the_reference(planted: evaluate.Abilities) 
     assert placed.share_above_reference["loudness"] == 1.0
     assert placed.relative_spread["loudness"] == 0.0
     assert placed.relative_spread["pitch"] == pytest.approx(1.0, abs=0.3)
+
+
+def test_leaks_are_areas_of_every_measure_between_the_poles_of_every_concept(planted: evaluate.Abilities) -> None:
+    timbre = planted.clips.concept == "timbre"
+    planted.clips.loc[timbre & (planted.clips.level == "high"), "loudness"] += 5.0
+    table = planted.leaks().set_index("concept")
+    assert list(table.columns) == MEASURES
+    assert table.loudness["timbre"] == 1.0
+    named = planted.clips[planted.clips.concept == "mode"]
+    assert table.pitch["mode"] == pytest.approx(roc_auc_score(named.level == "major", named.pitch))
+
+
+def test_synonyms_are_compared_with_trained_words_and_each_with_the_opposite_pole(planted: evaluate.Abilities) -> None:
+    unseen = planted.clips[planted.clips.concept != "neutral"].reset_index(drop=True)
+    unseen["word"] = [f"{level}-{index % 2}" for index, level in enumerate(unseen.level)]
+    slow = (unseen.concept == "tempo") & (unseen.word == "low-0")
+    unseen.loc[slow, ["tempo", "tempo_ioi"]] += 9.0
+    table = replace(planted, unseen=unseen).synonyms().set_index("measure")
+    trained = planted.to_frame().set_index("measure")
+    assert table.trained.equals(trained.auc.rename("trained"))
+    assert table.ceiling.equals(trained.ceiling)
+    # half of the words for slow are played faster than all words for fast
+    assert table.held_out["tempo"] == 0.5
+    words = dict(part.rsplit(" ", 1) for part in table.by_word["tempo"].split(", "))
+    assert words == {"low-0": "0.00", "low-1": "1.00", "high-0": "0.50", "high-1": "0.50"}
+    assert table.held_out["classifier"] > 0.95
+
+
+def test_without_held_out_synonyms_there_is_no_table_of_them(planted: evaluate.Abilities) -> None:
+    with pytest.raises(InputError, match="no clips of held-out synonyms"):
+        planted.synonyms()
+
+
+def test_acceptance_is_by_the_limits_of_each_criterion(planted: evaluate.Abilities) -> None:
+    table = planted.acceptance().set_index("criterion")
+    assert bool(table.met["AUC, tempo by tempo"])
+    assert not table.met["AUC, timbre by brightness"]
+    ceiling = planted.to_frame().set_index("measure").ceiling["pitch"]
+    assert table.needed["AUC, register by pitch"] == f"at least {ceiling - 0.05:.3f}"
+    neutral = planted.clips.index[planted.clips.concept == "neutral"]
+    middle = planted.reference.loudness.median()
+    for above, met in ((0.5, True), (0.6, False)):
+        count = round(above * N)
+        planted.clips.loc[neutral, "loudness"] = [middle + 1] * count + [middle - 1] * (N - count)
+        assert (
+            bool(planted.acceptance().set_index("criterion").met["neutral captions, loudness above the median"]) == met
+        )

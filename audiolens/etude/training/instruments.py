@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from audiolens.etude import synth
+from audiolens.etude.form import Music
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -83,10 +84,10 @@ def mix_moved(before: Sequence[str], after: Sequence[str]) -> float:
 
 
 def synthesised(
-    lens: AudioLens, n: int, seconds: float
+    lens: AudioLens, n: int, seconds: float, music: Music = synth.BUNDLED
 ) -> tuple[list[synth.LabelledClip], Float[np.ndarray, "row channel sample"]]:
     """Return `n` labelled clips from the synthesiser, and their sound after passing through the codec of `lens`."""
-    clips = list(synth.labelled_clips(n, seed=SEED, seconds=seconds))
+    clips = list(synth.labelled_clips(n, seed=SEED, seconds=seconds, music=music))
     raw = np.stack([clip.audio for clip in clips])[:, None]
     parts = np.split(raw, range(ROWS, len(raw), ROWS))
     return clips, np.concatenate([decoded(lens, lens.encode_audio(rows, synth.SAMPLE_RATE)) for rows in parts])

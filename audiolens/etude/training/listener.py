@@ -16,6 +16,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from audiolens.etude import synth
+from audiolens.etude.captions import PLAIN, Wording
+from audiolens.etude.form import Music
 from audiolens.etude.training import text
 from audiolens.etude.training.codec import FRAME_RATE
 
@@ -37,14 +39,15 @@ class Labels:
     attributes: Float[np.ndarray, "clip attribute"]
 
     @classmethod
-    def of(cls, n_clips: int, seed: int) -> Labels:
+    def of(cls, n_clips: int, seed: int, music: Music = synth.BUNDLED, wording: Wording = PLAIN) -> Labels:
         """The labels of the first `n_clips` clips of the set with this seed, sampled again exactly as in `synth`."""
         captions, times, numbers = [], [], []
         for index in range(n_clips):
-            attributes, caption, rng = synth.label(index, seed)
+            drawn = synth.draw(index, seed, music, wording)
+            attributes = drawn.attributes
             beat_seconds = 60 / attributes.tempo_bpm
-            captions.append(caption.text)
-            times.append((beat_seconds, attributes.meter * beat_seconds, synth.bar_start(attributes, rng)))
+            captions.append(drawn.caption.text)
+            times.append((beat_seconds, attributes.meter * beat_seconds, synth.bar_start(attributes, drawn.rng)))
             numbers.append([value for _, value in attributes.targets()])
         beat, bar, start = np.array(times).T
         return cls(captions, beat, bar, start, np.array(numbers))
