@@ -1,6 +1,9 @@
 """Apply the edits and recordings of a run at the named points of the plain decoder."""
 
+from __future__ import annotations
+
 from collections import defaultdict
+from collections.abc import Callable
 
 import torch
 from einops import einsum, rearrange
@@ -62,46 +65,55 @@ class FastSites:
 
     def pattern(self, hook: str, layer: int, attention: Attention, z: Tensor) -> Tensor:
         """Apply the edits at an attention pattern, and record it. Where it changed, z is recomputed from it."""
-        point, run = self._point(hook, layer), self.run
-        edits, wanted = point.due(self.start, self.length, run.recorder)
-        if not edits and not wanted:
+        to, scaling = attention.to, float(self.run.view.config.d_head**-0.5)
+
+        def pattern(heads: Heads) -> Tensor:
+            query, key = (one if heads is None else one[:, heads] for one in (attention.query, to.key))
+            return rearrange(attention_pattern(query, key, to.mask, scaling, to.causal), "b h q k -> b q h k")
+
+        edited = self._recomputed(hook, layer, pattern)
+        if edited is None:
             return z
-        query, key, mask = attention.query, attention.to.key, attention.to.mask
-        heads = run.recorder.heads_of(point.site) if run.recorder is not None and wanted else None
-        if heads is not None and not edits:
-            query, key = query[:, list(heads)], key[:, list(heads)]
-        scaling = float(run.view.config.d_head**-0.5)
-        before = rearrange(attention_pattern(query, key, mask, scaling, attention.to.causal), "b h q k -> b q h k")
-        after = point.changed(before, edits, self.start)
-        if wanted and run.recorder is not None:
-            kept = after[:, :, list(heads)] if edits and heads is not None else after
-            run.recorder.write(point.site, kept, self.start, run.layout)
-        if not edits:
-            return z
-        changed = (after != before).any(-1, keepdim=True)
-        values = attention.to.value
-        return torch.where(changed, einsum(after.to(values.dtype), values, "b q h k, b h k d -> b q h d"), z)
+        before, after = edited
+        summed = einsum(after.to(to.value.dtype), to.value, "b q h k, b h k d -> b q h d")
+        return torch.where((after != before).any(-1, keepdim=True), summed, z)
 
     def result(self, hook: str, layer: int, z: Tensor, projection: nn.Module, out: Tensor) -> Tensor:
         """Apply the edits at the heads' results, and record them. Where they changed, the output is their sum."""
-        point, run = self._point(hook, layer), self.run
-        edits, wanted = point.due(self.start, self.length, run.recorder)
-        if not edits and not wanted:
-            return out
-        heads = run.recorder.heads_of(point.site) if run.recorder is not None and wanted else None
         matrix, bias = affine(projection, z.shape[-2] * z.shape[-1], z)
         weights = rearrange(matrix, "m (h d) -> h d m", d=z.shape[-1])
-        if heads is not None and not edits:
-            z, weights = z[:, :, list(heads)], weights[list(heads)]
-        before = einsum(z, weights, "b s h d, h d m -> b s h m")
-        after = point.changed(before, edits, self.start)
-        if wanted and run.recorder is not None:
-            kept = after[:, :, list(heads)] if edits and heads is not None else after
-            run.recorder.write(point.site, kept, self.start, run.layout)
-        if not edits:
+
+        def result(heads: Heads) -> Tensor:
+            mine, through = (z, weights) if heads is None else (z[:, :, heads], weights[heads])
+            return einsum(mine, through, "b s h d, h d m -> b s h m")
+
+        edited = self._recomputed(hook, layer, result)
+        if edited is None:
             return out
+        before, after = edited
         summed = after.sum(2) if bias is None else after.sum(2) + bias
         return torch.where((after != before).flatten(2).any(-1)[..., None], summed, out)
 
+    def _recomputed(self, hook: str, layer: int, compute: Callable[[Heads], Tensor]) -> tuple[Tensor, Tensor] | None:
+        """Apply the edits at a value "batch step head ..." that the model never stores, and record it.
 
+        `compute` returns the value of some heads (`None`: of all). The result is the value before and after the edits,
+        or `None` if no edit changes this forward pass.
+        """
+        point, recorder = self._point(hook, layer), self.run.recorder
+        edits, wanted = point.due(self.start, self.length, recorder)
+        if not edits and not wanted:
+            return None
+        chosen = recorder.heads_of(point.site) if recorder is not None and wanted else None
+        heads = None if chosen is None else list(chosen)
+        before = compute(None if edits else heads)
+        after = point.changed(before, edits, self.start)
+        if wanted and recorder is not None:
+            recorder.write(
+                point.site, after[:, :, heads] if edits and heads is not None else after, self.start, self.run.layout
+            )
+        return (before, after) if edits else None
+
+
+Heads = list[int] | None
 _NONE: frozenset[str] = frozenset()
