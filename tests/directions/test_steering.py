@@ -195,7 +195,7 @@ def test_ablations_of_orthogonalised_concepts_leave_nothing_of_either(lens: Any,
 def test_concepts_that_do_not_go_together_are_refused(directions: al.Directions) -> None:
     with pytest.raises(InputError, match="nothing is left of '2 \\* \\(tempo\\)' at layer 1"):
         al.steer([directions, 2.0 * directions], layer=1, combine="orthogonalised")
-    with pytest.raises(InputError, match="2 concepts: give one for all, or one for each"):
+    with pytest.raises(InputError, match="2 concepts: give one layer for all, or one for each"):
         al.steer([directions, -directions], layer=[0, 1, 2])
     with pytest.raises(InputError, match="no directions: give at least one"):
         al.steer([], layer=1)

@@ -68,7 +68,7 @@ def test_the_choice_of_the_strength_is_told_with_what_was_tried(study: Study) ->
 def test_the_second_cosine_of_a_place_is_explained(study: Study) -> None:
     told = words.place(study)
     assert "at strength 0.56" in told
-    assert "it is 0.72" in told.split("small strength")[1]
+    assert "It is 0.72" in told.split("small strength")[1]
 
 
 def test_a_rejected_place_is_stated_and_its_strength_is_that_of_the_words(study: Study) -> None:
@@ -77,7 +77,7 @@ def test_a_rejected_place_is_stated_and_its_strength_is_that_of_the_words(study:
     weak = replace(placed, candidates=placed.candidates.assign(alignment=0.2, low=0.1), random=())
     told = words.place(replace(study, placement=weak))
     assert "is rejected as a place, because its alignment of 0.20 is below 0.3. The study steered there" in told
-    assert f"At strength {placed.words_strength:.2g}" in told
+    assert f"at strength {placed.words_strength:.2g}" in told
 
 
 def test_components_open_at_the_block_that_was_chosen(study: Study) -> None:
