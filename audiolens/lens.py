@@ -193,8 +193,10 @@ class AudioLens(OpenedModel, TracedLens, OtherNames, Portable):
             engine: "exact" runs transformers under nnsight and is bit-identical to transformers. "fast" runs the plain
                 decoder, which computes the same function but rounds differently in the last bits. A code can therefore
                 flip where two codes are almost equally likely. "auto" generates the first batch with both engines, and
-                the other batches with the fast one if all codes of the first are equal. `out.settings["engine"]` states
-                the engine that was used. Without seeds only the exact engine is possible.
+                the other batches with the fast one if all codes of the first are equal. It generates a single batch
+                with the exact engine. `out.settings["engine"]` states the engine that was used. Without seeds only the
+                exact engine is possible. The function of an `Apply` is called once per step and branch by the fast
+                engine. transformers computes the first step of MusicGen twice, and so calls it once more.
 
         Raises:
             InputError: (or a subclass) before the model runs, if an argument is out of range, or if a setting of

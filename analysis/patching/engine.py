@@ -23,9 +23,10 @@ from torch import Tensor, nn
 
 from analysis.likelihood import Window, log_probability
 from analysis.patching.grid import BEGIN, EMBEDDINGS, INSIDE, TEXT_STATES, WRITES, Cell
-from audiolens.errors import SiteError
+from audiolens.errors import InputError, SiteError
 from audiolens.model.plain_decoder import Attended, Attention, PlainDecoder, Positionwise, Steps
 from audiolens.model.site_access import attention_pattern
+from audiolens.tracing.fast_clips import changes_missed
 
 if TYPE_CHECKING:
     from audiolens import AudioLens
@@ -63,7 +64,14 @@ class Side:
 
 
 def recorded_hooks(lens: AudioLens, cells: Sequence[Cell]) -> tuple[list[str], list[str]]:
-    """Return the sites to record in the patched run, and in the run that supplies the values."""
+    """Return the sites to record in the patched run, and in the run that supplies the values.
+
+    Raises:
+        SiteError: if a patch at one of the sites cannot be computed.
+        InputError: if something changes the model's own runs, but would not change the patched ones.
+    """
+    if missed := changes_missed(lens.traced_model):
+        raise InputError(f"patching computes the blocks itself: {missed}.")
     hooks = {hook for cell in cells for hook in cell.hooks}
     if unknown := sorted(hooks - REACHED):
         raise SiteError(f"{unknown[0]}: patching does not reach this site. It reaches {', '.join(sorted(REACHED))}.")

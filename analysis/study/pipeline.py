@@ -30,7 +30,6 @@ from analysis.study.stages import Stages
 from analysis.study.where import Where
 from analysis.sweep import BASELINE, Condition, PromptSeed, SweepResult
 from analysis.sweep.batches import TABLE
-from analysis.sweep.ledger import engine_of
 from analysis.sweep.planned import condition_hashes
 from analysis.sweep.storage import is_among
 from audiolens.directions.difference_in_means import difference_in_means
@@ -240,7 +239,8 @@ class _Course:
             clips,
             **making,
             n_jobs=0,
-            engine=(None if stage.place is None else engine_of(stage.place)) or settings.engine,
+            # A sweep that has begun keeps its engine.
+            engine="auto" if stage.there else settings.engine,
             measures=self._measures,
             listener=None if whole else self._listener,
             keep_audio=None if shown is None else partial(is_among, shown, SHOWN),

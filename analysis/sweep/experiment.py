@@ -76,8 +76,9 @@ def plan(lens: AudioLens, directions: Any, *, timed: bool = True, **asked: Any) 
         given.apply_defaults()
         settings = _settings(*(given.arguments[name] for name in _SETTINGS))
         names = _names(given.arguments["measures"], given.arguments["also"] or {})
-        facts = _facts(lens, prepared.plan, settings, "exact", names, given.arguments["also"], asked.get("sound"))
-        ledgers.refuse_begun(Path(asked["out"]), facts)
+        plan, further, sound = prepared.plan, given.arguments["also"], asked.get("sound")
+        facts = partial(_facts, lens, plan, settings, names=names, also=further, sound=sound)
+        ledgers.refuse_begun(Path(asked["out"]), facts(ledgers.engine_of(asked["out"], facts) or "exact"))
     return prepared.estimate(lens, asked.get("out"), asked.get("sound"), timed, asked.get("n_jobs"))
 
 
@@ -243,17 +244,18 @@ def play(
         # Start workers only once the folder is known to be usable, because they take seconds to start.
         return nullcontext(listener) if listener is not None else Listener(lens, measures, n_jobs, n_batches)
 
+    described = partial(_facts, lens, todo, settings, names=names, also=also, sound=sound)
     bar = partial(tqdm, total=len(todo), desc=progress, unit="clip", disable=progress is None, smoothing=0.1)
     if out is None:
-        making = replace(making, engine=chosen(lens, todo, making, engine, None))
+        making = replace(making, engine=chosen(lens, todo, making, engine, None, described))
         done = {"model": lens.name, **settings, "engine": making.engine}
         with stops(None, todo), hearing(len(todo.batches)) as ear, bar() as bar_shown:
             heard = heard_batches(lens, todo, making, ear, keep_audio=keep_audio)
             table, codes, audio = in_memory(heard, todo, bar_shown)
         return SweepResult(table, names, done, lens.config.sample_rate, audio, tuple(also or ()), _codes=codes)
     ledgers.check(Path(out))
-    making = replace(making, engine=chosen(lens, todo, making, engine, out))
-    facts = _facts(lens, todo, settings, making.engine, names, also, sound)
+    making = replace(making, engine=chosen(lens, todo, making, engine, out, described))
+    facts = described(making.engine)
     columns = [*names, *response.LOST, *(also or ()), *(["file"] if sound else [])]
     need = size_of(lens, todo, seconds, sound)
     with (

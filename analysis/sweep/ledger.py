@@ -13,18 +13,18 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 
 from analysis.store.resumable import OtherResultsError
 from analysis.sweep.batches import BATCHES, SOUND, TABLE, Batches, finished, plans_of
-from analysis.sweep.planned import PLAN, SWEEP, difference, plan_hash, used_engine
+from analysis.sweep.planned import ENGINES, PLAN, SWEEP, Used, difference, plan_hash, used_engine
 from audiolens.errors import DamagedError, DamageWarning, InputError
 from audiolens.files.atomic import as_path
 from audiolens.model.tokens import callers_level
@@ -169,10 +169,21 @@ def threads_of(folder: str | os.PathLike[str]) -> int | None:
     return next(iter(plans.values()), None)
 
 
-def engine_of(folder: str | os.PathLike[str]) -> Literal["exact", "fast"] | None:
-    """Return the engine with which a folder's sweep was started, or `None` if there is no sweep."""
+def engine_of(folder: str | os.PathLike[str], facts_with: Callable[[Used], Mapping[str, Any]]) -> Used | None:
+    """Return the engine with which a folder's sweep was started, or `None` if nothing was generated there.
+
+    Each batch names the hash of its plan, which covers the engine. The engine is therefore known even if the plan is
+    lost. `facts_with` returns the facts of the present sweep with an engine.
+    """
+    place = Path(folder)
+    if not finished(place):
+        return None
+    plans = plans_of(place)
+    for engine in ENGINES:
+        if plan_hash(_plain(facts_with(engine))) in plans:
+            return engine
     with suppress(DamagedError):
-        if finished(Path(folder)) and (begun := SWEEP.read(Path(folder))) is not None:
+        if (begun := SWEEP.read(place)) is not None:
             return used_engine(begun)
     return None
 

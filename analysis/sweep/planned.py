@@ -29,6 +29,8 @@ from audiolens.model.weight_hash import content_hash
 from audiolens.tracing.sampling import Sampling
 
 PLAN = "plan.json"
+Used = Literal["exact", "fast"]
+ENGINES: tuple[Used, ...] = ("exact", "fast")
 _ALWAYS = frozenset(("seconds", "guidance_scale", "temperature", "top_k", "batch_size", "measures", "also", "sound"))
 """The settings in the plan of every sweep of this format.
 
@@ -53,7 +55,7 @@ def _verify(path: Path, facts: Mapping[str, Any]) -> None:
         raise InputError(f"{path} cannot be used: {len(sizes)} batches do not add up to {facts['rows']} rows.")
     if not are_threads(facts["model"]["threads"]):
         raise InputError(f"{path} cannot be used: it was begun with {facts['model']['threads']} threads.")
-    if facts["model"].get("engine", "exact") not in ("exact", "fast"):
+    if facts["model"].get("engine", "exact") not in ENGINES:
         raise InputError(f"{path} cannot be used: it was begun with engine {shown(facts['model']['engine'])}.")
     if not RATES_HZ[0] <= facts["sample_rate"] <= RATES_HZ[1]:
         raise InputError(f"{path} cannot be used: its sample rate is {facts['sample_rate']} Hz.")
@@ -82,7 +84,7 @@ SWEEP = Kind(
 )
 
 
-def used_engine(facts: Mapping[str, Any]) -> Literal["exact", "fast"]:
+def used_engine(facts: Mapping[str, Any]) -> Used:
     """Return the engine that generated a sweep, which the first versions did not record, because there was only one."""
     return "fast" if facts["model"].get("engine") == "fast" else "exact"
 
@@ -123,12 +125,14 @@ def completed(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def plan_hash(facts: Mapping[str, Any]) -> str:
-    """Return a hash of what a sweep's rows depend on: all facts except the model's name, the threads and the engine.
+    """Return a hash of what a sweep's rows depend on: all facts except the model's name and the number of threads.
 
-    A sweep resumes with the threads and the engine with which it was begun. A later setting does not change the hash
-    while it has its default, so it can be missing from a plan.
+    A later setting does not change the hash while it has its default, so it can be missing from a plan. The same
+    applies to the engine, of which the first versions had only the exact one.
     """
     model = {key: value for key, value in facts["model"].items() if key not in ("name", "threads", "engine")}
+    if used_engine(facts) != "exact":
+        model["engine"] = used_engine(facts)
     defaults = _defaults()
     settings = {
         name: value

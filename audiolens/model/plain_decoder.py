@@ -113,8 +113,8 @@ def computed(steps: Steps[Made]) -> Made:
 class PlainDecoder:
     """The decoder of an opened model.
 
-    Modules are called as the model would call them, without the wrappers of tracing libraries. A plain linear layer or
-    layer norm is applied directly. Any other module (such as an adapter's) is called as it is.
+    A plain linear layer, layer norm or embedding is applied directly. Any other module (such as an adapter's), or one
+    whose `forward` was replaced (as nnsight does, unless `only` removes its wrappers), is called as it is.
     """
 
     def __init__(self, traced: TracedModel) -> None:
@@ -261,7 +261,7 @@ class PlainBlock:
             self.cross_write: Positionwise = lambda x: (cross_output(x),)
             self.cross_key, self.cross_value = (_called(part) for part in _read(modules.cross_attention)[1:])
             last = modules.cross_attention.output
-            self.silent = type(last) is nn.Linear and last.bias is None and not hooked(last)
+            self.silent = type(last) is nn.Linear and _is_plain(last) and last.bias is None
             """Whether the cross-attention adds nothing if z is zero."""
         mlp_norm, mlp_in, mlp_out = (_called(part) for part in (modules.mlp_norm, modules.mlp_in, modules.mlp_out))
         self.activation = activation = _called(modules.activation)
@@ -278,20 +278,24 @@ def _called(module: Any) -> Callable[[Tensor], Tensor]:
     """Return a function that computes what calling a module computes, with less overhead if nothing hooks the call."""
     if not isinstance(module, nn.Module) or hooked(module):
         return module
-    if "forward" not in module.__dict__:
-        if type(module) is nn.Linear:
-            return partial(functional.linear, weight=module.weight, bias=module.bias)
-        if type(module) is nn.LayerNorm:
-            return partial(
-                torch.layer_norm,
-                normalized_shape=module.normalized_shape,
-                weight=module.weight,
-                bias=module.bias,
-                eps=module.eps,
-            )
-        if type(module) is nn.Embedding and module.max_norm is None:
-            return partial(functional.embedding, weight=module.weight)
+    if type(module) is nn.Linear and _is_plain(module):
+        return partial(functional.linear, weight=module.weight, bias=module.bias)
+    if type(module) is nn.LayerNorm and _is_plain(module):
+        return partial(
+            torch.layer_norm,
+            normalized_shape=module.normalized_shape,
+            weight=module.weight,
+            bias=module.bias,
+            eps=module.eps,
+        )
+    if type(module) is nn.Embedding and _is_plain(module) and module.max_norm is None:
+        return partial(functional.embedding, weight=module.weight)
     return module.forward
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether calling the module does nothing but run the forward method of its class."""
+    return "forward" not in module.__dict__ and not hooked(module)
 
 
 def hooked(module: nn.Module) -> bool:

@@ -8,9 +8,11 @@ likely. `tracing/engines.py` compares both engines before this one is used.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.nn.modules.module as torch_hooks
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -20,43 +22,55 @@ from audiolens.model.timeline import Timeline, delay, undelay
 from audiolens.model.traced_model import TracedModel
 from audiolens.tracing.fast_sites import FastSites
 from audiolens.tracing.model_calls import device_of
-from audiolens.tracing.nnsight_source import Model, only
+from audiolens.tracing.nnsight_source import Model, has_own_forward, only
 from audiolens.tracing.overflow import Watch
 from audiolens.tracing.plan import Run
 from audiolens.tracing.sampling import Forbid, RowSampler
 
 
 def refusal(traced: TracedModel) -> str | None:
-    """Return why the fast engine cannot run this model, or `None` if it can."""
-    model = traced.model
-    attention = model.decoder.config._attn_implementation
+    """Return why the fast engine cannot run this model now, or `None` if it can."""
+    attention = traced.model.decoder.config._attn_implementation
     if attention not in ("sdpa", "eager"):
         return f"the model uses {attention} attention: load it with attn_implementation='sdpa' or 'eager'"
-    if len({parameter.device for parameter in model.decoder.parameters()}) > 1:
+    if len({parameter.device for parameter in traced.model.decoder.parameters()}) > 1:
         return "the decoder is distributed over several devices"
-    for name, module in _passed(traced).items():
+    return changes_missed(traced)
+
+
+def changes_missed(traced: TracedModel) -> str | None:
+    """Return what changes a run of the model, but would not change a run of the plain decoder; `None` if nothing does.
+
+    The plain decoder calls the modules inside blocks, the embeddings, the final norm and the heads. It replaces the
+    calls of the modules that contain them.
+    """
+    if torch_hooks._global_forward_hooks or torch_hooks._global_forward_pre_hooks:
+        return "torch has a forward hook for all modules, which would be missed"
+    called = {id(part) for one in _called_modules(traced) for part in one.modules()}
+    for name, module in [("the model", traced.model), *traced.model.decoder.named_modules(prefix="decoder")]:
+        if module.training and module is not traced.model:
+            return f"{name} is in training mode: call model.eval()"
+        if id(module) in called:
+            continue
         if hooked(module):
-            return f"{name} has a hook, which a run without this module's own call would miss"
+            return f"{name} has a hook, which would be missed: remove it, or use interventions"
+        if not has_own_forward(module):
+            return f"the forward method of {name} was replaced, which would be missed"
     return None
 
 
-def _passed(traced: TracedModel) -> dict[str, nn.Module]:
-    """The modules whose own call the plain decoder replaces: those that contain the modules it calls."""
-    called = set()
+def _called_modules(traced: TracedModel) -> Iterator[nn.Module]:
+    """The modules that the plain decoder calls, except parameters-only ones."""
+    family = traced.family
+    yield from (traced.final_norm, *traced.heads, *family.embeddings(traced.model))
     for block in traced.blocks:
-        modules = traced.family.modules(block)
-        called |= {id(part) for part in vars(modules).values() if isinstance(part, nn.Module)}
+        modules = family.modules(block)
+        parts = [modules.attention_norm, modules.cross_attention_norm, modules.mlp_norm, modules.mlp_in]
+        parts += [modules.activation, modules.mlp_out]
         for attention in (modules.attention, modules.cross_attention):
-            called |= set() if attention is None else {id(part) for part in vars(attention).values()}
-    called |= {id(part) for part in (traced.final_norm, *traced.heads, *traced.family.embeddings(traced.model))}
-    decoder = traced.model.decoder
-    inside = {name for name, part in decoder.named_modules() if id(part) in called for name in _below(name, decoder)}
-    return {f"decoder.{name}".rstrip("."): part for name, part in decoder.named_modules() if name not in inside}
-
-
-def _below(name: str, root: nn.Module) -> list[str]:
-    """The name of a module and those of its parts."""
-    return [".".join(filter(None, (name, inner))) for inner, _ in root.get_submodule(name).named_modules()]
+            if attention is not None:
+                parts += [attention.query, attention.key, attention.value, attention.output]
+        yield from (part for part in parts if isinstance(part, nn.Module))
 
 
 class StepMemory:
@@ -158,7 +172,8 @@ class _Clips:
         if not hooks.isdisjoint(_EXITS):
             return self._logits_visited(stream)
         stream = self.decoder.final_norm(stream[:, -1])
-        return torch.stack([head(stream) for head in self.decoder.heads], dim=1).flatten(0, 1)
+        # transformers samples in float32, whatever the dtype of the model.
+        return torch.stack([head(stream) for head in self.decoder.heads], dim=1).flatten(0, 1).float()
 
     def _logits_visited(self, stream: Tensor) -> Float[Tensor, "branch_sequence vocab"]:
         hooks = self.sites.hooks(None)
@@ -168,7 +183,7 @@ class _Clips:
         logits = torch.stack([head(stream) for head in self.decoder.heads], dim=2)
         if "hook_logits" in hooks:
             logits = self.sites.visit("hook_logits", None, logits)
-        return logits[:, -1].flatten(0, 1)
+        return logits[:, -1].flatten(0, 1).float()
 
     def _read_text(self, traced: TracedModel, inputs: dict[str, Any]) -> None:
         """Compute every block's keys and values of the text."""
@@ -179,7 +194,7 @@ class _Clips:
         seen: Bool[Tensor, "batch 1 1 token"] | None = mask.bool()[:, None, None]
         # The second half of the rows attends to nothing, and sdpa then returns zero.
         blind = self.layout.branches == 2 and not self.decoder.eager and not bool(mask[self.rows :].any())
-        blind = blind and self.rows >= _ALIKE
+        blind = blind and self.rows >= ALIKE
         if bool(mask.all()):
             seen = None
         for layer, block in enumerate(self.decoder.blocks):
@@ -191,7 +206,7 @@ class _Clips:
             self.memory.texts.append(Attended(key, value, None if seen is None else seen[:rows], rows=rows))
 
 
-_ALIKE = 4
+ALIKE = 4
 """The number of rows from which a CPU's matrix product computes a row in the same way however many others there are.
 Smaller batches keep both halves, so that their codes are also those of the exact engine."""
 _EXITS = ("ln_final.hook_normalized", "hook_logits")

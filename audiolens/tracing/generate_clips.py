@@ -23,7 +23,7 @@ from audiolens.model.traced_model import TracedModel
 from audiolens.sound.codec import AudioSource
 from audiolens.tracing import fast_clips, model_calls
 from audiolens.tracing.batching import Layout, batches, start_columns
-from audiolens.tracing.engines import Choice, checked_engine
+from audiolens.tracing.engines import Choice, Engine, checked_engine
 from audiolens.tracing.generation import Generation
 from audiolens.tracing.given_sound import clip_start, decode_codes
 from audiolens.tracing.model_calls import alone, random_state
@@ -56,10 +56,14 @@ def drawn(
     decode: bool,
     use_cache: bool,
     progress: bool,
-    engine: str = "exact",
+    engine: Engine = "exact",
+    compared: bool = False,
 ) -> Generation:
-    """Check the arguments and generate the clips of one call; see `AudioLens.generate`."""
-    chosen = checked_engine(engine)
+    """Check the arguments and generate the clips of one call; see `AudioLens.generate`.
+
+    `compared` states that the engines need not be compared, because this call is part of their comparison.
+    """
+    engine = checked_engine(engine)
     checked_flags(exact=exact, decode=decode, use_cache=use_cache, progress=progress)
     config = traced.config
     seeds = one_or_listed("seeds", seeds)
@@ -79,7 +83,11 @@ def drawn(
         batches(sizes, halves=traced.family.halves(guided), exact=exact, batch_size=batch_size, prefix=config.prefix)
     )
     start = clip_start(audio_prompt, len(listed), timeline, traced)
-    choice = Choice(traced, chosen, _unfit(streams, use_cache), partial(_first_logits, traced, listed[0], guided))
+    if compared and engine != "auto":
+        choice = Choice(engine)
+    else:
+        logits = partial(_first_logits, traced, listed[0], guided)
+        choice = Choice.of(traced, engine, len(parts), _unfit(streams, use_cache), logits)
     codes = torch.zeros(len(listed), config.n_codebooks, timeline.frames, dtype=torch.long, device=traced.device)
     with alone(traced.model), random_state(keep=streams is not None):
         for layout, length in tqdm(parts, desc="generating", unit="batch", disable=not progress):
@@ -92,7 +100,7 @@ def drawn(
             else:
                 made = batch.exact(traced, plan(recorder=recorder), timeline, sampling, use_cache)
             if choice.compares:
-                choice.decided(made, batch.fast(traced, plan(recorder=None), timeline, sampling))
+                choice.decide(made, partial(batch.fast, traced, plan(recorder=None), timeline, sampling))
             codes[list(layout.rows[: layout.kept])] = made[: layout.kept]
     audio = decode_codes(traced, codes) if decode else None
     recorded = None if recorder is None else recorder.cache(listed, traced.name, config.frame_rate)
@@ -175,13 +183,13 @@ def _unfit(streams: list[int] | None, use_cache: bool) -> str | None:
     return None if use_cache else "use_cache=False recomputes every step with transformers"
 
 
-def _first_logits(traced: TracedModel, prompt: Prompt, guided: bool, engine: str) -> Float[Tensor, "..."]:
+def _first_logits(traced: TracedModel, prompt: Prompt, guided: bool, engine: Any) -> Float[Tensor, "..."]:
     """Return the logits of the first two steps of a very short clip, by which the engines are compared."""
     config = traced.config
     reading = Reading("logits", branch="both" if guided else "cond")
     made = drawn(
         traced,
-        prompt,
+        [prompt] * fast_clips.ALIKE,
         max(1, max(config.delays)) / config.frame_rate,
         reading,
         Sampling(3.0 if guided else 1.0, 0.0),
@@ -194,6 +202,7 @@ def _first_logits(traced: TracedModel, prompt: Prompt, guided: bool, engine: str
         use_cache=True,
         progress=False,
         engine=engine,
+        compared=True,
     )
     assert made.cache is not None
     return made.cache["hook_logits"][..., :2, :]

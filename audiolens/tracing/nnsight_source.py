@@ -106,6 +106,12 @@ def _controlled(model: nn.Module) -> list[tuple[int, dict[str, Any], Controller]
     return found
 
 
+def has_own_forward(module: nn.Module) -> bool:
+    """Whether calling a module runs the forward method of its class, apart from nnsight's wrapper around it."""
+    forward = module.__dict__.get("forward")
+    return forward is None or (isinstance(forward, Controller) and forward.state.original is type(module).forward)
+
+
 def open_ahead(model: Model, family: Family, site: Site) -> None:
     """Open the operations that later sites of the same module need.
 

@@ -38,8 +38,8 @@ def exact(lens: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_auto_takes_the_fast_engine_and_gives_the_same_table(lens: Any, exact: Path, tmp_path: Path) -> None:
     found = played(lens, tmp_path / "sweep")
     assert found.settings["engine"] == "fast"
-    assert ledger.engine_of(tmp_path / "sweep") == "fast"
-    assert contents(tmp_path / "sweep")["clips.parquet"] == contents(exact)["clips.parquet"]
+    assert read_json(tmp_path / "sweep" / PLAN)["model"]["engine"] == "fast"
+    pd.testing.assert_frame_equal(found.table, sweep.load_folder(exact).table)
     in_memory = played(lens, None, engine="fast")
     assert in_memory.settings["engine"] == "fast"
     pd.testing.assert_frame_equal(
@@ -83,16 +83,46 @@ def test_a_folder_that_states_no_engine_was_made_by_the_exact_one(lens: Any, exa
     out = tmp_path / "sweep"
     killed(lambda: played(lens, out, engine="exact"), 1 + 3 * 6)
     facts = {key: value for key, value in read_json(out / PLAN).items() if key != "sha256"}
-    for engine, expected in ((None, "exact"), ("exact", "exact")):
-        model = {key: value for key, value in facts["model"].items() if key != "engine"}
-        facts["model"] = model | ({} if engine is None else {"engine": engine})
-        (out / PLAN).write_bytes(sealed_json(facts))
-        assert ledger.engine_of(out) == expected
-    assert played(lens, out).settings["engine"] == "exact"
+    del facts["model"]["engine"]
+    (out / PLAN).write_bytes(sealed_json(facts))
+    assert played(lens, out, engine="auto").settings["engine"] == "exact"
+    assert contents(out)["clips.parquet"] == contents(exact)["clips.parquet"]
     facts["model"]["engine"] = "quick"
     (out / PLAN).write_bytes(sealed_json(facts))
     with pytest.raises(InputError, match=r"it was begun with engine 'quick'"):
         sweep.load_folder(out)
+
+
+@pytest.mark.parametrize("engine", ["exact", "fast"])
+@pytest.mark.parametrize("lose", [lambda plan: plan.unlink(), lambda plan: plan.write_bytes(plan.read_bytes()[:40])])
+def test_a_lost_plan_does_not_mix_engines(lens: Any, tmp_path: Path, engine: str, lose: Any) -> None:
+    out, other = tmp_path / "sweep", {"exact": "fast", "fast": "exact"}[engine]
+    killed(lambda: played(lens, out, engine=engine), 1 + 3 * 6)
+    lose(out / PLAN)
+    with pytest.raises(InputError, match=f"was begun with engine='{engine}'"):
+        played(lens, out, engine=other)
+    assert played(lens, out).settings["engine"] == engine
+    lose(out / PLAN)
+    assert played(lens, out).settings["engine"] == engine
+
+
+def test_a_fast_sweep_does_not_resume_where_the_fast_engine_cannot_run(lens: Any, tmp_path: Path) -> None:
+    out = tmp_path / "sweep"
+    killed(lambda: played(lens, out, engine="fast"), 1 + 3 * 6)
+    handle = lens.model.register_forward_hook(lambda *_: None)
+    try:
+        with pytest.raises(InputError, match=r"begun with the fast engine, which cannot be used now, because .*hook"):
+            played(lens, out)
+        assert played(lens, None).settings["engine"] == "exact"
+    finally:
+        handle.remove()
+
+
+def test_other_sampling_settings_are_compared_anew(lens: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert played(lens, None).settings["engine"] == "fast"
+    generate = fast_clips.generate
+    monkeypatch.setattr(fast_clips, "generate", lambda *given: (generate(*given) + 1) % 32)
+    assert played(lens, None, temperature=0.5).settings["engine"] == "exact"
 
 
 def test_an_unknown_engine_is_refused_before_anything_runs(lens: Any, tmp_path: Path) -> None:

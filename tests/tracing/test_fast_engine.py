@@ -1,6 +1,7 @@
 """The fast engine gives the clips, recordings and errors of the exact one, at every site and with every operator."""
 
 import gc
+import threading
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from everywhere import IN_BLOCK, WHOLE
 from torch import Tensor, nn
 
 import audiolens as al
+from analysis import patching
 from audiolens.errors import AudioLensError, InputError
 from audiolens.model import plain_decoder
 from audiolens.model.plain_decoder import PlainDecoder
@@ -176,15 +178,21 @@ def test_eager_attention_is_equal(checkpoint: Any) -> None:
     same(*both(lens, interventions=edit, sites=["cross_attn.z", "attn.pattern"], branch="both"))
 
 
-@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
-def test_other_dtypes(checkpoint: Any, dtype: str) -> None:
-    """Float64 leaves no room for rounding; bfloat16 only has to run, and to draw mostly the same codes."""
+@pytest.mark.parametrize(
+    ("dtype", "settings"),
+    [
+        ("float64", {}),
+        ("bfloat16", {}),
+        ("bfloat16", {"temperature": 0.01}),
+        ("bfloat16", {"guidance_scale": 10.0}),
+        ("float16", {"temperature": 1e-5}),
+    ],
+)
+def test_codes_are_drawn_in_float32_in_every_dtype(checkpoint: Any, dtype: str, settings: dict[str, Any]) -> None:
     lens = al.AudioLens.from_pretrained(checkpoint, dtype=dtype)
-    exact, fast = both(lens, sites="logits", guidance_scale=3.0)
-    if dtype == "float64":
-        assert torch.equal(exact.codes, fast.codes)
-        torch.testing.assert_close(fast.cache["hook_logits"], exact.cache["hook_logits"], atol=1e-12, rtol=0)
-    assert (exact.codes == fast.codes).float().mean() > 0.5
+    exact, fast = both(lens, PROMPTS * 3, sites="logits", **settings)
+    assert torch.equal(exact.codes, fast.codes)
+    assert fast.cache["hook_logits"].dtype == exact.cache["hook_logits"].dtype == getattr(torch, dtype)
 
 
 def test_etude_is_equal() -> None:
@@ -219,14 +227,75 @@ def test_adapters_and_hooks_on_called_modules_take_part(checkpoint: Any) -> None
     assert not torch.equal(fast.codes, exact.codes)
 
 
-def test_a_hook_that_would_be_missed_is_refused(checkpoint: Any) -> None:
+def hook_on(path: str) -> Any:
+    def attach(lens: Any) -> Any:
+        module = lens.model.get_submodule(path)
+        return module.register_forward_hook(lambda *_: None).remove
+
+    return attach
+
+
+def replaced(path: str) -> Any:
+    def attach(lens: Any) -> Any:
+        own = lens.model.get_submodule(path).__dict__
+        before = own.get("forward")
+        assert before is not None
+        own["forward"] = lambda *given, **named: before(*given, **named)
+        return lambda: own.__setitem__("forward", before)
+
+    return attach
+
+
+def training(lens: Any) -> Any:
+    lens.model.decoder.model.decoder.train()
+    return lens.model.eval
+
+
+def for_all_modules(_: Any) -> Any:
+    return nn.modules.module.register_module_forward_hook(lambda *_: None).remove
+
+
+DECODER = "decoder.model.decoder"
+
+
+@pytest.mark.parametrize(
+    ("attach", "message"),
+    [
+        (hook_on(""), "has a hook"),
+        (hook_on("decoder"), "has a hook"),
+        (hook_on(f"{DECODER}.layers.1"), "has a hook"),
+        (hook_on(f"{DECODER}.layers.1.self_attn"), "has a hook"),
+        (replaced(f"{DECODER}.layers.1"), "forward method of .* was replaced"),
+        (replaced(f"{DECODER}.embed_positions"), "forward method of .* was replaced"),
+        (training, "is in training mode"),
+        (for_all_modules, "a forward hook for all modules"),
+    ],
+)
+def test_what_would_be_missed_is_refused_even_after_the_comparison(
+    checkpoint: Any, codes: Tensor, attach: Any, message: str
+) -> None:
     lens = al.AudioLens.from_pretrained(checkpoint)
-    for path in ("model.decoder.layers.1", "model.decoder.layers.1.self_attn", "model.decoder", "model", ""):
-        handle = lens.model.decoder.get_submodule(path).register_forward_hook(lambda *_: None)
-        with pytest.raises(InputError, match=r"has a hook"):
-            lens.generate("calm", SECONDS, seeds=1, engine="fast")
-        assert lens.generate("calm", SECONDS, seeds=1, engine="auto").settings["engine"] == "exact"
-        handle.remove()
+    given: dict[str, Any] = {"seconds": SECONDS, "seeds": 1, "decode": False}
+    lens.generate("calm", **given, engine="fast")
+    detach = attach(lens)
+    with pytest.raises(InputError, match=message):
+        lens.generate("calm", **given, engine="fast")
+    if attach is not training:
+        assert lens.generate(["calm"] * 2, **given, batch_size=1, engine="auto").settings["engine"] == "exact"
+    with pytest.raises(InputError, match=f"patching computes the blocks itself: .*{message}"):
+        patching.patch(lens, ["fast piano"], ["slow piano"], codes[:1], by="component", progress=False)
+    detach()
+    assert lens.generate("calm", **given, engine="fast").settings["engine"] == "fast"
+
+
+def test_a_replaced_output_projection_is_called_in_both_halves(checkpoint: Any) -> None:
+    lens = al.AudioLens.from_pretrained(checkpoint)
+    shift = torch.linspace(-2, 2, lens.config.d_model)
+    for block in lens.traced_model.blocks:
+        own = block.encoder_attn.out_proj.__dict__
+        before = own.get("forward")
+        own["forward"] = lambda x, before=before: before(x) + shift
+    same(*both(lens))
 
 
 def test_arguments_that_only_the_exact_engine_takes(lens: Any) -> None:
@@ -258,6 +327,67 @@ def test_auto_compares_the_first_batch(checkpoint: Any, monkeypatch: pytest.Monk
     same(exact, auto)
 
 
+def test_auto_takes_the_exact_engine_where_the_fast_one_fails(checkpoint: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    lens = al.AudioLens.from_pretrained(checkpoint)
+    asked: dict[str, Any] = {"seconds": SECONDS, "seeds": 1, "batch_size": 2, "decode": False, "engine": "auto"}
+    assert lens.generate(PROMPTS[:2], **asked).settings["engine"] == "exact"  # a single batch
+
+    def fails(*_: Any) -> Tensor:
+        raise InputError("the fast engine fails")
+
+    monkeypatch.setattr(fast_clips, "generate", fails)
+    exact = lens.generate(PROMPTS, **{**asked, "engine": "exact"})
+    engines._VERDICTS[lens.model] = ""
+    for _ in range(2):
+        auto = lens.generate(PROMPTS, **asked)
+        assert auto.settings["engine"] == "exact"
+        same(exact, auto)
+        engines._VERDICTS.clear()
+    with pytest.raises(InputError, match=r"the engines could not be compared \(the fast engine fails\)"):
+        lens.generate(PROMPTS, **{**asked, "engine": "fast"})
+    assert lens.model not in engines._VERDICTS
+
+
+def test_an_intervention_that_cures_the_model_works_with_auto(checkpoint: Any) -> None:
+    lens = al.AudioLens.from_pretrained(checkpoint)
+    with torch.no_grad():
+        lens.model.decoder.model.decoder.layers[1].fc2.weight.fill_(torch.nan)
+    asked: dict[str, Any] = {"seconds": SECONDS, "seeds": 1, "batch_size": 2, "decode": False}
+    cure = al.Apply(torch.zeros_like, site="mlp_out", layer=1)
+    exact = lens.generate(PROMPTS, **asked, interventions=cure)
+    auto = lens.generate(PROMPTS, **asked, interventions=cure, engine="auto")
+    same(exact, auto)
+
+
+def test_threads_wait_for_the_comparison(checkpoint: Any) -> None:
+    lens = al.AudioLens.from_pretrained(checkpoint)
+    embeddings = lens.model.decoder.model.decoder.embed_positions
+    weights = embeddings.weights.clone()
+    forward = type(embeddings).forward
+
+    class Doubled(type(embeddings)):
+        def forward(self, *given: Any, **named: Any) -> Tensor:
+            return 2 * forward(self, *given, **named)
+
+    embeddings.__class__ = Doubled
+    outcomes: list[str] = []
+
+    def run() -> None:
+        try:
+            lens.generate("calm", SECONDS, seeds=1, decode=False, engine="fast")
+            outcomes.append("clip")
+        except InputError:
+            outcomes.append("refused")
+
+    threads = [threading.Thread(target=run) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert outcomes == ["refused"] * 6
+    assert torch.equal(weights, embeddings.weights)
+
+
 def test_a_decoder_that_computes_something_else_is_refused(checkpoint: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     lens = al.AudioLens.from_pretrained(checkpoint)
     embedded = PlainDecoder.embedded
@@ -266,8 +396,8 @@ def test_a_decoder_that_computes_something_else_is_refused(checkpoint: Any, monk
         lens.generate("calm", SECONDS, seeds=1, engine="fast")
     assert lens.generate("calm", SECONDS, seeds=1, engine="auto").settings["engine"] == "exact"
     monkeypatch.undo()
-    engines._REFUSED.clear()
-    assert lens.generate("calm", SECONDS, seeds=1, engine="auto").settings["engine"] == "fast"
+    engines._VERDICTS.clear()
+    assert lens.generate("calm", SECONDS, seeds=1, engine="fast").settings["engine"] == "fast"
 
 
 def test_a_site_that_the_decoder_does_not_reach_is_an_error(lens: Any, monkeypatch: pytest.MonkeyPatch) -> None:
