@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from analysis.commands import early
 from analysis.commands.common import (
     Json,
     Model,
@@ -74,9 +75,7 @@ def patch(
 
         audiolens patch tempo --no-sound --json
     """
-    from analysis import patching
-    from analysis.patching.grid import checked_by, needs_equal_lengths
-    from analysis.patching.result import checked_mode
+    from analysis.patching.grid import checked_by, checked_mode, needs_equal_lengths
     from analysis.store import folder
     from audiolens.checks import MOST_SEED, checked_count
     from audiolens.errors import InputError
@@ -87,9 +86,14 @@ def patch(
         raise InputError("--sound and --no-sound were both given: give only one.")
     checked_by(by)
     checked_mode(mode)
+    early.check_measures("--sound", sound)
+    early.check_length(seconds)
+    early.check_model(model)
+    early.check_concept(concept)
+    early.check_folder(out)
+    from analysis import patching
+
     ear = None if no_sound else _ear(concept, by, sound, pairs, seed)
-    if out is not None:
-        folder.check(out, overwrite=None)
     lens = open_lens(model)
     sets = prompt_set(concept, lens)
     asked: dict[str, Any] = {"by": by, "site": site}
@@ -125,7 +129,7 @@ def _ear(concept: str, by: str, measured: str | None, pairs: int, seed: int) -> 
     neither.
     """
     from analysis.patching import Sound
-    from analysis.sweep.response import MEASURED
+    from analysis.sweep.concept_measures import MEASURED
 
     # A grid by token has a column per word and needs over a thousand clips, so it is computed only on request.
     name = measured or (None if is_prompt_file(concept) or by == "token" else MEASURED.get(concept))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from analysis.commands import early
 from analysis.commands.common import (
     Force,
     Json,
@@ -94,8 +95,6 @@ def study(
 
         audiolens study tempo --paper --model facebook/musicgen-melody
     """
-    from analysis import study as studies
-    from analysis.listening import share_cores
     from analysis.study import stages
 
     sizes = [name for name, given in (("--full", full), ("--quick", quick), ("--paper", paper)) if given]
@@ -104,6 +103,9 @@ def study(
     asked = _asked(concept, concepts, positive, negative)
     if concepts is not None and measured is not None:
         raise InputError("--measure and --concepts were both given, but each concept has its own measure: give one.")
+    early.check_model(model)
+    early.check_length(seconds)
+    early.check_choice("codes", codes, early.CODES)
     changes: dict[str, Any] = {"seconds": seconds, "seed": seed, "verify": verify, "measured": measured}
     if codes is not None:
         changes["codes"] = codes
@@ -112,6 +114,9 @@ def study(
     given = [_given(one, words, measured) for one in asked]
     for one in asked:
         stages.check(target / one if len(asked) > 1 else target, overwrite=force)
+    from analysis import study as studies
+    from analysis.listening import share_cores
+
     lens = open_lens(model)
     sets = [one if isinstance(one, str) else completed(one, lens, own_words) for one in given]
     if paper:
@@ -173,19 +178,18 @@ def _name(asked: Any) -> str:
 
 def _given(asked: Any, words: str | None, measured: str | None) -> PromptSet | str:
     """Return the prompts in the user's files, or the name of a known concept. Raises if they cannot be studied."""
-    from analysis import study as studies
-    from analysis.study.settings import refuse_too_few
+    from analysis.sweep.concept_measures import measure_of, refuse_too_few, refuse_unknown
 
-    settings = studies.Settings(measured=measured)
     if isinstance(asked, str) and not is_prompt_file(asked):
         if words is not None:
             raise InputError("--words applies only to your own prompts: leave it out for a bundled concept.")
-        studies.prompts_of(asked, settings=settings)
+        refuse_unknown(asked, measured)
+        measure_of(asked, measured)
         return asked
     own = own_prompts(*asked, concept=_name(asked)) if isinstance(asked, tuple) else own_prompts(asked)
     try:
         refuse_too_few(own)
-        settings.measure_of(own.concept)
+        measure_of(own.concept, measured)
     except InputError as error:
         raise InputError(f"{' and '.join(map(str, asked)) if isinstance(asked, tuple) else asked}: {error}") from None
     return own

@@ -23,9 +23,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from analysis.patching.grid import WINDOWS, By, Cell, Grid, needs_tokens
+from analysis.patching.grid import WINDOWS, By, Cell, Grid, Mode, checked_mode, needs_tokens
 from analysis.patching.plans import GridPlan, SoundPlan
-from analysis.patching.result import Mode, PatchingResult, checked_mode
+from analysis.patching.result import PatchingResult
 from analysis.patching.runs import Runs
 from analysis.patching.sound import Listening, Sound
 from analysis.resampling import Resampling

@@ -11,21 +11,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from analysis.store.resumable import Kind, first_difference
 from analysis.sweep.batches import BATCHES, SOUND, TABLE, are_threads
-from analysis.sweep.conditions import Condition
 from audiolens.checks import MOST, RATES_HZ
 from audiolens.errors import InputError
-from audiolens.interventions import Intervention
-from audiolens.lens import AudioLens
-from audiolens.model import provenance
-from audiolens.model.weight_hash import content_hash
+
+if TYPE_CHECKING:
+    from analysis.sweep.conditions import Condition
+    from audiolens.interventions import Intervention
+    from audiolens.lens import AudioLens
 
 PLAN = "plan.json"
 _BEFORE = (
@@ -77,6 +75,11 @@ def facts_of(
     lens: AudioLens, conditions: Sequence[Condition], settings: Mapping[str, Any], **others: Any
 ) -> dict[str, Any]:
     """Return all versions, weights, settings and condition hashes that a sweep's rows depend on, as plain values."""
+    import torch
+
+    from audiolens.model import provenance
+    from audiolens.model.weight_hash import content_hash
+
     return {
         "format": SWEEP.format,
         "versions": {
@@ -146,11 +149,13 @@ def condition_hash(condition: Condition, times: np.ndarray) -> str:
 
 
 def _bytes(condition: Condition, step: Intervention, name: str, times: np.ndarray) -> bytes:
+    import torch
+
     value: Any = getattr(step, name)
     if callable(value) and name == "schedule":
         schedule: Callable[[float], Any] = value
         value = torch.tensor([float(schedule(float(time))) for time in times], dtype=torch.float32, device="cpu")
-    if isinstance(value, Tensor):
+    if isinstance(value, torch.Tensor):
         return f"{tuple(value.shape)}".encode() + value.detach().cpu().double().contiguous().numpy().tobytes()
     if callable(value):
         raise InputError(

@@ -91,7 +91,8 @@ class SweepResult:
     @cached_property
     def _rows_of(self) -> dict[str, Int[np.ndarray, " row"]]:
         """The row numbers of every condition, in ascending order."""
-        return dict(self.table.groupby("condition", sort=False).indices)
+        found = self.table.groupby("condition", sort=False).indices
+        return {str(name): np.asarray(rows) for name, rows in found.items()}
 
     @cached_property
     def _ends(self) -> Int[np.ndarray, " batch"]:

@@ -121,7 +121,7 @@ def test_a_file_of_prompts_is_heard_where_it_names_a_measure(tmp_path: Path) -> 
         (("--site", "resid_post", "--by", "token"), "has no token axis"),
         (("--site", "cross_attn.k"), "use by='token'"),
         (("--seconds", 0.12), "windows=8: there are 6 steps"),
-        (("--sound", "tempoo"), "measure='tempoo'"),
+        (("--sound", "tempoo"), "--sound 'tempoo'. Did you mean 'tempo'"),
         (("--sound", "tempo", "--no-sound"), "both given"),
     ],
 )
@@ -150,7 +150,7 @@ def test_sites_on_the_texts_side_take_pairs_of_one_length(run: Run, checkpoint: 
         (("place", "tempo", "--prompts", 1000), "--prompts=1000"),
         (("place", "none.csv"), "none.csv"),
         (("place", "tempo", "--by", "loudest"), "by='loudest'"),
-        (("place", "tempo", "--strategies", "one-to-some"), "is not a candidate"),
+        (("place", "tempo", "--strategies", "one-to-some"), "expected 'one-to-one', 'one-to-all', 'all-to-all'"),
         (("patch", "tempo", "--pairs", 1), "--pairs=1"),
         (("patch", "tempo", "--seed", -1), "--seed=-1"),
         (("patch", "tempo", "--by", "hour"), "hour"),
