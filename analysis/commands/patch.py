@@ -61,9 +61,9 @@ def patch(
     The metric is the log-likelihood of the clean prompt's music, in nats. The gap in this metric between the two
     prompts is printed first, with its interval. If the interval includes 0, there is no effect to localise.
 
-    A second, coarse grid measures the sound of patched clips. It is computed if --sound names a measure and, except
-    with --by token, for the bundled concepts tempo, timbre, density and register. It uses few pairs, and the output
-    states how many.
+    A second, coarse grid measures the sound of patched clips. It is computed if --sound names a measure. With --by
+    seconds or component, it is also computed for the bundled concepts tempo, timbre, density and register. It uses few
+    pairs, and the output states how many.
 
     Examples:
 
@@ -131,8 +131,8 @@ def _ear(concept: str, by: str, measured: str | None, pairs: int, seed: int) -> 
     from analysis.patching import Sound
     from analysis.sweep.concept_measures import MEASURED
 
-    # A grid by token has a column per word and needs over a thousand clips, so it is computed only on request.
-    name = measured or (None if is_prompt_file(concept) or by == "token" else MEASURED.get(concept))
+    # A grid by token or by head has many columns and generates hundreds of clips, so it is computed only on request.
+    name = measured or (None if is_prompt_file(concept) or by in ("token", "head") else MEASURED.get(concept))
     if name is None:
         return None
     return Sound(name, seconds=_HEARD_SECONDS, pairs=min(pairs, _HEARD_PAIRS), first_seed=seed)
