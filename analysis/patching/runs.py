@@ -130,6 +130,8 @@ class Runs:
     """Both runs of every pair.
 
     `read` contains the codes that the clean and the corrupted run read, and `window` is the part that is scored.
+    `places` replaces the tokens in the columns of a grid by tokens, which are otherwise counted from the first token in
+    which the prompts of a pair differ.
     """
 
     lens: AudioLens
@@ -140,6 +142,7 @@ class Runs:
     window: Window
     sizes: tuple[tuple[int, ...], tuple[int, ...]]
     timeline: Timeline
+    places: Int[Tensor, "pair column"] | None = None
 
     @classmethod
     def checked(
@@ -182,6 +185,8 @@ class Runs:
     @cached_property
     def offsets(self) -> tuple[Int[Tensor, "pair column"], tuple[str, ...]]:
         """The token of each pair in every column of a grid by tokens (-1 for none), and the names of the columns."""
+        if self.places is not None:
+            return self.places, tuple(map(str, range(self.places.shape[1])))
         return token_offsets(self.lens, self.clean, self.corrupted)
 
     def token_columns(self) -> tuple[str, ...]:
