@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,9 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from audiolens import measure
+from audiolens.measure.clips import read
+from audiolens.measure.failure import failures_of_clips
+from audiolens.measure.table import table_of_clips
 from audiolens.sound.codec import decode
 
 if TYPE_CHECKING:
@@ -165,6 +168,11 @@ def _hear(
     # A codec can produce NaN or infinity on codes far from its training data. Such a clip is measured as silence, not
     # rejected.
     audio = np.where(np.isfinite(audio).all(axis=(1, 2), keepdims=True), audio, 0.0).astype(np.float32)
-    ours = Heard(codes, audio, measure.table(audio, config.sample_rate, measures=measures), config.sample_rate)
-    lost = measure.failures(ours, ours if baseline is None else baseline)
-    return replace(ours, frame=pd.concat([ours.frame, lost], axis=1))
+    # The same clips are measured and checked for failure, because both need their onsets.
+    clips, rate = read(audio, config.sample_rate)[0], config.sample_rate
+    theirs = clips if baseline is None else read(baseline.audio, baseline.sample_rate)[0]
+    measured = table_of_clips(clips, measures)
+    entropy = measure.code_entropy(codes)
+    reference = entropy if baseline is None else measure.code_entropy(baseline.codes)
+    lost = failures_of_clips(clips, theirs, entropy, reference)
+    return Heard(codes, audio, pd.concat([measured, lost], axis=1), rate)

@@ -54,14 +54,24 @@ def failed(steered: Generated, baseline: Generated) -> Bool[np.ndarray, " row"]:
 @guarded
 def failures(steered: Generated, baseline: Generated) -> pd.DataFrame:
     """Return a table of the criteria of `failed` per clip: `rms_ratio`, `onsets`, `entropy_ratio`, `failed`."""
-    import pandas as pd
-
     ours, theirs = _clips(steered, "steered"), _clips(baseline, "baseline")
     entropy, reference = code_entropy(steered.codes), code_entropy(baseline.codes)
     for name, clips, codes in (("steered", ours, entropy), ("baseline", theirs, reference)):
         if len(clips) != len(codes):
             raise InputError(f"{name} has {len(clips)} clips of sound and {len(codes)} rows of codes; give one of each")
     refuse_unpaired(steered, baseline)
+    return failures_of_clips(ours, theirs, entropy, reference)
+
+
+def failures_of_clips(
+    ours: list[Clip], theirs: list[Clip], entropy: Float[np.ndarray, " row"], reference: Float[np.ndarray, " row"]
+) -> pd.DataFrame:
+    """Return `failures` of clips that were already read, given the entropies of their codes and of the baseline's.
+
+    Onsets that were computed for a measure of the same clips are not computed again.
+    """
+    import pandas as pd
+
     with np.errstate(divide="ignore", invalid="ignore"):
         rms_ratio = _rms(ours) / _rms(theirs)
         entropy_ratio = entropy / reference

@@ -93,6 +93,14 @@ def table(
     return pd.DataFrame(rows, columns=names, dtype=float)
 
 
+def table_of_clips(clips: Sequence[Clip], measures: Sequence[str]) -> pd.DataFrame:
+    """Return `table` of clips that were already read. What it computes of a clip stays with the clip (`once`)."""
+    import pandas as pd
+
+    names = checked_measures(measures)
+    return pd.DataFrame(_measure(list(clips), names), columns=names, dtype=float)
+
+
 @guarded
 def table_of_files(
     paths: Sequence[SoundPath], measures: Sequence[str] | None = None, n_jobs: int = 1, seconds: Span | None = None
