@@ -234,6 +234,14 @@ class Runs:
             tokens,
         )
 
+    def unpatched(self, rows: Sequence[int], cells: Sequence[Cell]) -> PairBatch:
+        """Record the clean run alone of the given pairs, for cells that take their values from elsewhere."""
+        depths = [cell.layer for cell in cells if cell.layer is not None]
+        above = range(min(depths, default=0), self.lens.config.n_layers)
+        base = self._side(0, rows, recorded_hooks(self.lens, cells)[0], above)
+        codes = self.codes[list(rows)]
+        return PairBatch(self.lens, base, base, codes, self.window, self.steps, self._seen(0, rows), None)
+
     def _side(self, which: int, rows: Sequence[int], hooks: Sequence[str], layers: Any) -> Side:
         lens, prefixed = self.lens, self.lens.config.has_prefix
         prompts = [(self.clean, self.corrupted)[which][row] for row in rows]
