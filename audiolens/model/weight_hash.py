@@ -3,11 +3,12 @@
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Int64, UInt8
 from torch import Tensor, nn
 
 _SAMPLED = 256
@@ -102,12 +103,17 @@ def _bytes_of(tensor: Tensor) -> UInt8[Tensor, " byte"]:
     return tensor.detach().reshape(-1).contiguous().view(torch.uint8)
 
 
+@cache
+def _places(device: torch.device) -> Int64[Tensor, " word"]:
+    return torch.arange(1, _BLOCK + 1, device=device)
+
+
 def _checksum(content: UInt8[Tensor, " byte"]) -> int:
     """Return a 64-bit checksum that depends on the position of every byte."""
     if content.storage_offset() % 8 or content.data_ptr() % 8:
         content = content.clone()
     whole = len(content) // 8 * 8
-    places = torch.arange(1, _BLOCK + 1, device=content.device)
+    places = _places(content.device)
     found = int.from_bytes(bytes(content[whole:].tolist()), "little")
     for words in content[:whole].view(torch.int64).split(_BLOCK):
         # Overflow wraps around, in torch as in the modulus here.
