@@ -137,10 +137,7 @@ def _summary(place: Path) -> dict[str, Any]:
     """Read the summary of a finished study. An error is raised if the folder contains links."""
     if place.is_dir():
         refuse_links(place)
-    if not (place / stages.BEGUN).is_file():
-        raise InputError(f"{place} contains no study with stages: there is no {stages.BEGUN} in it.")
-    if not (place / SUMMARY).is_file():
-        raise InputError(f"{place} contains an unfinished study: repeat the command that started it to resume.")
+    stages.refuse_unfinished(place)
     return _object(place / SUMMARY)
 
 
