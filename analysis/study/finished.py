@@ -13,7 +13,7 @@ from analysis import sweep
 from analysis.store.folder import SUMMARY, UNSEALED_STUDY, refuse_path
 from analysis.store.resumable import first_difference
 from analysis.store.versions import versions
-from analysis.study import experiment, side_effects, stages, storage, where
+from analysis.study import experiment, placement_storage, side_effects, stages, storage, where
 from analysis.study.assembly import StudyParts, assembled
 from analysis.study.made import check_made
 from analysis.study.result import Study
@@ -63,7 +63,7 @@ def load_folder(folder: str | os.PathLike[str]) -> Study:
         parts = StudyParts(
             directions=directions,
             where=where.read(at["patching"]) if "patching" in at else None,
-            placement=storage.read_placement(at["placement"], directions) if "placement" in at else None,
+            placement=placement_storage.read_placement(at["placement"], directions) if "placement" in at else None,
             tried={name: _swept(at[name]) for name in ("scan", "strength") if name in at},
             tested=_swept(at["dose-response"]),
             scored=side_effects.read(at["lost"]),
