@@ -20,6 +20,7 @@ from threadpoolctl import threadpool_limits
 from audiolens import measure
 from audiolens.measure.clips import read
 from audiolens.measure.failure import Levels, onset_counts
+from audiolens.measure.table import table_of_clips
 
 if TYPE_CHECKING:
     from audiolens.tracing.generation import Generation
@@ -72,10 +73,11 @@ def hear(
     # A codec can produce NaN or infinity on codes far from its training data. Such a clip is measured as silence, not
     # rejected.
     audio = np.where(np.isfinite(audio).all(axis=(1, 2), keepdims=True), audio, 0.0).astype(np.float32)
+    # One reading serves the table and the onset counts, because a clip keeps the onsets that were computed for it.
     clips = read(audio, sample_rate)[0]
     return Heard(
         codes=codes,
-        frame=measure.table(audio, sample_rate, measures=wanted.measures) if wanted.measures else pd.DataFrame(),
+        frame=table_of_clips(clips, wanted.measures) if wanted.measures else pd.DataFrame(),
         levels=Levels.of(clips, codes),
         onsets=onset_counts(clips) if wanted.measures else None,
         audio={row: audio[row] for row in wanted.sound},

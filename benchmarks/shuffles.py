@@ -19,7 +19,7 @@ import typer
 from pages import renewed
 
 from analysis.similarity import chance_cosine
-from analysis.sweep.response import MEASURED
+from analysis.sweep.concept_measures import MEASURED
 from audiolens import AudioLens, Directions, difference_in_means, prompts
 
 PAGE = Path(__file__).parent.parent / "docs" / "reading-results.md"

@@ -77,8 +77,8 @@ def attribute(
         steps: number of points on the path, for the method "integrated".
         towards: which run is patched; see `AttributionResult`.
         per_codebook: keep codebooks separate, at the cost of one backward pass per codebook.
-        check: number of cells per site that are also patched exactly, in one run per cell. The cells are sampled
-            uniformly. 0 disables the check.
+        check: number of cells per site that are also patched exactly. The cells are sampled uniformly. They are scored
+            together by the patching engine or, with a `metric`, in one run per cell. 0 disables the check.
         check_pairs: number of prompt pairs in the check.
         cells: number of time windows into which the steps are divided for the check.
         batch_size: number of pairs per pass.

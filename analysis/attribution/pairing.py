@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from analysis.attribution.agreement import Agreement, CheckedCell, patched
+from analysis.attribution.agreement import Agreement, CheckedCell, patched, patched_together, reached
 from analysis.attribution.gradients import Metric, Pass, backward, scored
 from analysis.likelihood import Window, checked_rows, refuse_unequal
 from analysis.site_grid import GridSite, grid_sites, spans
@@ -150,11 +150,7 @@ class Pairing:
         """
         rng = np.random.default_rng(seed)
         rows = np.sort(rng.permutation(len(self.own))[:pairs])
-        own, other, codes = self._rows(rows)
-        logits, mine = self.lens.run_with_cache(own, codes, sites=list(self.sites))
-        theirs = self.lens.run_with_cache(other, codes, sites=list(self.sites))[1]
-        base = scored(self.metric, logits, codes.to(logits.device)).double().cpu().numpy()
-        table = []
+        drawn: list[tuple[CheckedCell, float]] = []
         for short, group in self.groups.items():
             values = attributed[short][:, rows]
             tokens = group[0].cell_unit == "token"
@@ -162,25 +158,43 @@ class Pairing:
             cuts = [(token, token + 1) for token in range(there)] if tokens else spans(there, cells)
             heads = range(values.shape[4])
             every = [(layer, cut, head) for layer in range(len(group)) for cut in cuts for head in heads]
-            drawn = [every[number] for number in np.sort(rng.permutation(len(every))[:check])]
-            todo = [
-                CheckedCell(group[at], cut[0], cut[1], head if group[at].heads else None) for at, cut, head in drawn
-            ]
-            exact = patched(self.lens, own, codes, mine.tensors, theirs.tensors, todo, self.metric) - base
-            for (at, cut, head), cell, effect in zip(drawn, todo, exact, strict=True):
+            for number in np.sort(rng.permutation(len(every))[:check]):
+                at, cut, head = every[number]
                 predicted = values[at, :, :, cut[0] : cut[1], head].sum((1, 2)).mean()
-                table.append(
-                    {
-                        "site": short,
-                        "layer": -1 if cell.site.layer is None else cell.site.layer,
-                        "start": cell.start,
-                        "stop": cell.stop,
-                        "head": -1 if cell.head is None else cell.head,
-                        "attributed": float(predicted),
-                        "exact": float(effect.sum(1).mean()),
-                    }
-                )
+                cell = CheckedCell(group[at], cut[0], cut[1], head if group[at].heads else None)
+                drawn.append((cell, float(predicted)))
+        exact = self._exact(rows, [cell for cell, _ in drawn])
+        table = [
+            {
+                "site": cell.site.short,
+                "layer": -1 if cell.site.layer is None else cell.site.layer,
+                "start": cell.start,
+                "stop": cell.stop,
+                "head": -1 if cell.head is None else cell.head,
+                "attributed": predicted,
+                "exact": float(effect.sum(1).mean()),
+            }
+            for (cell, predicted), effect in zip(drawn, exact, strict=True)
+        ]
         return Agreement.of(pd.DataFrame(table), len(rows))
+
+    def _exact(self, rows: np.ndarray, cells: Sequence[CheckedCell]) -> list[Float[np.ndarray, "row codebook"]]:
+        """Return the change of the metric under the patch of each cell."""
+        own, other, codes = self._rows(rows)
+        together = [cell for cell in cells if reached(cell.site, self.metric)]
+        alone = [cell for cell in cells if not reached(cell.site, self.metric)]
+        found: dict[CheckedCell, np.ndarray] = {}
+        if together and isinstance(self.metric, Window):
+            effects = patched_together(self.lens, own, other, codes, together, self.metric)
+            found |= zip(together, effects, strict=True)
+        if alone:
+            sites = [name for name in self.sites if any(name == cell.site.name for cell in alone)]
+            logits, mine = self.lens.run_with_cache(own, codes, sites=sites)
+            theirs = self.lens.run_with_cache(other, codes, sites=sites)[1]
+            base = scored(self.metric, logits, codes.to(logits.device)).double().cpu().numpy()
+            effects = patched(self.lens, own, codes, mine.tensors, theirs.tensors, alone, self.metric) - base
+            found |= zip(alone, effects, strict=True)
+        return [found[cell] for cell in cells]
 
     def _rows(self, rows: np.ndarray) -> tuple[list[str | None], list[str | None], Tensor]:
         return (

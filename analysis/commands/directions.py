@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from analysis.commands import early
 from analysis.commands.common import (
     Force,
     Json,
@@ -64,12 +65,18 @@ def directions_read(
         audiolens directions my-prompts.csv -o mine.safetensors
     """
     from analysis.store import folder
-    from audiolens import difference_in_means
     from audiolens import prompts as sets_of
 
     folder.check_file(out, overwrite=force)
+    early.check_choice("position", position, early.POSITIONS)
+    early.check_choice("branch", branch, early.BRANCHES)
+    early.check_choice("codes", codes, early.CODES)
+    early.check_length(seconds)
+    early.check_model(model)
     own = bool(Path(concept).suffix)
     sets = own_prompts(concept) if own else sets_of.load(concept, vocabulary)
+    from audiolens import difference_in_means
+
     lens = open_lens(model)
     sets = completed(sets, lens) if own else sets_of.load(concept, vocabulary, lens=lens)
     found = difference_in_means(

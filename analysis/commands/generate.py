@@ -7,7 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
+from analysis.commands import early, steering
 from analysis.commands.common import Engine, Json, Model, open_lens, say, to_json
+from audiolens.checks import checked_seed
 from audiolens.errors import InputError
 
 
@@ -51,7 +53,6 @@ def generate(
 
         audiolens generate "a little tune" -s tempo.safetensors:+1 -s timbre.safetensors:-0.25 --orthogonal
     """
-    from analysis.commands import steering
     from analysis.store import folder
 
     if not all(prompt.strip() for prompt in prompts):
@@ -62,6 +63,12 @@ def generate(
     for option, value in {**where, "--orthogonal": orthogonal or None}.items():
         if value is not None and not todo:
             raise InputError(f"{option} applies to a direction, and none was given: give one with --steer.")
+    early.check_choice("strategy", strategy, early.STRATEGIES)
+    early.check_choice("branch", branch, early.BRANCHES)
+    early.check_length(seconds)
+    early.check_guidance(guidance)
+    checked_seed(seed)
+    early.check_model(model)
     folder.check(out, overwrite=None)
     lens = open_lens(model)
     steps, cautions = steering.placed(

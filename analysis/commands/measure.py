@@ -32,11 +32,11 @@ def measure(
 
         audiolens measure clips/*.wav --measures tempo,brightness
     """
+    if jobs == 0 or jobs < -1:
+        raise InputError(f"--jobs {jobs}: expected a number of processes, or -1 for one per core.")
     from audiolens import measure as hearing
 
     names = None if measures is None else [name.strip() for name in measures.split(",")]
-    if jobs == 0 or jobs < -1:
-        raise InputError(f"--jobs {jobs}: expected a number of processes, or -1 for one per core.")
     frame, refused = hearing.table_of_files(files, names, n_jobs=jobs, seconds=_span(seconds))
     rows: list[dict[str, Any]] = frame.to_dict("records")  # pyright: ignore[reportAssignmentType]
     if as_json:

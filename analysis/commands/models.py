@@ -10,7 +10,7 @@ def models(as_json: Json = False) -> None:
 
     Other models of the same families also work, given by hub name or folder.
     """
-    from audiolens.model.loading import BUNDLED, HUB
+    from audiolens.model.known_models import BUNDLED, HUB
 
     rows = [
         {"model": name, "kind": "bundled", "here": (folder / "config.json").is_file()}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from analysis.commands import early
 from analysis.commands.common import (
     Json,
     Model,
@@ -60,8 +61,8 @@ def patch(
     prompts is printed first, with its interval. If the interval includes 0, there is no effect to localise.
 
     A second, coarse grid measures the sound of patched clips. It is computed if --sound names a measure. For the
-    bundled concepts tempo, timbre, density and register, it is also computed without --sound, except with --by token.
-    The grid uses few pairs, and the output states how many.
+    bundled concepts tempo, timbre, density and register, it is also computed without --sound, except with --by token
+    or head. The grid uses few pairs, and the output states how many.
 
     Examples:
 
@@ -73,9 +74,7 @@ def patch(
 
         audiolens patch tempo --no-sound --json
     """
-    from analysis import patching
-    from analysis.patching.grid import checked_by, needs_equal_lengths
-    from analysis.patching.result import checked_mode
+    from analysis.patching.grid import checked_by, checked_mode, needs_equal_lengths
     from analysis.store import folder
     from audiolens.checks import MOST_SEED, checked_count
     from audiolens.errors import InputError
@@ -86,9 +85,14 @@ def patch(
         raise InputError("--sound and --no-sound were both given: give only one.")
     checked_by(by)
     checked_mode(mode)
+    early.check_measures("--sound", sound)
+    early.check_length(seconds)
+    early.check_model(model)
+    early.check_concept(concept)
+    early.check_folder(out)
+    from analysis import patching
+
     ear = None if no_sound else _ear(concept, by, sound, pairs, seed)
-    if out is not None:
-        folder.check(out, overwrite=None)
     lens = open_lens(model)
     sets = prompt_set(concept, lens)
     asked: dict[str, Any] = {"by": by, "site": site}
@@ -122,10 +126,10 @@ def patch(
 def _ear(concept: str, by: str, measured: str | None, pairs: int, seed: int) -> Sound | None:
     """Return the settings of the grid on sound, with the given or default measure; `None` if there is no measure."""
     from analysis.patching import Sound
-    from analysis.sweep.response import MEASURED
+    from analysis.sweep.concept_measures import MEASURED
 
-    # A grid by token has a column per word and needs over a thousand clips, so it is computed only on request.
-    name = measured or (None if is_prompt_file(concept) or by == "token" else MEASURED.get(concept))
+    # A grid by token or by head has many columns and generates hundreds of clips, so it is computed only on request.
+    name = measured or (None if is_prompt_file(concept) or by in ("token", "head") else MEASURED.get(concept))
     if name is None:
         return None
     return Sound(name, seconds=_HEARD_SECONDS, pairs=min(pairs, _HEARD_PAIRS), first_seed=seed)

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from analysis.commands import early
 from analysis.commands.common import Json, Model, open_lens, print_result, prompt_set, say, words_unread, write_result
 from audiolens.errors import InputError
 
@@ -60,18 +61,27 @@ def place(
 
         audiolens place timbre --directions timbre.safetensors -o timbre-place
     """
-    from analysis import placement
     from analysis.store import folder
+
+    for strategy in (names := [name.strip() for name in strategies.split(",")]):
+        early.check_choice("strategy", strategy, early.PLACED)
+    early.check_choice("by", by, early.EVIDENCE)
+    early.check_choice("codes", codes, early.CODES)
+    early.check_length(seconds)
+    early.check_model(model)
+    early.check_concept(concept)
+    if read is not None and not read.is_file():
+        raise InputError(f"{read}: no such file.")
+    early.check_folder(out)
+    from analysis import placement
     from audiolens import Directions
 
-    if out is not None:
-        folder.check(out, overwrite=None)
     lens = open_lens(model)
     sets = prompt_set(concept, lens)
     if warning := words_unread(sets, lens):
         say(f"{warning}; the file's own prompt pairs are compared instead.", err=True)
         sets = replace(sets, positive_words=(), negative_words=())
-    options: dict[str, Any] = {"strategies": [name.strip() for name in strategies.split(",")], "by": by, "seed": seed}
+    options: dict[str, Any] = {"strategies": names, "by": by, "seed": seed}
     found = placement.place(
         lens,
         sets,

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from analysis.commands import early
 from analysis.commands.common import Json, Model, open_lens, print_result, write_result
-from audiolens.checks import MOST_INDICES, bounded
+from audiolens.checks import MOST_INDICES, MOST_SEED, bounded, checked_count
 from audiolens.errors import InputError
 
 if TYPE_CHECKING:
@@ -63,15 +64,25 @@ def probe(
 
         audiolens probe genre --audio songs --labels songs.csv --group artist
     """
-    from analysis import probing
     from analysis.store import folder
 
     if (audio is None) != (labels is None):
         raise InputError("--audio and --labels go together: a folder, and a CSV that labels its files.")
     options: dict[str, Any] = {"layers": _numbers(layers, "--layers"), "heads": _numbers(heads, "--heads")}
     span = _position(position)
-    if out is not None:
-        folder.check(out, overwrite=None)
+    if audio is None:
+        from audiolens.etude.labels import attribute_of
+
+        attribute_of(concept, quantity=quantity)
+    if group is not None and audio is None:
+        raise InputError("--group names a column of --labels, but synthesised clips have no groups: leave it out.")
+    early.check_choice("kind", kind, early.PROBES)
+    early.check_length(seconds)
+    checked_count("seed", seed, 0, MOST_SEED)
+    early.check_model(model)
+    early.check_folder(out)
+    from analysis import probing
+
     lens = open_lens(model)
     data = _data(lens, concept, n, quantity, seed, seconds, audio, labels, group)
     found = probing.probe(
@@ -108,8 +119,6 @@ def _data(
 
     if audio is not None and labels is not None:
         return Dataset.from_folder(lens, audio, labels, concept, group=group, seconds=seconds)
-    if group is not None:
-        raise InputError("--group names a column of --labels, but synthesised clips have no groups: leave it out.")
     length = {} if seconds is None else {"seconds": seconds}
     return Dataset.from_synth(
         lens, concept, n, task="regression" if quantity else "classification", seed=seed, **length

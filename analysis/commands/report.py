@@ -26,6 +26,11 @@ def report(
 
         audiolens report studies
     """
+    from analysis.store.folder import SUMMARY
+    from analysis.study import stages
+
+    if not (folder / SUMMARY).is_file():
+        stages.refuse_unfinished(folder)
     from analysis import study
 
     found = study.redraw(folder)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from analysis.commands import early
 from analysis.commands.common import (
     Engine,
     Force,
@@ -102,9 +103,7 @@ def study(
 
         audiolens study tempo --paper --model facebook/musicgen-melody
     """
-    from analysis import study as studies
     from analysis.study import stages
-    from analysis.workers import share_cores
 
     sizes = [name for name, given in (("--full", full), ("--quick", quick), ("--paper", paper)) if given]
     if len(sizes) > 1:
@@ -112,6 +111,10 @@ def study(
     asked = _asked(concept, concepts, positive, negative)
     if concepts is not None and measured is not None:
         raise InputError("--measure and --concepts were both given, but each concept has its own measure: give one.")
+    early.check_model(model)
+    early.check_length(seconds)
+    early.check_choice("codes", codes, early.CODES)
+    early.check_jobs(jobs)
     changes: dict[str, Any] = {"seconds": seconds, "seed": seed, "verify": verify, "measured": measured,
                                "n_jobs": jobs, "engine": engine}  # fmt: skip
     if codes is not None:
@@ -121,6 +124,9 @@ def study(
     given = [_given(one, words, measured) for one in asked]
     for one in asked:
         stages.check(target / one if len(asked) > 1 else target, overwrite=force)
+    from analysis import study as studies
+    from analysis.workers import share_cores
+
     lens = open_lens(model)
     sets = [one if isinstance(one, str) else completed(one, lens, own_words) for one in given]
     if paper:
@@ -182,19 +188,18 @@ def _name(asked: Any) -> str:
 
 def _given(asked: Any, words: str | None, measured: str | None) -> PromptSet | str:
     """Return the prompts in the user's files, or the name of a known concept. Raise if neither can be studied."""
-    from analysis import study as studies
-    from analysis.study.settings import refuse_too_few
+    from analysis.sweep.concept_measures import measure_of, refuse_too_few, refuse_unknown
 
-    settings = studies.Settings(measured=measured)
     if isinstance(asked, str) and not is_prompt_file(asked):
         if words is not None:
             raise InputError("--words applies only to your own prompts: leave it out for a bundled concept.")
-        studies.prompts_of(asked, settings=settings)
+        refuse_unknown(asked, measured)
+        measure_of(asked, measured)
         return asked
     own = own_prompts(*asked, concept=_name(asked)) if isinstance(asked, tuple) else own_prompts(asked)
     try:
         refuse_too_few(own)
-        settings.measure_of(own.concept)
+        measure_of(own.concept, measured)
     except InputError as error:
         raise InputError(f"{' and '.join(map(str, asked)) if isinstance(asked, tuple) else asked}: {error}") from None
     return own

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from analysis.commands import early
 from analysis.commands.common import (
     Engine,
     Json,
@@ -23,8 +24,9 @@ from analysis.commands.common import (
     to_json,
     words_unread,
 )
-from audiolens.checks import MOST_INDICES, bounded, shown
+from audiolens.checks import MOST_INDICES, bounded, checked_count, shown
 from audiolens.errors import InputError
+from audiolens.files.atomic import as_path
 
 if TYPE_CHECKING:
     from analysis.sweep.result import SweepResult
@@ -121,11 +123,7 @@ def sweep(
 
         audiolens sweep my-prompts.csv --measure brightness -o runs/mine
     """
-    import torch
-
-    from analysis import sweep as sweeps
     from analysis.sweep import ledger
-    from analysis.workers import share_cores
 
     asked: dict[str, Any] = {
         "strengths": _strengths("--strengths", strengths),
@@ -144,9 +142,29 @@ def sweep(
         "n_jobs": jobs,
     }
     blocks = _blocks(layers)
-    _check_measure(measured)
+    early.check_measures("--measure", measured)
+    for one in asked["strategies"]:
+        early.check_choice("strategy", one, early.STRATEGIES)
+    for one in asked["branches"]:
+        early.check_choice("branch", one, early.BRANCHES)
+    early.check_choice("codes", codes, early.CODES)
+    early.check_length(seconds)
+    early.check_guidance(guidance)
+    for name in ("n_random", "n_shuffled"):
+        checked_count(name, asked[name], 0)
+    checked_count("seeds", seeds)
+    early.check_jobs(jobs)
+    if sound not in (None, *early.SOUND_FORMATS):
+        raise InputError(f"--sound {shown(sound)}: expected 'wav' or 'flac'.")
+    early.check_model(model)
+    ledger.check(as_path(out))
     given = _given(sources, split)
     compared = [] if others is None else _given(_listed(others), split)
+    import torch
+
+    from analysis import sweep as sweeps
+    from analysis.workers import share_cores
+
     lens = open_lens(model)
     share_cores(lens)
     # A resumed sweep estimates its directions again, and a different number of threads would change their last bits.
@@ -205,19 +223,8 @@ def _plan_facts(estimate: Any) -> dict[str, Any]:
     }
 
 
-def _check_measure(measured: str | None) -> None:
-    from audiolens.errors import nearest
-    from audiolens.measure import MEASURES
-
-    if measured is not None and measured not in MEASURES:
-        raise InputError(
-            f"--measure {shown(measured)}.{nearest(measured, MEASURES)} Choose from: {', '.join(MEASURES)}."
-        )
-
-
 def _given(sources: list[str], split: str) -> list[Directions | PromptSet | str]:
     """Load directions and prompts from files, and check concept names, before a model is opened."""
-    from audiolens import Directions
     from audiolens.errors import nearest
     from audiolens.prompts import concepts
 
@@ -226,6 +233,8 @@ def _given(sources: list[str], split: str) -> list[Directions | PromptSet | str]
     found: list[Directions | PromptSet | str] = []
     for source in sources:
         if Path(source).suffix == ".safetensors":
+            from audiolens import Directions
+
             found.append(Directions.load(source))
         elif is_prompt_file(source):
             found.append(own_prompts(source))
@@ -307,7 +316,7 @@ def _neutral(sets: dict[str, PromptSet], split: str, count: int, lens: AudioLens
 
 def _report_missing(labels: Sequence[str], sets: dict[str, PromptSet], measured: str | None, lens: AudioLens) -> None:
     """Print which prompts, words or measures are missing for the user's own concepts."""
-    from analysis.sweep.response import MEASURED
+    from analysis.sweep.concept_measures import MEASURED
 
     for label in labels:
         if label not in sets:

@@ -4,11 +4,21 @@
 estimates what the grid would cost.
 """
 
-from analysis.patching.experiment import LogLikelihood, patch, plan
-from analysis.patching.plans import GridPlan, SoundPlan
-from analysis.patching.result import Gap, PatchingResult
-from analysis.patching.runs import Pairs, pairs
-from analysis.patching.sound import Sound
+from typing import TYPE_CHECKING
+
+from analysis.store.on_first_use import exports
+
+if TYPE_CHECKING:
+    from analysis.patching.experiment import LogLikelihood as LogLikelihood
+    from analysis.patching.experiment import patch as patch
+    from analysis.patching.experiment import plan as plan
+    from analysis.patching.plans import GridPlan as GridPlan
+    from analysis.patching.plans import SoundPlan as SoundPlan
+    from analysis.patching.result import Gap as Gap
+    from analysis.patching.result import PatchingResult as PatchingResult
+    from analysis.patching.runs import Pairs as Pairs
+    from analysis.patching.runs import pairs as pairs
+    from analysis.patching.sound import Sound as Sound
 
 __all__ = [
     "Gap",
@@ -22,3 +32,17 @@ __all__ = [
     "patch",
     "plan",
 ]
+
+_MODULES = {
+    "LogLikelihood": "experiment",
+    "patch": "experiment",
+    "plan": "experiment",
+    "GridPlan": "plans",
+    "SoundPlan": "plans",
+    "Gap": "result",
+    "PatchingResult": "result",
+    "Pairs": "runs",
+    "pairs": "runs",
+    "Sound": "sound",
+}
+__getattr__, __dir__ = exports(__name__, _MODULES, globals())

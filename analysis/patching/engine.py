@@ -12,7 +12,7 @@ decoder, so that only what the cells need is computed and stored, and nothing is
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -131,14 +131,18 @@ class PairBatch:
         for cell in swapped:
             out[index_of[cell]] = self._swapped(cell)
         for group in (on_text, [cell for cell in moving if cell not in on_text and cell not in swapped]):
-            for start, order, top in self._climbed(group):
+            for start, order, top in self.climbed(group):
                 out[[index_of[cell] for cell in order]] = self._read(top, start, order)
         for i, cell in enumerate(cells):
             if cell.token is not None and self.tokens is not None:
                 out[i, self.tokens[:, cell.token] < 0] = torch.nan
         return out
 
-    def _climbed(self, cells: Sequence[Cell]) -> list[tuple[int, list[Cell], Tensor]]:
+    def towards(self, source: Side) -> PairBatch:
+        """Return the batch with another run that supplies the values."""
+        return replace(self, source=source)
+
+    def climbed(self, cells: Sequence[Cell]) -> list[tuple[int, list[Cell], Tensor]]:
         """Run all climbs, and return each climb's first step, its cells, and their stream after the last block."""
         starts: dict[int, list[Cell]] = {}
         for cell in cells:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -23,9 +23,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from analysis.patching.grid import WINDOWS, By, Cell, Grid, needs_tokens
+from analysis.patching.grid import WINDOWS, By, Cell, Grid, Mode, checked_mode, needs_tokens
 from analysis.patching.plans import GridPlan, SoundPlan
-from analysis.patching.result import Mode, PatchingResult, checked_mode
+from analysis.patching.result import PatchingResult
 from analysis.patching.runs import Runs
 from analysis.patching.sound import Listening, Sound
 from analysis.resampling import Resampling
@@ -314,6 +314,17 @@ class _Job:
         _forward(*given)
         taken = time.perf_counter() - begun
         return taken / (runs.lens.config.n_layers * codes_timeline(given[2], runs.lens.config, runs.prefix).steps)
+
+
+def scored_cells(
+    runs: Runs, cells: Sequence[Cell], mode: Mode = "denoising", memory_gib: float = 1.0
+) -> tuple[Float[np.ndarray, "pair codebook cell"], Float[np.ndarray, "pair codebook"]]:
+    """Return the log-likelihood under each patch of any list of cells, and that of the run that is patched."""
+    rows = tuple(range(len(cells)))
+    listed = tuple(replace(cell, at=(number, 0)) for number, cell in enumerate(cells))
+    grid = Grid("component", (), rows, ("cell",), None, listed)
+    patched, before = _Job(runs, grid, mode, memory_gib).run(progress=False)
+    return patched[..., 0], before["corrupted" if mode == "denoising" else "clean"]
 
 
 def _forward(lens: AudioLens, prompts: Sequence[str | None], codes: Tensor) -> None:

@@ -16,13 +16,15 @@ import numpy as np
 from audiolens.checks import one_or_listed, shown, whole_number
 from audiolens.errors import InputError, SiteError
 from audiolens.model.sites import Site, checked_heads, checked_names, layers_once, named
-from audiolens.model.timeline import Real, Span, Timeline, clip_timeline
+from audiolens.model.spans import Real, Span
 
 if TYPE_CHECKING:
     from audiolens import AudioLens
     from audiolens.model.families.family import Family
+    from audiolens.model.timeline import Timeline
 
 By = Literal["seconds", "head", "component", "token"]
+Mode = Literal["denoising", "noising"]
 WINDOWS = 8
 """The default number of windows in a grid by seconds."""
 TEXT_STATES = "hook_text_states"
@@ -162,6 +164,12 @@ def checked_by(by: Any) -> None:
         raise InputError(f"by={shown(by)}: expected one of {', '.join(map(repr, get_args(By)))}.")
 
 
+def checked_mode(mode: Any) -> None:
+    """Raise `InputError` if `mode` is not a patching mode."""
+    if mode not in get_args(Mode):
+        raise InputError(f"mode={shown(mode)}: expected {' or '.join(map(repr, get_args(Mode)))}.")
+
+
 def needs_tokens(lens: AudioLens, hooks: Sequence[str]) -> bool:
     """Return whether any of these sites has one position per text token.
 
@@ -182,6 +190,8 @@ def needs_equal_lengths(
     Raises:
         InputError: (or a subclass) if the model lacks the site, `by` cannot divide it, or the clip is too short.
     """
+    from audiolens.model.timeline import clip_timeline
+
     _, found = _sites(lens, site, by, None, on_sound)
     timeline = clip_timeline(seconds, lens.config)
     if by == "seconds" and not on_sound:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
 from analysis.figures.canvas import drawable
-from analysis.patching.grid import By
+from analysis.patching.grid import By, Mode
 from analysis.patching.runs import N_PAIRS
 from analysis.resampling import CONFIDENCE, Interval, bootstrap
 from analysis.statistics import LEVEL, Means, means
@@ -21,14 +21,7 @@ from audiolens.door import guarded
 from audiolens.errors import InputError
 from audiolens.model.timeline import Span
 
-Mode = Literal["denoising", "noising"]
 TOTAL = "total"
-
-
-def checked_mode(mode: Any) -> None:
-    """Raise `InputError` if `mode` is not a patching mode."""
-    if mode not in get_args(Mode):
-        raise InputError(f"mode={shown(mode)}: expected {' or '.join(map(repr, get_args(Mode)))}.")
 
 
 @guarded

@@ -129,6 +129,8 @@ class Runs:
     """Both runs of every pair.
 
     `read` contains the codes that the clean and the corrupted run read, and `window` is the part that is scored.
+    `places` replaces the tokens in the columns of a grid by tokens, which are otherwise counted from the first token in
+    which the prompts of a pair differ.
     """
 
     lens: AudioLens
@@ -139,6 +141,7 @@ class Runs:
     window: Window
     sizes: tuple[tuple[int, ...], tuple[int, ...]]
     timeline: Timeline
+    places: Int[Tensor, "pair column"] | None = None
 
     @classmethod
     def checked(
@@ -181,6 +184,8 @@ class Runs:
     @cached_property
     def offsets(self) -> tuple[Int[Tensor, "pair column"], tuple[str, ...]]:
         """The token of each pair in every column of a grid by tokens (-1 for none), and the names of the columns."""
+        if self.places is not None:
+            return self.places, tuple(map(str, range(self.places.shape[1])))
         return token_offsets(self.lens, self.clean, self.corrupted)
 
     def token_columns(self) -> tuple[str, ...]:
@@ -227,6 +232,14 @@ class Runs:
             self._seen(base, rows),
             tokens,
         )
+
+    def unpatched(self, rows: Sequence[int], cells: Sequence[Cell]) -> PairBatch:
+        """Record the clean run alone of the given pairs, for cells that take their values from elsewhere."""
+        depths = [cell.layer for cell in cells if cell.layer is not None]
+        above = range(min(depths, default=0), self.lens.config.n_layers)
+        base = self._side(0, rows, recorded_hooks(self.lens, cells)[0], above)
+        codes = self.codes[list(rows)]
+        return PairBatch(self.lens, base, base, codes, self.window, self.steps, self._seen(0, rows), None)
 
     def _side(self, which: int, rows: Sequence[int], hooks: Sequence[str], layers: Any) -> Side:
         lens, prefixed = self.lens, self.lens.config.has_prefix

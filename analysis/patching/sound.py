@@ -22,9 +22,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from analysis.likelihood import refuse_unequal
-from analysis.patching.grid import By, Cell, Grid, needs_tokens
+from analysis.patching.grid import By, Cell, Grid, Mode, checked_mode, needs_tokens
 from analysis.patching.plans import SoundPlan
-from analysis.patching.result import Mode, PatchingResult, checked_mode
+from analysis.patching.result import PatchingResult
 from analysis.patching.runs import checked_clusters, checked_prompts, refuse_same, token_offsets
 from audiolens import measure
 from audiolens.checks import MOST_SEED, checked_amount, checked_count, shown

@@ -7,9 +7,10 @@ effect as the words, and little other effect.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +20,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from analysis.likelihood import by_frame
+from analysis.placement.shared_prefix import Unsteered
 from audiolens.checks import shown
 from audiolens.directions.directions import Directions
 from audiolens.directions.steering import steer
@@ -208,8 +210,7 @@ def shifts_of(
             words = run.logits(list(poles[0][rows])) - run.logits(list(poles[1][rows]))
             bar.update(3)
             inner, own = [], []
-            for place in places:
-                shift = run.shift(place, step)
+            for shift in run.shifts(places, step):
                 inner.append(_product(base, shift, words))
                 own.append(_product(base, shift, shift))
                 bar.update()
@@ -232,18 +233,49 @@ class _Run:
     ) -> Float[Tensor, "row codebook frame vocab"]:
         codes = self.codes.repeat(len(prompts) // len(self.codes), 1, 1)
         logits = self.lens.run_with_interventions(prompts, codes, list(steps))
-        checked_logits(logits, self.lens.config.frame_rate)
         self.row_steps += len(prompts) * logits.shape[2]
-        return by_frame(logits.float(), self.delays, codes.shape[-1])
+        return self._by_frame(logits)
+
+    def shifts(
+        self, places: Sequence[Candidate], step: float | None
+    ) -> Iterator[Float[Tensor, "row codebook frame vocab"]]:
+        """Yield the shift at every place, in order. Places of one block each share the blocks below them."""
+        # A pass serves several blocks, but only one vector for each of them.
+        for directions, group in groupby(places, key=self._shared):
+            mine = list(group)
+            if directions is None:
+                yield from (self.shift(place, step) for place in mine)
+                continue
+            size = self._size(mine[0], step)
+            layers = [place.layer for place in mine if place.layer is not None]
+            for up, down in self.unsteered.both_signs(directions, layers, size):
+                self.row_steps += 2 * len(self.prompts) * up.shape[2]
+                yield (self._by_frame(up) - self._by_frame(down)) / (2 * size)
+
+    @cached_property
+    def unsteered(self) -> Unsteered:
+        return Unsteered.of(self.lens, self.prompts, self.codes)
+
+    def _shared(self, place: Candidate) -> Directions | None:
+        """Return the directions of a candidate that shares its prefix, or `None` if it takes a pass of its own."""
+        one = place.strategy == "one-to-one" and Unsteered.serves(self.lens, place.directions, self.codes)
+        return place.directions if one else None
+
+    def _size(self, place: Candidate, step: float | None) -> float:
+        if step is not None:
+            return step
+        fine = torch.finfo(self.lens.dtype).eps < 1e-6
+        return (STEP if fine else COARSE_STEP) / place.targets
+
+    def _by_frame(self, logits: Float[Tensor, "row codebook step vocab"]) -> Float[Tensor, "row codebook frame vocab"]:
+        checked_logits(logits, self.lens.config.frame_rate)
+        return by_frame(logits.float(), self.delays, self.codes.shape[-1])
 
     def shift(self, place: Candidate, step: float | None) -> Float[Tensor, "row codebook frame vocab"]:
         """Return the shift per unit of strength, by a central difference. One forward pass computes both signs."""
-        if step is None:
-            fine = torch.finfo(self.lens.dtype).eps < 1e-6
-            step = (STEP if fine else COARSE_STEP) / place.targets
-        n = len(self.prompts)
-        both = self.logits(self.prompts * 2, place.steps([step] * n + [-step] * n))
-        return (both[:n] - both[n:]) / (2 * step)
+        size, n = self._size(place, step), len(self.prompts)
+        both = self.logits(self.prompts * 2, place.steps([size] * n + [-size] * n))
+        return (both[:n] - both[n:]) / (2 * size)
 
 
 def _product(
@@ -254,8 +286,8 @@ def _product(
     """Return the inner product in the Fisher metric (a probability-weighted covariance), summed over all codes."""
     total = np.zeros(len(one))
     for part in zip(*(tensor.split(FRAMES, dim=2) for tensor in (weight, one, other)), strict=True):
-        # Compute on the CPU, because not every accelerator has float64.
-        p, a, b = (values.cpu().double() for values in part)
+        # Only Apple's accelerator lacks float64. Elsewhere, the vocabulary's values stay on the device.
+        p, a, b = ((values.cpu() if values.device.type == "mps" else values).double() for values in part)
         centred = a - (p * a).sum(-1, keepdim=True)
-        total += (p * centred * b).sum((1, 2, 3)).numpy()
+        total += (p * centred * b).sum((1, 2, 3)).cpu().numpy()
     return total

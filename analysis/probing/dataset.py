@@ -33,7 +33,8 @@ from audiolens.checks import (
     shown,
 )
 from audiolens.door import guarded
-from audiolens.errors import InputError, nearest, shortened
+from audiolens.errors import InputError, shortened
+from audiolens.etude.labels import attribute_of
 from audiolens.etude.synth import CLIP_SECONDS
 from audiolens.groups import takes
 from audiolens.measure.clips import as_float
@@ -381,18 +382,10 @@ def encoded(
 def _drawn(concept: str, n: int, task: Task, seed: int) -> tuple[list[int], list[Any]]:
     """Return the indices and labels of synthesiser clips, chosen by label alone, with equal numbers of each class."""
     from audiolens.etude import synth
-    from audiolens.etude.attributes import CONCEPTS, INSTRUMENTS, METERS, MODES, RANGES, TONICS
+    from audiolens.etude.attributes import INSTRUMENTS, METERS, MODES, RANGES, TONICS
 
-    known = {**CONCEPTS, "tonic": "tonic", "meter": "meter"}
-    if concept not in known:
-        raise InputError(
-            f"concept={shown(concept)} is not a label of the synthesiser.{nearest(concept, known)} Its labels are "
-            f"{shortened(known)}."
-        )
-    attribute = known[concept]
+    attribute = attribute_of(concept, quantity=task == "regression")
     if task == "regression":
-        if attribute not in RANGES:
-            raise InputError(f"{concept} is not a quantity: use task='classification'.")
         span = RANGES[attribute]
         drawn = [synth.label(index, seed)[0] for index in range(n)]
         return list(range(n)), [span.position(getattr(one, attribute)) for one in drawn]

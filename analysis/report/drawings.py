@@ -36,9 +36,9 @@ class Drawing:
     screen: go.Figure | None = None
 
 
-def drawings(study: Study, kept: Sequence[PageSound]) -> list[Drawing]:
-    """Return every figure of a study."""
-    return [*_responses(study), *_places(study), *_insides(study), *_pictures(study, kept)]
+def drawings(study: Study, shown: Sequence[PageSound]) -> list[Drawing]:
+    """Return every figure of a study. `shown` are the sounds whose spectrograms are drawn, those on the page."""
+    return [*_responses(study), *_places(study), *_insides(study), *_pictures(study, shown)]
 
 
 def _responses(study: Study) -> list[Drawing]:
@@ -180,15 +180,17 @@ def _insides(study: Study) -> list[Drawing]:
     ]
 
 
-def _pictures(study: Study, kept: Sequence[PageSound]) -> list[Drawing]:
-    pairs = {sound.pair: [other for other in kept if other.pair == sound.pair] for sound in kept}
+def _pictures(study: Study, shown: Sequence[PageSound]) -> list[Drawing]:
+    pairs: dict[int, list[PageSound]] = {}
+    for sound in shown:
+        pairs.setdefault(sound.pair, []).append(sound)
     if not pairs:
         return []
     grid = [[sound.samples for sound in row if not sound.label.startswith("asked")] for row in pairs.values()]
     columns = [sound.label for sound in next(iter(pairs.values())) if not sound.label.startswith("asked")]
     rows = [f"{row[0].prompt}\nseed {row[0].seed}" for row in pairs.values()]
     figure = spectrograms.paired(grid, study.sample_rate, rows, columns)
-    caption = "Mel spectrograms of the clips above: each row is one prompt and seed."
+    caption = "Mel spectrograms of the clips on the page: each row is one prompt and seed."
     return [Drawing("spectrograms", "Spectrograms of the clips", caption, figure)]
 
 

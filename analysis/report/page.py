@@ -50,14 +50,18 @@ class Section:
 def render(
     study: Study,
     folder: Path,
-    sounds: Sequence[PageSound],
+    sounds: Sequence[tuple[PageSound, str]],
+    left_out: int,
     drawings: Sequence[Drawing],
     tables: Mapping[str, pd.DataFrame],
     facts: Mapping[str, Any],
 ) -> str:
-    """Return the page's HTML. The figures must already have been written to `folder`."""
+    """Return the page's HTML. The figures must already have been written to `folder`.
+
+    `sounds` come from `fitting`, and `left_out` is the number of sounds that did not fit.
+    """
     figures = {drawing.name: _figure(drawing, folder) for drawing in drawings}
-    pairs, left_out = _pairs(study, sounds)
+    pairs = _rows(study, sounds)
     everything = {**tables, "clips": study.clips}
     library, calls = live.scripts() if any(figure["live"] for figure in figures.values()) else ("", "")
     saves = text("downloads.js")
@@ -138,36 +142,44 @@ def _figure(drawing: Drawing, folder: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _pairs(study: Study, sounds: Sequence[PageSound]) -> tuple[list[dict[str, Any]], int]:
-    """Group the sounds into rows of one prompt and seed, and add each sound's spectrogram and measured value.
+def fitting(sounds: Sequence[PageSound], sample_rate: int) -> list[tuple[PageSound, str]]:
+    """Return the sounds of the first pairs that fit on the page, each with its compressed sound as a data URI.
 
-    Return the complete rows that fit on the page, and the number of sounds that were left out.
+    Pairs are never split. The rest is neither compressed nor drawn, because a study can keep hundreds of clips.
     """
-    tested = study.clips[study.clips["split"] == "test"].to_dict("records")
-    measures = {(row["condition"], row["prompt"], row["seed"]): row for row in tested}
-    rows: list[dict[str, Any]] = []
-    size = count = 0
+    found: list[tuple[PageSound, str]] = []
+    size = 0
     for pair in dict.fromkeys(sound.pair for sound in sounds):
         mine = [sound for sound in sounds if sound.pair == pair]
-        clips = []
-        for sound in mine:
-            measured = measures[sound.condition, sound.prompt, sound.seed]
-            clips.append(
-                {
-                    "label": sound.label.replace(" -", " −"),
-                    "file": f"audio/{sound.file}",
-                    "audio": compressed(sound.samples, study.sample_rate),
-                    "image": data_link("image/png", _thumbnail(sound.samples, study.sample_rate)),
-                    "value": number(float(measured[study.measure]), ".0f"),
-                    "failed": bool(measured["failed"]),
-                }
-            )
-        size += sum(len(clip["audio"]) for clip in clips)
-        if count + len(clips) > MOST_PLAYERS or (rows and size > SOUND_BYTES):
+        if len(found) + len(mine) > MOST_PLAYERS:
             break
-        count += len(clips)
-        rows.append({"prompt": mine[0].prompt, "seed": mine[0].seed, "clips": clips})
-    return rows, len(sounds) - count
+        links = [compressed(sound.samples, sample_rate) for sound in mine]
+        size += sum(map(len, links))
+        if found and size > SOUND_BYTES:
+            break
+        found += zip(mine, links, strict=True)
+    return found
+
+
+def _rows(study: Study, sounds: Sequence[tuple[PageSound, str]]) -> list[dict[str, Any]]:
+    """Group the sounds into rows of one prompt and seed, and add each sound's spectrogram and measured value."""
+    tested = study.clips[study.clips["split"] == "test"].to_dict("records")
+    measures = {(row["condition"], row["prompt"], row["seed"]): row for row in tested}
+    rows: dict[int, dict[str, Any]] = {}
+    for sound, link in sounds:
+        row = rows.setdefault(sound.pair, {"prompt": sound.prompt, "seed": sound.seed, "clips": []})
+        measured = measures[sound.condition, sound.prompt, sound.seed]
+        row["clips"].append(
+            {
+                "label": sound.label.replace(" -", " −"),
+                "file": f"audio/{sound.file}",
+                "audio": link,
+                "image": data_link("image/png", _thumbnail(sound.samples, study.sample_rate)),
+                "value": number(float(measured[study.measure]), ".0f"),
+                "failed": bool(measured["failed"]),
+            }
+        )
+    return list(rows.values())
 
 
 def _thumbnail(samples: np.ndarray, sample_rate: int) -> bytes:

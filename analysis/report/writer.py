@@ -59,13 +59,14 @@ def write(study: Study, folder: Path, *, command: str = "") -> None:
     shown = tables(study)
     for name, table in shown.items():
         (folder / "tables" / f"{name}.csv").write_text(csv_of(table), "utf-8")
-    drawn = drawings(study, kept)
+    fitting = page.fitting(kept, study.sample_rate)
+    drawn = drawings(study, [sound for sound, _ in fitting])
     with as_typed():
         for drawing in drawn:
             drawing.figure.savefig(folder / "figures" / f"{drawing.name}.png")
     facts = summary(study, command)
     (folder / "summary.json").write_bytes(sealed_json(facts, indent=2, ensure_ascii=False))
-    html = page.render(study, folder, kept, drawn, shown, facts)
+    html = page.render(study, folder, fitting, len(kept) - len(fitting), drawn, shown, facts)
     (folder / "index.html").write_text(html, "utf-8")
 
 

@@ -2,11 +2,11 @@
 
 from importlib.metadata import version
 
-from audiolens.model import provenance
-
 _MEASURING = ("librosa", "numpy", "scipy", "scikit-learn", "pandas")
 
 
 def versions() -> dict[str, str]:
     """Return the installed versions of the packages that a study's numbers depend on."""
+    from audiolens.model import provenance
+
     return {**provenance.versions(), **{name: version(name) for name in _MEASURING}}

@@ -5,9 +5,26 @@ concept. `load_folder` reads a finished study, and `redraw` draws its page again
 study's folder.
 """
 
-from analysis.study.experiment import prompts_of, run
-from analysis.study.finished import load_folder, redraw
-from analysis.study.result import Study
-from analysis.study.settings import Settings
+from typing import TYPE_CHECKING
+
+from analysis.store.on_first_use import exports
+
+if TYPE_CHECKING:
+    from analysis.study.experiment import prompts_of as prompts_of
+    from analysis.study.experiment import run as run
+    from analysis.study.finished import load_folder as load_folder
+    from analysis.study.finished import redraw as redraw
+    from analysis.study.result import Study as Study
+    from analysis.study.settings import Settings as Settings
 
 __all__ = ["Settings", "Study", "load_folder", "prompts_of", "redraw", "run"]
+
+_MODULES = {
+    "prompts_of": "experiment",
+    "run": "experiment",
+    "load_folder": "finished",
+    "redraw": "finished",
+    "Study": "result",
+    "Settings": "settings",
+}
+__getattr__, __dir__ = exports(__name__, _MODULES, globals())

@@ -21,13 +21,12 @@ from analysis.study.made import made_of
 from analysis.study.result import Study
 from analysis.study.settings import Settings, settings_or_default
 from analysis.study.stages import Stages
-from analysis.sweep.response import MEASURED
-from audiolens.checks import checked_flags, checked_text, shown
+from analysis.sweep.concept_measures import refuse_unknown
+from audiolens.checks import checked_flags, checked_text
 from audiolens.door import guarded
-from audiolens.errors import InputError, nearest, shortened
 from audiolens.files.atomic import aside
 from audiolens.model.tokens import named_once
-from audiolens.prompts import PromptSet, concepts, load
+from audiolens.prompts import PromptSet, load
 
 if TYPE_CHECKING:
     from audiolens import AudioLens
@@ -43,12 +42,7 @@ def prompts_of(concept: str | PromptSet, lens: AudioLens | None = None, settings
     chosen = settings_or_default(settings)
     sets = concept if isinstance(concept, PromptSet) else None
     if sets is None:
-        if concept not in concepts():
-            known = [name for name in concepts() if chosen.measured or name in MEASURED]
-            raise InputError(
-                f"unknown concept {shown(concept)}.{nearest(str(concept), known)} Known: {shortened(known)}; or a "
-                ".csv, .json or .toml file of prompts."
-            )
+        refuse_unknown(concept, chosen.measured)
         sets = load(concept, lens=lens)  # pyright: ignore[reportArgumentType]
     chosen.measure_of(sets.concept)
     return sets

@@ -13,7 +13,7 @@ from analysis import sweep
 from analysis.store.folder import SUMMARY, UNSEALED_STUDY, refuse_path
 from analysis.store.resumable import first_difference
 from analysis.store.versions import versions
-from analysis.study import experiment, side_effects, stages, storage, where
+from analysis.study import experiment, placement_storage, side_effects, stages, storage, where
 from analysis.study.assembly import StudyParts, assembled
 from analysis.study.made import check_made
 from analysis.study.result import Study
@@ -63,7 +63,7 @@ def load_folder(folder: str | os.PathLike[str]) -> Study:
         parts = StudyParts(
             directions=directions,
             where=where.read(at["patching"]) if "patching" in at else None,
-            placement=storage.read_placement(at["placement"], directions) if "placement" in at else None,
+            placement=placement_storage.read_placement(at["placement"], directions) if "placement" in at else None,
             tried={name: _swept(at[name]) for name in ("scan", "strength") if name in at},
             tested=_swept(at["dose-response"]),
             scored=side_effects.read(at["lost"]),
@@ -137,10 +137,7 @@ def _summary(place: Path) -> dict[str, Any]:
     """Read the summary of a finished study. An error is raised if the folder contains links."""
     if place.is_dir():
         refuse_links(place)
-    if not (place / stages.BEGUN).is_file():
-        raise InputError(f"{place} contains no study with stages: there is no {stages.BEGUN} in it.")
-    if not (place / SUMMARY).is_file():
-        raise InputError(f"{place} contains an unfinished study: repeat the command that started it to resume.")
+    stages.refuse_unfinished(place)
     return _object(place / SUMMARY)
 
 

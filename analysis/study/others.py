@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis.sweep.response import MEASURED
+from analysis.sweep.concept_measures import MEASURED
 from audiolens.checks import in_order
 from audiolens.directions.difference_in_means import difference_in_means
 from audiolens.directions.directions import Directions

@@ -21,7 +21,7 @@ from analysis.placement import Placement
 from analysis.placement.shifts import words_of
 from analysis.statistics import FEWEST_CONTROLS, LEVEL
 from analysis.store.resumable import OtherResultsError
-from analysis.study import others, scan, side_effects, storage, test_result, where
+from analysis.study import others, placement_storage, scan, side_effects, storage, test_result, where
 from analysis.study.assembly import StudyParts, assembled, chosen, places
 from analysis.study.result import Study
 from analysis.study.scan import Choice
@@ -151,8 +151,8 @@ class _Course:
         words = words_of(self.sets, asked["prompts"])
         follows = {**asked, "directions": storage.hash_of(directions), "words": words,
                    "poles": [self.sets.positive, self.sets.negative]}  # fmt: skip
-        read = partial(storage.read_placement, directions=directions)
-        stage = self.stages.stage("placement", follows, placement.place, storage.write_placement, read)
+        read = partial(placement_storage.read_placement, directions=directions)
+        stage = self.stages.stage("placement", follows, placement.place, placement_storage.write_placement, read)
         self.teller.begin("placement", stage.there)
         found = stage.kept(self.lens, self.sets, directions, **asked, progress=False)
         self.teller.tell(found.reason)

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from analysis import sweep
-from analysis.sweep.response import MEASURED, is_ratio
+from analysis.sweep.concept_measures import FEWEST_PROMPTS, measure_of, refuse_too_few
 from audiolens import measure
 from audiolens.checks import MOST_JOBS, checked_amount, checked_count, checked_flags, shown
 from audiolens.directions.pole_reader import CodesSource, Position
 from audiolens.directions.strategies import Strategy
 from audiolens.door import checked_kinds, guarded
-from audiolens.errors import InputError, InputTypeError, nearest
+from audiolens.errors import InputError, InputTypeError
 from audiolens.groups import takes
 from audiolens.interventions import Branch
 from audiolens.measure import beats
@@ -69,8 +69,6 @@ shared codes.
 
 A direction computed on own codes also contains properties of the music, so it is longer and its strengths are smaller.
 """
-FEWEST_PROMPTS = 2
-"""Minimum number of prompts per pole. A single prompt has no spread, so separation could not be assessed."""
 
 
 @guarded
@@ -102,7 +100,7 @@ class Settings:
             (prompt, seed) pairs is ranked among the controls' effects.
         most_blocks: maximum number of blocks to scan. If the model has more blocks, evenly spaced ones are scanned.
         pairs: number of matched prompt pairs to patch activations between. 0 skips patching.
-        measured: the measure of the concept (default: its entry in `analysis.sweep.response.MEASURED`).
+        measured: the measure of the concept (default: its entry in `analysis.sweep.concept_measures.MEASURED`).
         measured_by: a mapping from concepts to the measures that replace their defaults in `MEASURED`.
         frechet: whether to compute the Fréchet distance between steered and unsteered clips, which needs many clips.
         seconds, guidance_scale, temperature, top_k: length and sampling of every clip.
@@ -319,17 +317,7 @@ class Settings:
             InputError: if the concept has no measure, or if its measure has no true zero, because ratios would be
                 meaningless.
         """
-        known = [name for name in (*measure.MEASURES, *measure.EXTRA_MEASURES) if is_ratio(name)]
-        name = self.measured or self.measured_by.get(concept) or MEASURED.get(concept)
-        if name is None:
-            raise InputError(
-                f"{shown(concept)} has no measure, so a study could not report an effect. Concepts with a measure are "
-                f"{', '.join(MEASURED)}; for any other, choose one (--measure, measured=) of {', '.join(known)}."
-            )
-        if name not in known:
-            raise InputError(f"measure {shown(name)}: expected one whose change is a ratio.{nearest(name, known)} "
-                             f"Choose from: {', '.join(known)}.")  # fmt: skip
-        return name
+        return measure_of(concept, self.measured, self.measured_by)
 
     def measures_of(self, concept: str) -> tuple[str, ...]:
         """Return all measures to compute for a concept's clips."""
@@ -388,20 +376,6 @@ class Settings:
         ):
             if count > most:
                 raise InputError(f"{what}={count}: expected at most {most}, so that repetitions do not overlap.")
-
-
-def refuse_too_few(sets: PromptSet) -> None:
-    """Check that both poles have enough prompts for a study.
-
-    Raises:
-        InputError: if a pole has too few prompts. The error names the pole.
-    """
-    for pole, side in zip(sets.poles, (sets.positive, sets.negative), strict=True):
-        if len(side) < FEWEST_PROMPTS:
-            raise InputError(
-                f"{shown(sets.concept)} has {len(side)} prompt for the pole {shown(pole)}: a study needs at least "
-                f"{FEWEST_PROMPTS} per pole, and about 25 for a stable direction."
-            )
 
 
 def settings_or_default(settings: Any) -> Settings:

@@ -43,9 +43,8 @@ def score(lens: AudioLens, tested: SweepResult, settings: Settings) -> pd.DataFr
     """
     rows, reference = [], None
     names = tested.table[tested.table["kind"].isin(KINDS)]
-    for condition in dict.fromkeys(names["condition"]):
-        mine = tested.table[tested.table["condition"] == condition]
-        codes = tested.codes(condition)
+    for condition, mine in names.groupby("condition", sort=False):
+        codes = tested.codes(str(condition))
         nats = measure.code_nats(
             lens, list(mine["asked"]), codes, guidance_scale=settings.guidance_scale,
             temperature=settings.temperature or 1.0,
@@ -77,9 +76,10 @@ def table(clips: pd.DataFrame, scored: pd.DataFrame) -> pd.DataFrame:
     without steering (NaN with one seed per prompt). Prompted clips are scored under the prompt that asks for the pole.
     """
     own = scored[scored["condition"] == BASELINE].set_index(["prompt", "seed"])["nats"]
+    rows_of = clips.groupby("condition", sort=False).indices
     rows = []
     for condition, nats in scored.groupby("condition", sort=False):
-        mine = clips[clips["condition"] == condition]
+        mine = clips.iloc[rows_of[condition]]
         if condition == BASELINE:
             apart = [abs(a - b) for _, one in nats.groupby("prompt") for a, b in combinations(one["nats"], 2)]
             drift = float(np.mean(apart)) if apart else float("nan")

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 import pyarrow as pa
 from safetensors import SafetensorError
@@ -31,8 +31,9 @@ from analysis.store.versions import versions
 from audiolens.errors import DamagedError, InputError
 from audiolens.files.atomic import UNFINISHED, as_path, new_folder, put, remove
 from audiolens.files.integrity import check_manifest, read_json, sealed_json, write_manifest
-from audiolens.lens import AudioLens
-from audiolens.model.weight_hash import content_hash
+
+if TYPE_CHECKING:
+    from audiolens.lens import AudioLens
 
 BEGUN, STAGES, MADE = "study.json", "stages", "made.json"
 """The names of a study's description, its folder of stages, and its list of the stages and hashes behind its page."""
@@ -105,7 +106,7 @@ class Stages:
         if self.folder is None:
             return Stage(name, make, write, read, seconds=self.seconds)
         self.check()
-        code = code_of(*(one for one in (make, write, read, AudioLens) if one is not None))
+        code = code_of(*(one for one in (make, write, read) if one is not None), "audiolens.lens")
         entry = f"{name}-{hash_of({'stage': name, **self.common, 'code': code.digest, **follows})}"
         self.used.add(entry)
         place = self.folder / STAGES / entry
@@ -213,6 +214,8 @@ def hash_of(values: Mapping[str, Any]) -> str:
 
 def common_of(lens: AudioLens) -> dict[str, Any]:
     """Return the values that every stage depends on: weights, device and versions."""
+    from audiolens.model.weight_hash import content_hash
+
     return {
         "weights": content_hash(lens.model),
         "device": lens.device.type,
@@ -242,6 +245,18 @@ def check(folder: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         raise InputError(
             f"{target} contains a finished study written by an earlier version: choose another folder, or {_REPLACE}"
         )
+
+
+def refuse_unfinished(folder: Path) -> None:
+    """Raise an error unless a folder contains a study that was finished.
+
+    Raises:
+        InputError: if the folder contains no study, or an unfinished one.
+    """
+    if not (folder / BEGUN).is_file():
+        raise InputError(f"{folder} contains no study with stages: there is no {BEGUN} in it.")
+    if not (folder / SUMMARY).is_file():
+        raise InputError(f"{folder} contains an unfinished study: repeat the command that started it to resume.")
 
 
 def refuse_other_settings(folder: Path, settings: Mapping[str, Any]) -> None:

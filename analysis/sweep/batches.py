@@ -105,6 +105,10 @@ class Batches:
             raise _damaged(path, f"it contains {found.dtype} {found.shape}, expected codes of {self.sizes[batch]} rows")
         return found.astype(np.int64)
 
+    def stamp(self, batch: int) -> tuple[tuple[int, int, int] | None, ...]:
+        """Return the inode, size and time of change of the files that `codes` reads, or `None` for a missing file."""
+        return tuple(_stamp(self.folder / name) for name in (_rows_file(batch), _codes_file(batch)))
+
     def sound(self, file: str) -> bytes:
         """Return the bytes of a row's sound file, given the file's name in the table.
 
@@ -235,6 +239,14 @@ def plans_of(folder: Path) -> dict[str, int]:
 def small(codes: np.ndarray) -> np.ndarray:
     """Return the codes in the smallest integer type that can represent them."""
     return np.ascontiguousarray(codes, dtype=np.int16 if codes.max(initial=0) < 2**15 else np.int32)
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 def _rows_file(batch: int) -> str:

@@ -11,22 +11,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from analysis.store.resumable import Kind, first_difference
 from analysis.sweep.batches import BATCHES, SOUND, TABLE, are_threads
-from analysis.sweep.conditions import Condition
 from audiolens.checks import MOST, RATES_HZ, shown
 from audiolens.errors import InputError
-from audiolens.interventions import Intervention
-from audiolens.lens import AudioLens
-from audiolens.model import provenance
-from audiolens.model.weight_hash import content_hash
-from audiolens.tracing.sampling import Sampling
+
+if TYPE_CHECKING:
+    from analysis.sweep.conditions import Condition
+    from audiolens.interventions import Intervention
+    from audiolens.lens import AudioLens
 
 PLAN = "plan.json"
 Used = Literal["exact", "fast"]
@@ -93,6 +90,11 @@ def facts_of(
     lens: AudioLens, conditions: Sequence[Condition], settings: Mapping[str, Any], engine: str, **others: Any
 ) -> dict[str, Any]:
     """Return all versions, weights, settings and condition hashes that a sweep's rows depend on, as plain values."""
+    import torch
+
+    from audiolens.model import provenance
+    from audiolens.model.weight_hash import content_hash
+
     return {
         "format": SWEEP.format,
         "versions": {
@@ -144,6 +146,8 @@ def plan_hash(facts: Mapping[str, Any]) -> str:
 
 
 def _defaults() -> dict[str, Any]:
+    from audiolens.tracing.sampling import Sampling
+
     return {one.name: one.default for one in fields(Sampling) if one.default is not MISSING}
 
 
@@ -186,11 +190,13 @@ def condition_hash(condition: Condition, times: np.ndarray) -> str:
 
 
 def _bytes(condition: Condition, step: Intervention, name: str, times: np.ndarray) -> bytes:
+    import torch
+
     value: Any = getattr(step, name)
     if callable(value) and name == "schedule":
         schedule: Callable[[float], Any] = value
         value = torch.tensor([float(schedule(float(time))) for time in times], dtype=torch.float32, device="cpu")
-    if isinstance(value, Tensor):
+    if isinstance(value, torch.Tensor):
         return f"{tuple(value.shape)}".encode() + value.detach().cpu().double().contiguous().numpy().tobytes()
     if callable(value):
         raise InputError(

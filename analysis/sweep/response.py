@@ -5,13 +5,16 @@ The functions take a sweep's table and need no model. `sweep.SweepResult` and `s
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
 from analysis.resampling import Resampling
 from analysis.statistics import effect
+from analysis.sweep.concept_measures import MEASURED as MEASURED
+from analysis.sweep.concept_measures import is_ratio
+from analysis.sweep.concept_measures import unit_of_change as unit_of_change
 from analysis.sweep.conditions import BASELINE
 from analysis.sweep.controls import KINDS, UNBALANCED
 from audiolens import measure
@@ -20,31 +23,11 @@ from audiolens.door import guarded
 from audiolens.errors import InputError, nearest
 from audiolens.groups import takes
 
-MEASURED: Mapping[str, str] = {
-    "tempo": "tempo_ioi",
-    "timbre": "brightness",
-    "density": "onset_rate",
-    "register": "pitch",
-}
-"""The measure in which the effect of each concept is reported."""
 LOST = ("rms_ratio", "onsets", "entropy_ratio", "failed")
 """Columns that describe damage to a clip."""
 CONTROLS = (*KINDS, UNBALANCED)
 """The kinds of condition that steer along a control direction."""
 KEYS = ["prompt", "seed"]
-_RATIOS = ("BPM", "Hz", "onsets/s")
-
-
-def is_ratio(measured: str) -> bool:
-    """Return whether a measure has a true zero, so that its change is a ratio. Otherwise its change is a difference."""
-    return measure.UNITS.get(measured, "") in _RATIOS or measured == "pulse_clarity"
-
-
-def unit_of_change(measured: str) -> str:
-    """Return the unit of `effects`: either "ratio" or the measure's own unit (dB for dBFS)."""
-    if is_ratio(measured):
-        return "ratio"
-    return {"dBFS": "dB"}.get(unit := measure.UNITS.get(measured, ""), unit)
 
 
 @guarded

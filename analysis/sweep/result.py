@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ class SweepResult:
     _codes: Int[np.ndarray, "row codebook frame"] | None = None
     _batches: Batches | None = None
     _done: tuple[int, ...] = ()
+    _last_read: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def to_frame(self) -> pd.DataFrame:
         return self.table
@@ -69,22 +71,46 @@ class SweepResult:
 
     def codes(self, condition: str = BASELINE) -> Int[Tensor, "row codebook frame"]:
         """Return the codes of a condition's clips, in the order of its rows."""
-        names = self.table["condition"]
-        if condition not in set(names):
-            raise InputError(f"no condition {shown(condition)}.{nearest(condition, set(names))}")
-        rows = np.flatnonzero(names == condition)
+        names = self._rows_of
+        if condition not in names:
+            raise InputError(f"no condition {shown(condition)}.{nearest(condition, names)}")
+        rows = names[condition]
         if self._codes is not None:
             return torch.from_numpy(self._codes[rows]).long()
         if self._batches is None:
             raise InputError("the codes of this sweep were not kept.")
-        found, start = [], 0
-        for batch in self._done:
-            size = self._batches.sizes[batch]
-            mine = rows[(rows >= start) & (rows < start + size)] - start
-            if len(mine):
-                found.append(self._batches.codes(batch)[mine])
-            start += size
+        # Only the batches that contain rows of the condition are visited, so that a loop over all conditions does not
+        # take time in proportion to conditions x batches.
+        place = np.searchsorted(self._ends, rows, side="right")
+        found = []
+        for one in np.unique(place):
+            start = self._ends[one] - self._batches.sizes[self._done[one]]
+            found.append(self._batch_codes(self._done[one])[rows[place == one] - start])
         return torch.from_numpy(np.concatenate(found)).long()
+
+    @cached_property
+    def _rows_of(self) -> dict[str, Int[np.ndarray, " row"]]:
+        """The row numbers of every condition, in ascending order."""
+        found = self.table.groupby("condition", sort=False).indices
+        return {str(name): np.asarray(rows) for name, rows in found.items()}
+
+    @cached_property
+    def _ends(self) -> Int[np.ndarray, " batch"]:
+        """The number of the row after the last one of every finished batch."""
+        assert self._batches is not None
+        return np.cumsum([self._batches.sizes[batch] for batch in self._done])
+
+    def _batch_codes(self, batch: int) -> Int[np.ndarray, "row codebook frame"]:
+        """Return the codes of a batch, reading its files only if it is not the batch that was read last.
+
+        Conditions are stored one after another, so a batch is read once by a loop over all conditions. Files that
+        were written or removed in the meantime are read again.
+        """
+        assert self._batches is not None
+        stamp = batch, self._batches.stamp(batch)
+        if self._last_read.get("stamp") != stamp:
+            self._last_read.update(codes=self._batches.codes(batch), stamp=stamp)
+        return self._last_read["codes"]
 
     def sound(self, row: int) -> Float[np.ndarray, "channel sample"] | None:
         """Return the sound of a row, or `None` if the sound was not kept.

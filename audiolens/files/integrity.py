@@ -14,13 +14,13 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from errno import ENOENT
 from pathlib import Path, PurePosixPath
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from audiolens.errors import DamagedError, InputError
 from audiolens.files.bounded import read_bytes, read_object
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MANIFEST = "manifest.json"
 _MANIFEST = "audiolens.manifest.1"
@@ -37,15 +37,18 @@ def digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def tensor_hash(tensor: Tensor) -> str:
+def tensor_hash(tensor: "Tensor") -> str:
     """Hash a tensor's dtype, its shape and the exact bits of its values."""
+    # Most callers only read JSON and hash bytes, and need not wait for torch.
+    import torch
+
     found = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
     flat: Any = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
     found.update(flat)
     return found.hexdigest()
 
 
-def sealed_header(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, str]:
+def sealed_header(facts: Mapping[str, Any], tensors: "Mapping[str, Tensor]") -> dict[str, str]:
     """Return the metadata of a safetensors file: `facts`, each tensor's shape and hash, and a hash of all of these."""
     held = {name: [list(tensor.shape), tensor_hash(tensor)] for name, tensor in tensors.items()}
     # Use one entry, because safetensors writes several in arbitrary order, and equal results could give unequal files.
@@ -69,7 +72,7 @@ def check_header(path: object, facts: Mapping[str, Any], shapes: Mapping[str, Se
         raise DamagedError(f"{path} is damaged: its tensors are not the ones listed in its header.")
 
 
-def check_tensor(path: object, facts: Mapping[str, Any], name: str, tensor: Tensor) -> None:
+def check_tensor(path: object, facts: Mapping[str, Any], name: str, tensor: "Tensor") -> None:
     """Check a tensor against its hash in a header that `check_header` accepted.
 
     Raises:

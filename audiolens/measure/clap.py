@@ -24,7 +24,8 @@ from audiolens.checks import in_order, shown
 from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError, ModelFilesError, ModelNotFoundError
 from audiolens.measure.clips import Audio, Clip, read
-from audiolens.model.model_files import CONFIG, downloaded, staged
+from audiolens.model.known_models import CONFIG
+from audiolens.model.model_files import downloaded, staged
 from audiolens.model.tokens import note_unread, panics_are_errors, tell_unread
 from audiolens.sound.codec import resampled
 from audiolens.tracing.batching import whole_batch_size

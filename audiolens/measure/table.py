@@ -16,6 +16,7 @@ from audiolens.measure.clips import Audio, Clip, is_path, of_file, read
 from audiolens.measure.pitch import key_tonic, major_minor, register_hz
 from audiolens.measure.rhythm import ambiguity, beat_tempo, clarity_of_pulse, ioi_tempo, octave_tempo, rate_of_onsets
 from audiolens.measure.timbre import centroid_hz, level_dbfs, ltas_centroid_hz, rolloff_hz
+from audiolens.model.spans import checked_span
 from audiolens.sound.soundfiles import SoundPath, Span
 
 if TYPE_CHECKING:
@@ -92,6 +93,14 @@ def table(
     return pd.DataFrame(rows, columns=names, dtype=float)
 
 
+def table_of_clips(clips: Sequence[Clip], measures: Sequence[str]) -> pd.DataFrame:
+    """Return `table` of clips that were already read. What it computes of a clip stays with the clip (`once`)."""
+    import pandas as pd
+
+    names = checked_measures(measures)
+    return pd.DataFrame(_measure(list(clips), names), columns=names, dtype=float)
+
+
 @guarded
 def table_of_files(
     paths: Sequence[SoundPath], measures: Sequence[str] | None = None, n_jobs: int = 1, seconds: Span | None = None
@@ -109,8 +118,6 @@ def table_of_files(
     import pandas as pd
 
     names = checked_measures(measures)
-    from audiolens.model.timeline import checked_span
-
     span = None if seconds is None else checked_span(seconds)
     done = spread(_measure_or_say, list(paths), n_jobs, names, span)
     refused = {str(path): found for path, found in zip(paths, done, strict=True) if isinstance(found, str)}

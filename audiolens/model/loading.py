@@ -3,10 +3,8 @@
 import importlib.util
 import logging
 import os
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,26 +20,10 @@ from audiolens.errors import (
 )
 from audiolens.model import tokens
 from audiolens.model.families import FAMILIES
-from audiolens.model.model_files import CONFIG, downloaded, staged
+from audiolens.model.known_models import BUNDLED as BUNDLED
+from audiolens.model.known_models import HUB, folder_of
+from audiolens.model.model_files import downloaded, staged
 
-BUNDLED = {"etude": Path(__file__).parents[1] / "etude" / "weights"}
-"""Models that are included in the package."""
-
-HUB = (
-    "facebook/musicgen-small",
-    "facebook/musicgen-medium",
-    "facebook/musicgen-large",
-    "facebook/musicgen-stereo-small",
-    "facebook/musicgen-stereo-medium",
-    "facebook/musicgen-stereo-large",
-    "facebook/musicgen-melody",
-    "facebook/musicgen-melody-large",
-    "facebook/musicgen-stereo-melody",
-    "facebook/musicgen-stereo-melody-large",
-)
-"""Hub names that are known to belong to a supported family. Other models of these families also work."""
-
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _PARTS = {"text_encoder": ("t5", "mt5", "umt5"), "audio_encoder": ("encodec",)}
@@ -72,7 +54,7 @@ def load(
             f"device_map={shown(device_map)} needs accelerate, which is not installed: pip install accelerate."
         )
     source, wanted = str(name), checked_dtype(dtype)
-    local = folder = _folder(os.fspath(name))
+    local = folder = folder_of(os.fspath(name))
     try:
         with _without_chatter():
             folder = folder or downloaded(source, revision)
@@ -188,34 +170,6 @@ def checked_device(device: str | int | torch.device) -> torch.device:
     if found.type == "meta":
         raise InputError(f"device={shown(str(device))} stores no values: give a real device, such as 'cpu'.")
     return found
-
-
-def _folder(name: str) -> Path | None:
-    """The folder of a model on this machine, or `None` if the name is that of a model on the hub."""
-    if name in BUNDLED:
-        folder = BUNDLED[name]
-        if not (folder / CONFIG).is_file():
-            raise ModelFilesError(
-                f"the bundled model {shown(name)} is not in this installation ({folder} contains no config.json): "
-                "reinstall audiolens, or train the model with `python -m audiolens.etude.training.train etude-0`."
-            )
-        return folder
-    folder = Path(name).expanduser()
-    if not folder.is_dir():
-        if folder.exists():
-            raise ModelNotFoundError(f"{name} is a file: give the folder that contains the model.")
-        if _HUB_NAME.fullmatch(name) and not name.startswith("."):
-            return None
-        raise ModelNotFoundError(
-            f"unknown model {shown(name)}: it is neither a bundled model nor a folder nor a hub name (owner/name)."
-            f"{nearest(name, [*BUNDLED, *HUB])} 'etude' is bundled and works offline."
-        )
-    if not (folder / CONFIG).is_file():
-        raise ModelFilesError(
-            f"{folder} contains no config.json: it is not a saved model. Give the folder that "
-            "save_pretrained wrote, a hub name, or 'etude'."
-        )
-    return folder
 
 
 def _class_of(name: str, config: Mapping[str, Any]) -> Any:

@@ -31,8 +31,9 @@ from audiolens.files.bounded import (
     read_object,
     read_text,
 )
+from audiolens.model.known_models import CONFIG
 
-CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PLAIN = (CONFIG, "generation_config.json", "preprocessor_config.json", "processor_config.json")
 TOKENIZER = ("tokenizer_config.json", "tokenizer.json", "special_tokens_map.json", "added_tokens.json", "vocab.json")
 OPAQUE = ("spiece.model", "merges.txt")

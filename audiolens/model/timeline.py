@@ -6,7 +6,6 @@ steps after step F - 1 are the tail, and only complete the delayed codebooks. A 
 pairs. If the conditioning is a prefix in the decoder's own sequence, its positions are negative steps that end at -1.
 """
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,12 +16,11 @@ from torch import Tensor
 from audiolens.checks import MOST, real_number, shown, whole_number
 from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError
+from audiolens.model.spans import Real as Real
+from audiolens.model.spans import Span, checked_span
 
 if TYPE_CHECKING:
     from audiolens.model.config import LensConfig
-
-Real = float | int
-Span = tuple[Real, Real]
 
 
 @guarded
@@ -150,19 +148,6 @@ def one_span(seconds: Span | None, span: Span | None) -> Span | None:
             f"seconds={shown(seconds)} and span={shown(span)} were both given: they are the same, so give one."
         )
     return span if seconds is None else seconds
-
-
-def checked_span(seconds: object) -> Span:
-    """Check a (from, to) pair in seconds, and return it."""
-    if not isinstance(seconds, tuple | list) or len(seconds) != 2:
-        raise InputTypeError(f"seconds={shown(seconds)}: expected a pair (from, to) in seconds.")
-    try:
-        start, stop = map(real_number, seconds)
-    except TypeError:
-        raise InputTypeError(f"seconds={shown(seconds)}: expected a pair (from, to) in seconds.") from None
-    if not (math.isfinite(start) and math.isfinite(stop)) or start < 0 or stop <= start:
-        raise InputError(f"seconds={shown(seconds)}: expected 0 <= from < to, both finite.")
-    return start, stop
 
 
 def delays_of(n_codebooks: int, channels: int) -> tuple[int, ...]:

@@ -2,13 +2,20 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import nn
+from jaxtyping import Int64, UInt8
+from torch import Tensor, nn
 
 _SAMPLED = 256
+_BLOCK = 2**16
+"""Number of 8-byte words that the checksum takes at a time, so that they fit in a CPU's cache."""
+_FACTOR = 6364136223846793005
+"""An odd 64-bit factor (that of Knuth's MMIX generator), which makes the checksum depend on the order of blocks."""
 
 
 def weights_hash(model: nn.Module) -> str:
@@ -52,10 +59,63 @@ def _plain(value: Any) -> bool:
 
 
 def content_hash(model: nn.Module) -> str:
-    """Hash the name, dtype, shape and exact values of every weight and buffer, and the adapter settings."""
+    """Hash the name, dtype, shape and exact values of every weight and buffer, and the adapter settings.
+
+    A run asks for this hash several times. It is therefore kept with the model, together with a stamp of the weights,
+    and computed again only if the stamp has changed.
+    """
+    weights = sorted(model.state_dict().items())
+    settings = adapter_settings(model)
+    stamp = settings, tuple(_stamp(name, tensor) for name, tensor in weights)
+    kept = _KEPT.get(model)
+    if kept is None or kept[0] != stamp:
+        kept = _KEPT[model] = stamp, _hashed(weights, settings)
+    return kept[1]
+
+
+_Stamp = tuple[bytes, tuple[tuple[Any, ...], ...]]
+_KEPT: "WeakKeyDictionary[nn.Module, tuple[_Stamp, str]]" = WeakKeyDictionary()
+"""The content hash of every model that was hashed, with the stamp of its weights."""
+
+
+def _hashed(weights: Iterable[tuple[str, Tensor]], settings: bytes) -> str:
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in weights:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-        digest.update(tensor.detach().reshape(-1).contiguous().cpu().view(torch.uint8).numpy().tobytes())
-    digest.update(adapter_settings(model))
+        content: Any = _bytes_of(tensor).cpu().numpy()
+        digest.update(content)
+    digest.update(settings)
     return digest.hexdigest()
+
+
+def _stamp(name: str, tensor: Tensor) -> tuple[Any, ...]:
+    """Return a value that differs whenever the tensor was replaced or changed.
+
+    Torch's version counter does not see a change through `.data` or through an array that shares the memory, so the
+    stamp also contains a checksum of all values. It takes a fraction of the time of a cryptographic hash.
+    """
+    version = None if tensor.is_inference() else tensor._version
+    where = tensor.device, tensor.data_ptr()
+    return name, tensor.dtype, tuple(tensor.shape), where, version, _checksum(_bytes_of(tensor))
+
+
+def _bytes_of(tensor: Tensor) -> UInt8[Tensor, " byte"]:
+    return tensor.detach().reshape(-1).contiguous().view(torch.uint8)
+
+
+@cache
+def _places(device: torch.device) -> Int64[Tensor, " word"]:
+    return torch.arange(1, _BLOCK + 1, device=device)
+
+
+def _checksum(content: UInt8[Tensor, " byte"]) -> int:
+    """Return a 64-bit checksum that depends on the position of every byte."""
+    if content.storage_offset() % 8 or content.data_ptr() % 8:
+        content = content.clone()
+    whole = len(content) // 8 * 8
+    places = _places(content.device)
+    found = int.from_bytes(bytes(content[whole:].tolist()), "little")
+    for words in content[:whole].view(torch.int64).split(_BLOCK):
+        # Overflow wraps around, in torch as in the modulus here.
+        found = (found * _FACTOR + int((words * places[: len(words)]).sum())) % 2**64
+    return found

@@ -24,6 +24,7 @@ from jaxtyping import Float, Int16
 from audiolens.checks import shown
 from audiolens.errors import AudioLensWarning, InputError, InputTypeError
 from audiolens.files.atomic import as_path, put, refused
+from audiolens.model.spans import checked_span
 from audiolens.model.tokens import callers_level
 from audiolens.sound import mp3, ogg
 
@@ -241,9 +242,6 @@ def _in_16_bits(samples: Float[np.ndarray, "channel sample"], peak: float) -> In
 
 def _part(file: Path, sound: soundfile.SoundFile, seconds: Span | None) -> tuple[int, int]:
     """Return the first frame to read and the number of frames, after checking the whole header."""
-    # The import is local, because measuring sound must not require torch.
-    from audiolens.model.timeline import checked_span
-
     rate, n_frames = sound.samplerate, sound.frames
     if sound.channels > MOST_CHANNELS:
         raise InputError(

@@ -4,12 +4,14 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import plants
 import pytest
 import torch
 
 from analysis import attribution
-from analysis.attribution.agreement import CheckedCell, patched
+from analysis.attribution.agreement import CheckedCell, patched, patched_together, reached
+from analysis.attribution.gradients import scored
 from analysis.likelihood import Window
 from analysis.site_grid import grid_sites, spans
 from audiolens.errors import InputError, SiteError
@@ -85,6 +87,61 @@ def test_attributions_are_the_gradient_times_the_difference(result: Any, lens: A
     found = result.sites["resid_post"].values[1, :, 0, :, 0]
     np.testing.assert_allclose(found, expected[:, : found.shape[1]], rtol=1e-3, atol=1e-5)
     assert (expected[:, found.shape[1] :] == 0).all()
+
+
+@pytest.mark.parametrize("which", ["mono", "melody"])
+@pytest.mark.parametrize("window", [WINDOW, (0.2, 0.5)])
+def test_cells_scored_together_are_those_of_one_run_each(
+    lens: Any, melody_lens: Any, codes: torch.Tensor, which: str, window: Any
+) -> None:
+    model = lens if which == "mono" else melody_lens
+    prompts = (
+        (CORRUPTED, CLEAN) if which == "mono" else (["fast song", "slow song"] * 2 + ["fast song"], ["calm song"] * 5)
+    )
+    prompts = tuple(list(side)[: len(codes)] for side in prompts)
+    metric = Window.of(model, codes, window)
+    cropped = metric.cropped(codes)
+    short = [
+        "resid_pre",
+        "resid_post",
+        "attn_out",
+        "mlp_out",
+        "attn.q",
+        "attn.v",
+        "attn.z",
+        "mlp.post",
+        "ln1.normalized",
+    ]
+    if which == "mono":
+        short += ["cross_attn_out", "cross_attn.k", "cross_attn.z", "cross_attn.pattern", "text_states", "embed"]
+    short += ["ln1.normalized", "attn.pattern", "ln_final.normalized"]
+    sites = [site for group in grid_sites(model, short, None).values() for site in group]
+    names = [site.name for site in sites]
+    own, other = (model.run_with_cache(side, cropped, sites=names)[1].tensors for side in prompts)
+    assert all(reached(site, metric) for site in sites)
+    cells = [
+        CheckedCell(site, start, stop, 1 if site.heads else None)
+        for site in sites
+        for start, stop in ([(1, 2)] if site.cell_unit == "token" else [(0, 4), (7, 11)])
+    ]
+    base = scored(metric, model.run_with_cache(prompts[0], cropped, sites=())[0], cropped).double().numpy()
+    alone = patched(model, prompts[0], cropped, own, other, cells, metric) - base
+    together = patched_together(model, *prompts, cropped, cells, metric)
+    assert np.abs(alone).max() > 1e-2
+    np.testing.assert_allclose(together, alone, atol=2e-5)
+
+
+def test_a_metric_of_ones_own_is_checked_with_one_run_per_cell(lens: Any, codes: torch.Tensor) -> None:
+    window = Window.of(lens, codes, WINDOW)
+    asked: dict[str, Any] = {"sites": ["resid_post", "cross_attn.v"], "check": 4, "check_pairs": 3}
+    cropped = window.cropped(codes)
+    plain = attribution.attribute(lens, CLEAN, CORRUPTED, cropped, seconds=WINDOW, **asked).agreement
+    own = attribution.attribute(
+        lens, CLEAN, CORRUPTED, cropped, metric=lambda *given: window(*given), **asked
+    ).agreement
+    assert plain is not None
+    assert own is not None
+    pd.testing.assert_frame_equal(plain.cells, own.cells, atol=2e-5, rtol=0)
 
 
 @pytest.mark.parametrize(("site", "head"), [("resid_post", None), ("cross_attn.z", 2), ("cross_attn.v", 1)])

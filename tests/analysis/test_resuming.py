@@ -20,6 +20,7 @@ from stops import contents, killed
 import audiolens as al
 from analysis import sweep
 from analysis.sweep import Condition, experiment, ledger, planned, playing
+from analysis.sweep.batches import Batches
 from audiolens.errors import DamagedError, DamageWarning, InputError, StoppedError
 from audiolens.files.integrity import read_json, sealed_json
 from audiolens.tracing.sampling import Sampling
@@ -95,6 +96,37 @@ def test_the_folder_holds_what_memory_does(lens: Any, whole: Path) -> None:
     np.testing.assert_allclose(sound, np.clip(mine.audio[9][0], -1, 1), atol=2 / 2**15)
 
 
+def test_all_conditions_are_compared_while_each_batch_is_read_once(
+    lens: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Of the three batches, of 4, 6 and 6 rows, the last two contain rows of two conditions each.
+    mine, theirs = (played(lens, out, batch_size=6) for out in (None, tmp_path / "sweep"))
+    opened: list[int] = []
+    read = Batches.codes
+
+    def counted(self: Batches, batch: int) -> np.ndarray:
+        opened.append(batch)
+        return read(self, batch)
+
+    def distance(codes: torch.Tensor, own: torch.Tensor) -> float:
+        return float((codes != own).double().mean())
+
+    monkeypatch.setattr(Batches, "codes", counted)
+    pd.testing.assert_frame_equal(theirs.compared(distance).distances, mine.compared(distance).distances)
+    assert opened == [0, 1, 2]
+
+
+def test_codes_that_are_damaged_after_they_were_read_are_seen(lens: Any, whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "sweep"
+    shutil.copytree(whole, out)
+    result = sweep.load_folder(out)
+    result.codes("baseline")
+    for part in (out / "batches").glob("*.safetensors"):
+        part.write_bytes(part.read_bytes()[:-2] + b"\x01\x01")
+    with pytest.raises(DamagedError, match="is damaged"):
+        result.codes("baseline")
+
+
 def test_another_sweep_is_refused_with_the_reason(lens: Any, whole: Path, tmp_path: Path) -> None:
     before = contents(whole)
     for changes, message in (
@@ -164,7 +196,7 @@ def test_a_sweep_that_was_begun_before_a_setting_existed_resumes_at_the_settings
 
         monkeypatch.setattr(experiment, "_facts", stated)
 
-    monkeypatch.setattr(planned, "Sampling", Later)
+    monkeypatch.setattr("audiolens.tracing.sampling.Sampling", Later)
     monkeypatch.setattr(playing.Making, "generate", counted)
     asking(0.1)
     with pytest.raises(InputError, match=r"begun with min_p 0\.0, but this one has 0\.1"):

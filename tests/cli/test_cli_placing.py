@@ -72,8 +72,9 @@ def test_what_gives_the_poles_away_is_one_line(run: Run, checkpoint: Path, tmp_p
 
 def test_patch_tells_the_gap_and_the_grid(run: Run, checkpoint: Path) -> None:
     arguments = ("-m", checkpoint, "--pairs", 4, "--seconds", 0.4)
-    code, out, err = run("patch", "tempo", *arguments, "--by", "head", "--no-sound")
+    code, out, err = run("patch", "tempo", *arguments, "--by", "head")
     assert code == 0, err
+    assert "SoundPlan" not in err
     assert "nats" in out
     assert "head" in out
     assert "fewer than 64 pairs" in out
@@ -107,6 +108,13 @@ def test_a_file_of_prompts_is_heard_where_it_names_a_measure(tmp_path: Path) -> 
     assert _ear("tempo.csv", "head", None, 64, 0) is None
     assert _ear("mine", "head", None, 64, 0) is None
     assert _ear("tempo", "token", None, 64, 0) is None
+    assert _ear("tempo", "head", None, 64, 0) is None
+    by_head = _ear("tempo", "head", "tempo_ioi", 64, 0)
+    assert by_head is not None
+    assert by_head.measure == "tempo_ioi"
+    by_block = _ear("tempo", "component", None, 64, 0)
+    assert by_block is not None
+    assert by_block.measure == "tempo_ioi"
     named = _ear("mine.csv", "token", "loudness", 64, 5)
     assert named is not None
     assert (named.measure, named.pairs, named.first_seed) == ("loudness", 8, 5)
@@ -121,7 +129,7 @@ def test_a_file_of_prompts_is_heard_where_it_names_a_measure(tmp_path: Path) -> 
         (("--site", "resid_post", "--by", "token"), "has no token axis"),
         (("--site", "cross_attn.k"), "use by='token'"),
         (("--seconds", 0.12), "windows=8: there are 6 steps"),
-        (("--sound", "tempoo"), "measure='tempoo'"),
+        (("--sound", "tempoo"), "--sound 'tempoo'. Did you mean 'tempo'"),
         (("--sound", "tempo", "--no-sound"), "both given"),
     ],
 )
@@ -150,7 +158,7 @@ def test_sites_on_the_texts_side_take_pairs_of_one_length(run: Run, checkpoint: 
         (("place", "tempo", "--prompts", 1000), "--prompts=1000"),
         (("place", "none.csv"), "none.csv"),
         (("place", "tempo", "--by", "loudest"), "by='loudest'"),
-        (("place", "tempo", "--strategies", "one-to-some"), "is not a candidate"),
+        (("place", "tempo", "--strategies", "one-to-some"), "expected 'one-to-one', 'one-to-all', 'all-to-all'"),
         (("patch", "tempo", "--pairs", 1), "--pairs=1"),
         (("patch", "tempo", "--seed", -1), "--seed=-1"),
         (("patch", "tempo", "--by", "hour"), "hour"),

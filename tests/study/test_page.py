@@ -18,6 +18,7 @@ import soundfile
 from chromium import PATIENCE, launched
 from plants import tables as planted
 
+from analysis.figures import spectrograms
 from analysis.report import page as pages
 from analysis.report import writer
 from analysis.study import Study
@@ -287,7 +288,7 @@ def test_every_figure_and_word_that_needs_one_has_its_explanation(folder: Path) 
         assert "<sup>" not in text.partition(f'id="live-{live}"')[2].partition("</figure>")[0]
 
 
-def test_players_are_no_more_than_the_page_bears_and_pairs_stay_whole() -> None:
+def test_players_are_no_more_than_the_page_bears_and_pairs_stay_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     found = planted.study()
     condition = "baseline"
     rng = np.random.default_rng(0)
@@ -298,9 +299,32 @@ def test_players_are_no_more_than_the_page_bears_and_pairs_stay_whole() -> None:
         for pair, key in enumerate(keys)
         for n in range(7)
     ]
-    rows, left_out = pages._pairs(found, sounds)
-    assert [len(row["clips"]) for row in rows] == [7, 7, 7]
-    assert left_out == 7 * 3
+    drawn: list[int] = []
+    thumbnail = pages._thumbnail
+    monkeypatch.setattr(pages, "_thumbnail", lambda *given: drawn.append(1) or thumbnail(*given))
+    fitting = pages.fitting(sounds, found.sample_rate)
+    assert [sound for sound, _ in fitting] == sounds[:21]
+    assert [len(row["clips"]) for row in pages._rows(found, fitting)] == [7, 7, 7]
+    assert len(drawn) == 21
+
+
+def test_spectrograms_are_drawn_of_the_clips_on_the_page_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = planted.study()
+    conditions = list(dict.fromkeys(condition for condition, *_ in found.sounds))
+    tested = found.clips[(found.clips["split"] == "test") & found.clips["condition"].isin(conditions)]
+    keys = [(row.condition, row.prompt, int(row.seed)) for row in tested.itertuples()]
+    noise = np.random.default_rng(0).normal(0, 0.1, (1, 4000)).astype(np.float32)
+    whole = replace(found, sounds=dict.fromkeys(keys, noise))
+    drawn: list[int] = []
+    one = spectrograms.one
+    monkeypatch.setattr(spectrograms, "one", lambda *given, **named: drawn.append(1) or one(*given, **named))
+    folder = whole.save(tmp_path / "many")
+    players = (folder / "index.html").read_text("utf-8").count("<audio")
+    assert len(keys) > 2 * pages.MOST_PLAYERS
+    assert 0 < players <= pages.MOST_PLAYERS
+    # Each is drawn once next to its player, and those that are not prompted once in the figure.
+    assert players < len(drawn) <= 2 * players
+    assert len(list((folder / "audio").glob("*.wav"))) == len(keys)
 
 
 def test_what_is_compressed_sounds_like_what_was_kept() -> None:

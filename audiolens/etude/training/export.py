@@ -18,7 +18,7 @@ from audiolens.errors import InputError
 from audiolens.etude import synth
 from audiolens.etude.training import checkpoint, codec, decoder
 from audiolens.files import atomic
-from audiolens.model.loading import CONFIG
+from audiolens.model.known_models import CONFIG
 
 
 def model(trained: decoder.Etude, tokenizer: PreTrainedTokenizerFast, out: Path, half: bool = False) -> None:

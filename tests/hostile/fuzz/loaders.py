@@ -21,7 +21,7 @@ from analysis.probing.table import numbers_or_text, read_columns
 from analysis.report import index
 from analysis.store.folder import SUMMARY
 from analysis.store.folder import check as check_folder
-from analysis.study import finished, others, side_effects, stages, storage, where
+from analysis.study import finished, others, placement_storage, side_effects, stages, storage, where
 from analysis.sweep import ledger
 from audiolens import prompts
 from audiolens.etude.training import checkpoint
@@ -227,7 +227,7 @@ def _begun(variants: Path) -> Read:
         told: dict[str, Any] = {"partial": True}
         readers: dict[str, Callable[[Path], Any]] = {
             "directions": lambda place: digest(*vars(storage.read_directions(place).samples).values()),
-            "placement": lambda place: storage.read_placement(place, directions).candidates.to_csv(),
+            "placement": lambda place: placement_storage.read_placement(place, directions).candidates.to_csv(),
             "patching": lambda place: digest(where.read(place).reason, *_grids(where.read(place))),
             "lost": lambda place: side_effects.read(place).to_csv(),
             "others": lambda place: digest(*(one.vectors for one in others.read_back(place).values())),

@@ -1,0 +1,86 @@
+"""Check a command's arguments before torch, transformers and nnsight are imported, which takes seconds.
+
+The functions that the arguments are passed to check them again, and also check what depends on the model. The names
+listed here repeat those in modules that import torch; `tests/cli/test_cli_early.py` compares the two.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+
+from analysis.commands.common import is_prompt_file
+from audiolens.checks import MOST_JOBS, checked_amount, checked_count, shown
+from audiolens.errors import AudioLensWarning, InputError, nearest
+from audiolens.model.known_models import folder_of
+
+STRATEGIES = ("one-to-one", "one-to-all", "one-to-band", "all-to-all")
+PLACED = ("one-to-one", "one-to-all", "all-to-all")
+BRANCHES = ("cond", "null", "both")
+CODES = ("own", "shared")
+POSITIONS = ("mean", "first", "last", "eos")
+PROBES = ("logistic", "ridge", "mlp")
+EVIDENCE = ("alignment", "norm", "probe", "patching", "attribution")
+SOUND_FORMATS = ("wav", "flac")
+
+
+def check_model(name: str) -> None:
+    """Raise an error if no model on this machine has this name, and it is not a hub name either."""
+    folder_of(name)
+
+
+def check_choice(name: str, value: str | None, known: Iterable[str]) -> None:
+    """Raise an error unless a value is `None` or one of the known ones."""
+    known = tuple(known)
+    if value is not None and value not in known:
+        listed = ", ".join(map(repr, known))
+        raise InputError(f"{name}={shown(value)}: expected {listed}.{nearest(value, known)}")
+
+
+def check_concept(concept: str, vocabulary: str | None = None) -> None:
+    """Raise an error if a concept is neither bundled nor a prompt file that can be read."""
+    from audiolens import prompts
+
+    if is_prompt_file(concept):
+        # The warnings about its prompts are printed when the command reads it.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", AudioLensWarning)
+            prompts.from_file(concept)
+    else:
+        prompts.load(concept, vocabulary)
+
+
+def check_measures(option: str, *names: str | None) -> None:
+    """Raise an error if a measure is unknown."""
+    from audiolens.measure import MEASURES
+
+    for name in names:
+        if name is not None and name not in MEASURES:
+            raise InputError(f"{option} {shown(name)}.{nearest(name, MEASURES)} Choose from: {', '.join(MEASURES)}.")
+
+
+def check_length(seconds: float | None) -> None:
+    """Raise an error if a length in seconds is not a positive number."""
+    if seconds is not None:
+        checked_amount("seconds", seconds, above=0)
+
+
+def check_guidance(scale: float) -> None:
+    """Raise an error unless a guidance scale is at least 1."""
+    if not checked_amount("guidance_scale", scale) >= 1:
+        raise InputError(f"guidance_scale={scale}: expected at least 1, which means no guidance.")
+
+
+def check_jobs(jobs: int | None) -> None:
+    """Raise an error if a number of worker processes is negative or too large."""
+    if jobs is not None:
+        checked_count("n_jobs", jobs, 0, MOST_JOBS)
+
+
+def check_folder(out: Path | None) -> None:
+    """Raise an error if no new folder can be created at a path."""
+    from analysis.store import folder
+
+    if out is not None:
+        folder.check(out, overwrite=None)

@@ -1,0 +1,117 @@
+"""Arguments that can be checked without a model are refused before torch and transformers are imported."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pytest
+import soundfile
+
+from analysis.commands import early
+from analysis.patching.grid import By, Mode, checked_by, checked_mode
+from analysis.placement.other_evidence import Computable
+from analysis.placement.result import ALIGNMENT
+from analysis.placement.shifts import PLACED
+from analysis.probing.probes import KINDS
+from analysis.sweep.storage import SoundFormat
+from audiolens.directions.pole_reader import CodesSource, Position
+from audiolens.directions.steering import Strategy
+from audiolens.errors import InputError
+from audiolens.interventions import Branch
+
+HEAVY = ("torch", "transformers", "nnsight")
+REFUSED = (
+    "study tempi", "study tempo --model nowhere", "study tempo --full --quick", "study bells",
+    "study tempo --measure loudness", "study tempo --measure brightnes", "study tempo --words a,b",
+    "study one.csv --measure pitch", "study none.csv", "study --concepts tempo,tempi", "study tempo --codes both",
+    "study tempo --seconds -1", "study tempo --out full", "study tempo --others some",
+    "study tempo --jobs -1", "study tempo --jobs 9999999", "study tempo --engine quick",
+    "sweep tempi -o out", "sweep tempo -o out --strengths much", "sweep tempo -o out --model nowhere",
+    "sweep tempo -o out --strategy some", "sweep tempo -o out --branch some", "sweep tempo -o out --measure some",
+    "sweep tempo -o out --sound mp3", "sweep tempo -o full", "sweep tempo -o full/file", "sweep tempo -o out --seeds 0",
+    "sweep tempo -o out --controls -1", "sweep tempo -o out --split train", "sweep tempo -o out --layers some",
+    "sweep none.csv -o out", "sweep tempo -o out --jobs -1", "sweep tempo -o out --jobs 9999999",
+    "sweep tempo -o out --jobs many", "sweep tempo -o out --engine quick", "sweep tempo -o out --guidance 0.5",
+    "sweep tempo -o out --seconds nan",
+    "place tempi", "place tempo --strategies one-to-some", "place tempo --by ear", "place tempo --codes both",
+    "place tempo --model nowhere", "place tempo --directions none.safetensors", "place tempo -o full",
+    "probe tempi", "probe tempo --layers a", "probe tempo --probe svm", "probe mode --quantity", "probe tempo -o full",
+    "probe tempo --audio full", "probe tempo --group artist", "probe tempo --model nowhere", "probe tempo --seed -1",
+    "patch tempi", "patch tempo --by ear", "patch tempo --mode both", "patch tempo --pairs 1", "patch tempo -o full",
+    "patch tempo --sound loud", "patch tempo --sound tempo --no-sound", "patch tempo --model nowhere",
+    "directions tempi", "directions tempo --branch some", "directions tempo --position end", "directions none.csv",
+    "directions tempo --codes both", "directions tempo --model nowhere", "directions tempo -o full/file",
+    "generate song --strategy one-to-one", "generate song --steer none:1", "generate song --seconds 0",
+    "generate song --guidance 0", "generate song --seed -1", "generate song -o full", "generate song --model nowhere",
+    "generate song --engine quick",
+    "measure none.wav", "measure full", "measure a.wav --measures some", "measure a.wav --seconds 5:1",
+    "measure a.wav --jobs 0", "report full", "report nowhere", "report begun",
+)  # fmt: skip
+_CODE = """
+import json, sys
+from analysis import cli
+
+found = {}
+for line in json.loads(sys.argv[1]):
+    sys.argv = ["audiolens", *line.split()]
+    try:
+        cli.main()
+        code = 0
+    except SystemExit as end:
+        code = end.code
+    found[line] = [code, [name for name in HEAVY if name in sys.modules]]
+print(json.dumps(found))
+""".replace("HEAVY", repr(HEAVY))
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").write_text("years of work")
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "study.json").write_text("{}")
+    (tmp_path / "one.csv").write_text("fast,slow\na fast song,a slow song\n")
+    soundfile.write(tmp_path / "a.wav", 0.1 * np.sin(np.arange(32_000) / 8), 16_000)
+    return tmp_path
+
+
+def loaded(lines: tuple[str, ...], place: Path) -> dict[str, list]:
+    done = subprocess.run(
+        [sys.executable, "-c", _CODE, json.dumps(lines)], cwd=place, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_refused_arguments_load_neither_torch_nor_transformers(place: Path) -> None:
+    before = sorted(place.rglob("*"))
+    found = loaded(REFUSED, place)
+    assert {line: code for line, (code, _) in found.items() if code != 2} == {}
+    # Commands run one after another in one process, so the first that loads a package is named.
+    assert next((line for line, (_, heavy) in found.items() if heavy), None) is None
+    assert sorted(place.rglob("*")) == before
+
+
+def test_models_and_measure_load_neither_torch_nor_transformers(place: Path) -> None:
+    found = loaded(("models", "models --json", "measure a.wav", "measure a.wav --seconds 0:1 --json"), place)
+    assert set(map(str, found.values())) == {"[0, []]"}
+
+
+def test_early_choices_are_those_of_the_functions() -> None:
+    """The names in `early` are repeated, because the modules that define them import torch."""
+    assert get_args(Strategy) == early.STRATEGIES
+    assert get_args(Branch) == early.BRANCHES
+    assert get_args(CodesSource) == early.CODES
+    assert get_args(get_args(Position)[0]) == early.POSITIONS
+    assert early.PROBES == KINDS
+    assert PLACED == early.PLACED
+    assert {ALIGNMENT, "norm", *get_args(Computable)} == set(early.EVIDENCE)
+    assert get_args(SoundFormat) == early.SOUND_FORMATS
+    for check, kinds in ((checked_by, By), (checked_mode, Mode)):
+        for kind in get_args(kinds):
+            check(kind)
+        with pytest.raises(InputError, match="expected"):
+            check("other")
