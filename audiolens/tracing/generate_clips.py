@@ -91,14 +91,16 @@ def drawn(
     codes = torch.zeros(len(listed), config.n_codebooks, timeline.frames, dtype=torch.long, device=traced.device)
     with alone(traced.model), random_state(keep=streams is not None):
         for layout, length in tqdm(parts, desc="generating", unit="batch", disable=not progress):
-            batch = _Batch.of(traced, layout, length, listed, streams, start, guided)
             if recorder is not None:
                 recorder.begin(layout)
             plan = partial(Run, traced, layout=layout, timeline=timeline, interventions=todo)
+            # Interventions that do not fit raise an error here, before the text encoder runs.
+            run = plan(recorder=recorder)
+            batch = _Batch.of(traced, layout, length, listed, streams, start, guided)
             if choice.name == "fast" and not choice.compares:
-                made = batch.fast(traced, plan(recorder=recorder), timeline, sampling)
+                made = batch.fast(traced, run, timeline, sampling)
             else:
-                made = batch.exact(traced, plan(recorder=recorder), timeline, sampling, use_cache)
+                made = batch.exact(traced, run, timeline, sampling, use_cache)
             if choice.compares:
                 choice.decide(made, partial(batch.fast, traced, plan(recorder=None), timeline, sampling))
             codes[list(layout.rows[: layout.kept])] = made[: layout.kept]
