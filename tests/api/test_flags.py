@@ -23,8 +23,12 @@ MODULES = [
 ]
 EXPERIMENTS = [f"analysis.{found.name}" for found in pkgutil.iter_modules(analysis.__path__) if found.name != "cli"]
 CODES = torch.zeros(1, 4, 6, dtype=torch.long)
-# Result classes with boolean fields, and helpers of the commands that write folders.
+# Result classes with boolean fields, values that modules pass to each other, and helpers of the commands that write
+# folders.
 NO_DOORS = (
+    "GridSite",
+    "Wanted",
+    "read",
     "takes",
     "Intervention",
     "Effect",
