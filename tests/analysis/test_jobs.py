@@ -192,7 +192,7 @@ def test_ctrl_c_ends_the_workers_without_a_word_from_them(lens: Any, whole: Path
     script = (
         "import sys; from pathlib import Path; import torch; torch.set_num_threads(1)\n"
         "from small_runs import played; from audiolens import AudioLens\n"
-        "played(AudioLens.from_pretrained(sys.argv[1]), Path(sys.argv[2]), n_jobs=2, batch_size=1)\n"
+        "played(AudioLens.from_pretrained(sys.argv[1]), Path(sys.argv[2]), n_jobs=2, batch_size=1, seconds=3.0)\n"
     )
     running = subprocess.Popen(
         [sys.executable, "-c", script, lens.name, str(out)], env={**os.environ, "PYTHONPATH": ":".join(sys.path)},
@@ -210,7 +210,7 @@ def test_ctrl_c_ends_the_workers_without_a_word_from_them(lens: Any, whole: Path
         time.sleep(0.1)
     assert not _alive(running.pid)
     assert 0 < len(ledger.finished(out)) < 16
-    played(lens, out, batch_size=1)
+    played(lens, out, batch_size=1, seconds=3.0)
     assert len(sweep.load_folder(out).table) == 16
     assert len(contents(out)) > len(contents(whole))
 
@@ -232,7 +232,7 @@ def test_a_model_that_workers_cannot_open_is_generated_with_here(
     with torch.no_grad():
         changed.model.decoder.model.decoder.layers[1].fc1.weight[3, 5] += 1.0
     generated.clear()
-    with pytest.warns(AudioLensWarning, match=r"n_jobs=1: this process generates all clips.*other weights"):
+    with pytest.warns(AudioLensWarning, match=r"n_jobs=1: this process generates all clips.*different weights"):
         found = played(changed, None, conditions=todo, n_jobs=1)
     assert generated == ["baseline", "up"]
     pd.testing.assert_frame_equal(found.table, played(changed, None, conditions=todo).table, check_exact=True)
