@@ -299,8 +299,13 @@ def _is_plain(module: nn.Module) -> bool:
 
 
 def hooked(module: nn.Module) -> bool:
-    """Whether something acts on a call of the module, apart from its `forward`."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+    """Whether a hook can change what a call of the module returns.
+
+    Once a model was asked for its hidden states or attentions, transformers leaves hooks on its modules, which only
+    collect outputs.
+    """
+    hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+    return any(not str(getattr(hook, "__module__", "")).startswith("transformers.utils.") for hook in hooks)
 
 
 def _added(stream: Tensor, out: Tensor) -> Tensor:

@@ -288,6 +288,16 @@ def test_what_would_be_missed_is_refused_even_after_the_comparison(
     assert lens.generate("calm", **given, engine="fast").settings["engine"] == "fast"
 
 
+def test_the_hooks_with_which_transformers_collects_outputs_are_harmless(checkpoint: Any, codes: Tensor) -> None:
+    lens = al.AudioLens.from_pretrained(checkpoint)
+    ids = torch.zeros(4, 3, dtype=torch.long)
+    lens.model(**lens.tokenizer(["calm"], return_tensors="pt"), decoder_input_ids=ids, output_hidden_states=True)
+    layer = lens.model.decoder.model.decoder.layers[0]
+    assert layer._forward_hooks  # transformers leaves them
+    same(*both(lens))
+    patching.patch(lens, ["fast piano"], ["slow piano"], codes[:1], by="component", progress=False)
+
+
 def test_a_replaced_output_projection_is_called_in_both_halves(checkpoint: Any) -> None:
     lens = al.AudioLens.from_pretrained(checkpoint)
     shift = torch.linspace(-2, 2, lens.config.d_model)
