@@ -22,12 +22,13 @@ import audiolens as al
 from analysis import listening, pca, placement, report, resampling, similarity, study, sweep
 from analysis.patching import PatchingResult
 from analysis.report import writer
-from analysis.study import pipeline, side_effects, stages, test_result, where
+from analysis.study import pipeline, side_effects, test_result, where
 from analysis.study.settings import Settings
-from analysis.sweep import Condition, planned, response
+from analysis.sweep import Condition, response
 from audiolens import measure
 from audiolens.files.atomic import remove
 from audiolens.files.integrity import sealed_json, tensor_hash
+from audiolens.model import weight_hash
 
 MAKING: dict[str, Any] = {"seconds": 0.4, "batch_size": 4, "measures": ("brightness", "loudness"), "n_jobs": 0}
 TINY = Settings(
@@ -151,7 +152,7 @@ def quickly(lens: Any) -> Iterator[None]:
              (placement, "place"), (measure, "code_nats"), (measure, "codec_features")]  # fmt: skip
     changes += [(place, name, remembered(getattr(place, name), lens)) for place, name in (*numbers, *asked)]
     # Weights and packages do not change during a run.
-    constant = [(metadata, "version"), (stages, "content_hash"), (planned, "content_hash")]
+    constant = [(metadata, "version"), (weight_hash, "content_hash")]
     changes += [(place, name, cache(getattr(place, name))) for place, name in constant]
     before = [(place, name, getattr(place, name)) for place, name, _ in changes]
     try:

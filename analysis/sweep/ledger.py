@@ -93,8 +93,8 @@ def refuse_begun(folder: Path, facts: Mapping[str, Any]) -> dict[str, Any] | Non
     if (reason := difference(begun, facts)) is None:
         if plans and own not in plans:
             raise OtherResultsError(
-                f"{path} is from this sweep, but {folder / BATCHES} is from another: choose another folder, or remove "
-                f"{folder / BATCHES} so that the batches are made again."
+                f"{path} is from this sweep, but {folder / BATCHES} is from another: remove it, so that the "
+                "batches are generated again, or choose another folder."
             )
         if plans and begun["model"]["threads"] != plans[own]:
             return _replanned(facts, plans, f"{path} and the batches give different numbers of threads")
