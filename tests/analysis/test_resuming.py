@@ -191,8 +191,8 @@ def test_a_sweep_that_was_begun_before_a_setting_existed_resumes_at_the_settings
         return generate(making, lens, plan, batch)
 
     def asking(min_p: float) -> None:
-        def stated(lens: Any, todo: Any, settings: Any, *rest: Any) -> Any:
-            return facts(lens, todo, {**settings, "min_p": min_p}, *rest)
+        def stated(lens: Any, todo: Any, settings: Any, *rest: Any, **more: Any) -> Any:
+            return facts(lens, todo, {**settings, "min_p": min_p}, *rest, **more)
 
         monkeypatch.setattr(experiment, "_facts", stated)
 

@@ -52,7 +52,7 @@ def test_a_folder_that_is_gone_is_not_made_again(tmp_path: Path) -> None:
         begun_then(in_stages, place)
     with pytest.raises(StoppedError, match=f"{place} was removed"):
         under_a_lock()
-    with pytest.raises(StoppedError, match="make it again"):
+    with pytest.raises(StoppedError, match="write it again"):
         beside()
     with pytest.raises(StoppedError, match=f"{place} is gone"):
         atomic.put(place / "x", b"")
