@@ -70,11 +70,11 @@ def recorded_hooks(lens: AudioLens, cells: Sequence[Cell]) -> tuple[list[str], l
         SiteError: if a patch at one of the sites cannot be computed.
         InputError: if something changes the model's own runs, but would not change the patched ones.
     """
-    if missed := changes_missed(lens.traced_model):
-        raise InputError(f"patching computes the blocks itself: {missed}.")
     hooks = {hook for cell in cells for hook in cell.hooks}
     if unknown := sorted(hooks - REACHED):
         raise SiteError(f"{unknown[0]}: patching does not reach this site. It reaches {', '.join(sorted(REACHED))}.")
+    if missed := changes_missed(lens.traced_model):
+        raise InputError(f"patching computes the blocks itself: {missed}.")
     cross = lens.traced_model.family.has("hook_cross_attn_out")
     base = ["attn.hook_k", "attn.hook_v", "hook_resid_pre", f"blocks.{lens.config.n_layers - 1}.hook_resid_post"]
     base += ["cross_attn.hook_k", "cross_attn.hook_v", "hook_resid_mid", "hook_resid_cross"] if cross else []

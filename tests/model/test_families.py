@@ -80,7 +80,7 @@ def other(lens: Any) -> Any:
     """The tiny model as one of the other family."""
     model = copy.deepcopy(al.AudioLens.from_pretrained(lens.name).model)
     body = model.decoder.model.decoder
-    body.layers = nn.ModuleList(map(Block, body.layers))
+    body.layers = nn.ModuleList(map(Block, body.layers)).eval()
     model.__class__ = OtherMusic
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(families, "FAMILIES", (*families.FAMILIES, FAMILY))
