@@ -37,6 +37,7 @@ SIZES = {
     "pairs": 2,
     "frechet": False,
     "n_jobs": 0,
+    "engine": "exact",
     "batch_size": 32,
 }
 LAYERS = range(3)
