@@ -180,7 +180,10 @@ def page(facts: dict[str, Any]) -> str:
         )
     parts = facts["parts"]
     lines += ["", "Share of each part in the time of the fast engine (étude, profiled):", ""]
-    lines += ["| part | " + " | ".join(f"{rows} rows" for rows in parts) + " |", "|---|" + "---|" * len(parts)]
+    lines += [
+        "| part | " + " | ".join("1 row" if rows == 1 else f"{rows} rows" for rows in parts) + " |",
+        "|---|" + "---|" * len(parts),
+    ]
     for part in next(iter(parts.values())):
         lines.append(f"| {part} | " + " | ".join(f"{of[part]:.0%}" for of in parts.values()) + " |")
     if compared := facts["compared"]:
