@@ -136,7 +136,7 @@ def test_gradients_reach_the_prefix_and_a_leaf_assigned_behind_it(melody_lens, c
         (lambda lens: lens.run_with_cache("calm", sites="resid_cross"), "no cross-attention"),
         (lambda lens: al.difference_in_means(lens, ["fast"], ["slow"], site="cross_attn_out"), "no cross-attention"),
         (lambda lens: lens.generate("calm", 5.0), "makes clips of 0.12 to 4.64 seconds"),
-        (lambda lens: lens.run_with_cache("calm", torch.zeros(1, 4, 125, dtype=torch.long)), "reads 119 steps"),
+        (lambda lens: lens.run_with_cache("calm", torch.zeros(1, 4, 125, dtype=torch.long)), "reads at most 119 steps"),
         (lambda lens: lens.run_with_cache("calm", reduce="eos", seconds=(0.0, 0.2)), "one position before the clip"),
         (lambda lens: al.difference_in_means(lens, ["fast"], [None], position="eos"), "None has no text"),
         (
