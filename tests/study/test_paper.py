@@ -67,7 +67,7 @@ def made(english: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     out = tmp_path_factory.mktemp("studies") / "tempo"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(al.AudioLens, "generate", watched)
-        patch.setattr(Settings, "paper", lambda lens, **changes: paper(lens, **{**SIZES, **changes}))
+        patch.setattr(Settings, "paper", lambda lens, **changes: paper(lens, **{**changes, **SIZES}))
         words = ["study", "tempo", "--model", str(english), "--paper", "--out", str(out), "--seconds", "1"]
         patch.setattr(sys, "argv", ["audiolens", *words])
         with pytest.raises(SystemExit) as ended:
