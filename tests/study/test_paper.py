@@ -59,10 +59,10 @@ def made(english: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     calls: list[dict[str, Any]] = []
     generate, paper = al.AudioLens.generate, Settings.paper
 
-    def watched(lens: Any, asked: Any, *arguments: Any, **options: Any) -> Any:
+    def watched(lens: Any, *arguments: Any, **options: Any) -> Any:
         if options.get("interventions"):
-            calls.append({"prompts": asked, **options})
-        return generate(lens, asked, *arguments, **options)
+            calls.append(options)
+        return generate(lens, *arguments, **options)
 
     out = tmp_path_factory.mktemp("studies") / "tempo"
     with pytest.MonkeyPatch.context() as patch:
