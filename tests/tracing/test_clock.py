@@ -257,7 +257,7 @@ def test_a_forward_that_another_library_replaced_is_not_passed_over(opened: Any,
         lambda: opened.generate("fast piano", 0.32, interventions=al.Add(vector, layers=[1]), sites="resid_post"),
         lambda: opened.run_with_cache("fast piano"),
     ):
-        with pytest.raises(UnsupportedModelError, match=r"open a new lens on it"):
+        with pytest.raises(UnsupportedModelError, match=r"open a new lens on the model"):
             run()
 
 
