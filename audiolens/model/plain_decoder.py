@@ -21,6 +21,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from audiolens.model.hooks import acting_hooks
+
 if TYPE_CHECKING:
     from audiolens.model.families.family import AttentionModules, BlockModules
     from audiolens.model.traced_model import TracedModel
@@ -276,7 +278,7 @@ def _read(attention: AttentionModules) -> Sequence[Any]:
 
 def _called(module: Any) -> Callable[[Tensor], Tensor]:
     """Return a function that computes what calling a module computes, with less overhead if nothing hooks the call."""
-    if not isinstance(module, nn.Module) or hooked(module):
+    if not isinstance(module, nn.Module) or acting_hooks(module):
         return module
     if type(module) is nn.Linear and _is_plain(module):
         return partial(functional.linear, weight=module.weight, bias=module.bias)
@@ -295,17 +297,7 @@ def _called(module: Any) -> Callable[[Tensor], Tensor]:
 
 def _is_plain(module: nn.Module) -> bool:
     """Whether calling the module does nothing but run the forward method of its class."""
-    return "forward" not in module.__dict__ and not hooked(module)
-
-
-def hooked(module: nn.Module) -> bool:
-    """Whether a hook can change what a call of the module returns.
-
-    Once a model was asked for its hidden states or attentions, transformers leaves hooks on its modules, which only
-    collect outputs.
-    """
-    hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
-    return any(not str(getattr(hook, "__module__", "")).startswith("transformers.utils.") for hook in hooks)
+    return "forward" not in module.__dict__ and not acting_hooks(module)
 
 
 def _added(stream: Tensor, out: Tensor) -> Tensor:

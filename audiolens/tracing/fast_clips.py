@@ -17,7 +17,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from audiolens.errors import InputError
-from audiolens.model.plain_decoder import Attended, PlainDecoder, computed, hooked
+from audiolens.model.hooks import acting_hooks
+from audiolens.model.plain_decoder import Attended, PlainDecoder, computed
 from audiolens.model.timeline import Timeline, delay, undelay
 from audiolens.model.traced_model import TracedModel
 from audiolens.tracing.fast_sites import FastSites
@@ -52,7 +53,7 @@ def changes_missed(traced: TracedModel) -> str | None:
             return f"{name} is in training mode: call model.eval()"
         if id(module) in called:
             continue
-        if hooked(module):
+        if acting_hooks(module):
             return f"{name} has a hook, which would be missed: remove it, or use interventions"
         if not has_own_forward(module):
             return f"the forward method of {name} was replaced, which would be missed"

@@ -15,6 +15,7 @@ import torch
 
 from audiolens.checks import shown
 from audiolens.errors import InputError
+from audiolens.model.hooks import acting_hooks
 from audiolens.model.loading import BUNDLED
 from audiolens.model.weight_hash import content_hash
 
@@ -126,8 +127,7 @@ def _reopened(
 
 def _hooked(part: torch.nn.Module) -> bool:
     """Whether a module has hooks other than those that torch itself adds, for example for weight norm."""
-    hooks = [*part._forward_hooks.values(), *part._forward_pre_hooks.values()]
-    return any(not type(hook).__module__.startswith("torch.nn.utils") for hook in hooks)
+    return any(not type(hook).__module__.startswith("torch.nn.utils") for hook in acting_hooks(part))
 
 
 def _attention(model: Any) -> str | None:

@@ -154,6 +154,13 @@ def test_a_lens_on_a_model_given_in_memory_says_what_to_do(own: Any) -> None:
         pickle.dumps(own)
 
 
+def test_the_hooks_with_which_transformers_collects_outputs_may_be_left_out(own: Any) -> None:
+    ids = torch.zeros(4, 3, dtype=torch.long)
+    own.model(**own.tokenizer(["calm"], return_tensors="pt"), decoder_input_ids=ids, output_hidden_states=True)
+    assert own.model.decoder.model.decoder.layers[0]._forward_hooks  # transformers leaves them
+    assert torch.equal(codes_of(pickle.loads(pickle.dumps(own)), 1), codes_of(own, 1))
+
+
 def test_one_changed_weight_does_not_arrive_as_the_old_one(own: Any) -> None:
     with torch.no_grad():
         own.model.decoder.model.decoder.layers[1].fc1.weight[3, 5] += 1.0
