@@ -192,7 +192,10 @@ def test_ctrl_c_ends_the_workers_without_a_word_from_them(lens: Any, whole: Path
     script = (
         "import sys; from pathlib import Path; import torch; torch.set_num_threads(1)\n"
         "from small_runs import played; from audiolens import AudioLens\n"
-        "played(AudioLens.from_pretrained(sys.argv[1]), Path(sys.argv[2]), n_jobs=2, batch_size=1, seconds=3.0)\n"
+        # The sweep waits after its first batch, so that it cannot end before it is stopped.
+        "import time; from analysis.sweep.batches import Batches; keep = Batches.keep\n"
+        "Batches.keep = lambda *given: (keep(*given), time.sleep(60))\n"
+        "played(AudioLens.from_pretrained(sys.argv[1]), Path(sys.argv[2]), n_jobs=2, batch_size=1)\n"
     )
     running = subprocess.Popen(
         [sys.executable, "-c", script, lens.name, str(out)], env={**os.environ, "PYTHONPATH": ":".join(sys.path)},
@@ -210,7 +213,7 @@ def test_ctrl_c_ends_the_workers_without_a_word_from_them(lens: Any, whole: Path
         time.sleep(0.1)
     assert not _alive(running.pid)
     assert 0 < len(ledger.finished(out)) < 16
-    played(lens, out, batch_size=1, seconds=3.0)
+    played(lens, out, batch_size=1)
     assert len(sweep.load_folder(out).table) == 16
     assert len(contents(out)) > len(contents(whole))
 

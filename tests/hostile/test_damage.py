@@ -85,15 +85,11 @@ def test_a_plan_that_does_not_say_what_every_plan_says_is_damaged(swept: Path) -
     for name, value in wrong:
         for changed in ({**facts, name: value}, {key: one for key, one in facts.items() if key != name}):
             path.write_bytes(sealed_json(changed))
-            with pytest.raises(
-                InputError, match=told
-            ):
+            with pytest.raises(InputError, match=told):
                 sweep.load_folder(swept)
             if name != "format":
                 path.write_text(json.dumps({**changed, "format": SWEEP.unsealed}))
-                with pytest.raises(
-                    InputError, match=told
-                ):
+                with pytest.raises(InputError, match=told):
                     sweep.load_folder(swept)
     # The bad plan is neither used nor a reason to discard the batches, which identify their sweep.
     with pytest.warns(DamageWarning, match="is written again"):
