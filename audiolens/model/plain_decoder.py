@@ -125,7 +125,6 @@ class PlainDecoder:
         self.eager = model.decoder.config._attn_implementation == "eager"
         self.crosses = family.has("hook_cross_attn_out")
         self.embeddings = [_called(part) for part in family.embeddings(model)]
-        self.positions = family.positions(model)
         self.blocks = [PlainBlock(family.modules(block)) for block in traced.blocks]
         self.final_norm = _called(traced.final_norm)
         self.heads = [_called(head) for head in traced.heads]
@@ -140,25 +139,25 @@ class PlainDecoder:
     def block(self, layer: int, stream: Tensor, sites: Sites, memory: Memory) -> Steps[Tensor]:
         """Return the stream after a block."""
         hooks = sites.hooks(layer)
-        if hooks and "hook_resid_pre" in hooks:
+        if "hook_resid_pre" in hooks:
             stream = sites.visit("hook_resid_pre", layer, stream)
         stream = stream + (yield from self.self_attention(layer, stream, sites, memory))
-        if hooks and "hook_resid_mid" in hooks:
+        if "hook_resid_mid" in hooks:
             stream = sites.visit("hook_resid_mid", layer, stream)
         if self.crosses:
             out = yield from self.cross_attention(layer, stream, sites, memory)
             stream = stream + out if len(out) == len(stream) else _added(stream, out)
-            if hooks and "hook_resid_cross" in hooks:
+            if "hook_resid_cross" in hooks:
                 stream = sites.visit("hook_resid_cross", layer, stream)
         stream = stream + (yield from self.mlp(layer, stream, sites))
-        if hooks and "hook_resid_post" in hooks:
+        if "hook_resid_post" in hooks:
             stream = sites.visit("hook_resid_post", layer, stream)
         return stream
 
     def self_attention(self, layer: int, stream: Tensor, sites: Sites, memory: Memory) -> Steps[Tensor]:
         """Return what a block's self-attention adds to the stream."""
         block, hooks = self.blocks[layer], sites.hooks(layer)
-        if hooks and "ln1.hook_normalized" in hooks:
+        if "ln1.hook_normalized" in hooks:
             (given,) = yield block.normed, stream
             made = yield block.projected, sites.visit("ln1.hook_normalized", layer, given)
         else:
@@ -194,7 +193,7 @@ class PlainDecoder:
     def mlp(self, layer: int, stream: Tensor, sites: Sites) -> Steps[Tensor]:
         """Return what a block's MLP adds to the stream."""
         block, hooks = self.blocks[layer], sites.hooks(layer)
-        if not hooks or hooks.isdisjoint(("mlp.hook_pre", "mlp.hook_post")):
+        if hooks.isdisjoint(("mlp.hook_pre", "mlp.hook_post")):
             (out,) = yield block.mlp, stream
         else:
             (pre,) = yield block.mlp_read, stream
@@ -204,7 +203,7 @@ class PlainDecoder:
             if "mlp.hook_post" in hooks:
                 post = sites.visit("mlp.hook_post", layer, post)
             (out,) = yield block.mlp_write, post
-        return sites.visit("hook_mlp_out", layer, out) if hooks and "hook_mlp_out" in hooks else out
+        return sites.visit("hook_mlp_out", layer, out) if "hook_mlp_out" in hooks else out
 
     def _attend(
         self,

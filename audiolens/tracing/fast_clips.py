@@ -61,7 +61,7 @@ def changes_missed(traced: TracedModel) -> str | None:
 
 
 def _called_modules(traced: TracedModel) -> Iterator[nn.Module]:
-    """The modules that the plain decoder calls, except parameters-only ones."""
+    """Yield the modules that the plain decoder calls."""
     family = traced.family
     yield from (traced.final_norm, *traced.heads, *family.embeddings(traced.model))
     for block in traced.blocks:
@@ -121,7 +121,7 @@ class _Clips:
     def __init__(
         self, traced: TracedModel, run: Run, timeline: Timeline, sampler: RowSampler, inputs: dict[str, Any]
     ) -> None:
-        self.run, self.timeline, self.sampler = run, timeline, sampler
+        self.timeline, self.sampler = timeline, sampler
         self.layout, self.rows = run.layout, len(run.layout.rows)
         self.config, self.decoder, self.sites = traced.config, PlainDecoder(traced), FastSites(run)
         self.watch = run.watch or Watch(run.layout, timeline.frame_rate)

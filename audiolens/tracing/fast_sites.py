@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
+from functools import cache, partial
 
 import torch
 from einops import einsum, rearrange
@@ -80,17 +81,18 @@ class FastSites:
 
     def result(self, hook: str, layer: int, z: Tensor, projection: nn.Module, out: Tensor) -> Tensor:
         """Apply the edits at the heads' results, and record them. Where they changed, the output is their sum."""
-        matrix, bias = affine(projection, z.shape[-2] * z.shape[-1], z)
-        weights = rearrange(matrix, "m (h d) -> h d m", d=z.shape[-1])
+        # An adapter's matrix takes a product to compute, so it is computed only in passes that need it, and once.
+        parts = cache(partial(affine, projection, z.shape[-2] * z.shape[-1], z))
 
         def result(heads: Heads) -> Tensor:
+            weights = rearrange(parts()[0], "m (h d) -> h d m", d=z.shape[-1])
             mine, through = (z, weights) if heads is None else (z[:, :, heads], weights[heads])
             return einsum(mine, through, "b s h d, h d m -> b s h m")
 
         edited = self._recomputed(hook, layer, result)
         if edited is None:
             return out
-        before, after = edited
+        (before, after), (_, bias) = edited, parts()
         summed = after.sum(2) if bias is None else after.sum(2) + bias
         return torch.where((after != before).flatten(2).any(-1)[..., None], summed, out)
 
