@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -124,3 +125,27 @@ def test_padding_does_not_reach_the_text_encoder_in_training(name: str) -> None:
     with torch.no_grad():
         padded, own = (built.text_encoder(**tokens).last_hidden_state[0] for tokens in (both, alone))
     assert torch.allclose(padded[: len(own)], own, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["etude", "etude-melody"])
+def test_training_in_bfloat16_has_the_gradient_of_float32(name: str, tokenizer: PreTrainedTokenizerFast) -> None:
+    recipe = named(name)
+    torch.manual_seed(0)
+    built: Any = decoder.build(recipe.reading.encoder(tokenizer), codec.build(8), recipe.form)
+    tokens = dict(text.tokenize(tokenizer, ["a slow tune", "a fast song with a long name", "music"]))
+    read, kept = columns(3), torch.tensor([True, True, False])
+
+    def gradient(bfloat16: bool) -> torch.Tensor:
+        built.zero_grad()
+        with decoder.precision(built, replace(recipe.schedule, bfloat16=bfloat16), "cpu"):
+            out = decoder.final_states(built, read[..., :-1], tokens, kept)
+            losses, real = decoder.code_losses(built, out, read)
+        losses[real].mean().backward()
+        assert losses.dtype == torch.float32
+        return torch.cat([p.grad.flatten() for p in built.parameters() if p.grad is not None]).double()
+
+    exact, low = gradient(False), gradient(True)
+    assert torch.cosine_similarity(exact, low, 0) > 0.999
+    if torch.cpu.get_capabilities().get("avx512_bf16", False):
+        assert built.decoder.config._attn_implementation == "eager"
+        assert not torch.equal(exact, low)

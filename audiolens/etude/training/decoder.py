@@ -131,7 +131,7 @@ class TrainingSchedule:
     listening_weight: float = 0.6
     """The weight of the auxiliary head; 0 leaves it out."""
     bfloat16: bool = False
-    """Whether a GPU computes in bfloat16 (autocast). On a CPU it would be slower, so there float32 is always used."""
+    """Whether matrix products are computed in bfloat16 (autocast), if the GPU or the CPU has instructions for it."""
     seed: int = 0
     """The seed of the order of the data, and of the auxiliary head."""
 
@@ -230,7 +230,7 @@ def train(
     optimizer = torch.optim.AdamW(parameters, lr=schedule.learning_rate, betas=(0.9, 0.95), weight_decay=0.05)
     step = checkpoint.load(out, trained, optimizer)
     weights = torch.tensor(schedule.codebook_weights, device=device)[:, None]
-    lower = torch.autocast("cuda", torch.bfloat16, enabled=schedule.bfloat16 and torch.device(device).type == "cuda")
+    lower = precision(moved, schedule, device)
     sizes = None
     if moved.config.model_type == "musicgen_melody":
         sizes = np.array([len(ids) for ids in tokenizer(labels.captions)["input_ids"]])
@@ -266,7 +266,21 @@ def train(
             report(step, schedule.steps, {"nats": float(nats.detach()), **lost})
         if step % save_every == 0 or step == last:
             checkpoint.save(out, trained, step, optimizer)
+    moved.decoder.set_attn_implementation("sdpa")
     return model.eval()
+
+
+def precision(model: Any, schedule: TrainingSchedule, device: str) -> torch.autocast:
+    """The precision of matrix products in training, as a context.
+
+    On a CPU in bfloat16, attention is computed as plain matrix products, because torch's fused attention has a backward
+    pass there that is four times as slow as in float32.
+    """
+    kind = torch.device(device).type
+    able = kind == "cuda" or (kind == "cpu" and torch.cpu.get_capabilities().get("avx512_bf16", False))
+    if schedule.bfloat16 and able and kind == "cpu":
+        model.decoder.set_attn_implementation("eager")
+    return torch.autocast(kind, torch.bfloat16, enabled=schedule.bfloat16 and able)
 
 
 def trained_parts(model: Any, head: torch.nn.Linear) -> dict[str, torch.nn.Module]:

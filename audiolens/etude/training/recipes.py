@@ -94,7 +94,7 @@ BASE = Recipe(
             waveform_per_clip=True, mel=1.0, bfloat16=True,
         ),
         codec_seed=101,
-        clips=12_288,
+        clips=8_192,
         seed=102,
         half=True,
     ),
