@@ -10,12 +10,14 @@ def models(as_json: Json = False) -> None:
 
     Other models of the same families also work, given by hub name or folder.
     """
-    from audiolens.model.known_models import BUNDLED, HUB
+    from audiolens.model.known_models import BESIDE, BUNDLED, HUB
 
     rows = [
         {"model": name, "kind": "bundled", "here": (folder / "config.json").is_file()}
         for name, folder in BUNDLED.items()
-    ] + [{"model": name, "kind": "hub", "here": _downloaded(name)} for name in HUB]
+    ]
+    rows += [{"model": name, "kind": "repository", "here": True} for name, folder in BESIDE.items() if folder.is_dir()]
+    rows += [{"model": name, "kind": "hub", "here": _downloaded(name)} for name in HUB]
     if as_json:
         say(to_json(rows))
         return

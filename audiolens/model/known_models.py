@@ -12,6 +12,9 @@ from audiolens.errors import ModelFilesError, ModelNotFoundError, nearest
 CONFIG = "config.json"
 BUNDLED = {"etude": Path(__file__).parents[1] / "etude" / "weights"}
 """Models that are included in the package."""
+_CHECKOUT = Path(__file__).parents[2] / "etudes"
+BESIDE = {name: _CHECKOUT / name for name in ("etude-melody", "etude-2", "etude-deep", "etude-plain", "etude-3")}
+"""Models that are known by name in a checkout of the repository, but are not included in the package."""
 
 HUB = (
     "facebook/musicgen-small",
@@ -45,6 +48,14 @@ def folder_of(name: str) -> Path | None:
                 "reinstall audiolens, or train the model with `python -m audiolens.etude.training.train etude-0`."
             )
         return folder
+    if name in BESIDE:
+        if not (BESIDE[name] / CONFIG).is_file():
+            raise ModelFilesError(
+                f"{name} is not included in the package, and {BESIDE[name]} does not contain it: open it from a "
+                "checkout of a repository that contains it, or train it with "
+                f"`python -m audiolens.etude.training.train {name}` and give its folder."
+            )
+        return BESIDE[name]
     folder = Path(name).expanduser()
     if not folder.is_dir():
         if folder.exists():
@@ -53,7 +64,7 @@ def folder_of(name: str) -> Path | None:
             return None
         raise ModelNotFoundError(
             f"unknown model {shown(name)}: it is neither a bundled model nor a folder nor a hub name (owner/name)."
-            f"{nearest(name, [*BUNDLED, *HUB])} 'etude' is bundled and works offline."
+            f"{nearest(name, [*BUNDLED, *BESIDE, *HUB])} 'etude' is bundled and works offline."
         )
     if not (folder / CONFIG).is_file():
         raise ModelFilesError(

@@ -20,7 +20,6 @@ from audiolens.errors import (
 )
 from audiolens.model import tokens
 from audiolens.model.families import FAMILIES
-from audiolens.model.known_models import BUNDLED as BUNDLED
 from audiolens.model.known_models import HUB, folder_of
 from audiolens.model.model_files import downloaded, staged
 

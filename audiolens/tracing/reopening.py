@@ -16,7 +16,7 @@ import torch
 from audiolens.checks import shown
 from audiolens.errors import InputError
 from audiolens.model.hooks import acting_hooks
-from audiolens.model.loading import BUNDLED
+from audiolens.model.known_models import BESIDE, BUNDLED
 from audiolens.model.weight_hash import content_hash
 
 _SAVE = (
@@ -44,7 +44,7 @@ class Opening:
     ) -> "Opening":
         """Record the arguments of a successful call."""
         folder = Path(name).expanduser()
-        local = os.fspath(name) not in BUNDLED and folder.is_dir()
+        local = os.fspath(name) not in {*BUNDLED, *BESIDE} and folder.is_dir()
         return cls(
             str(folder.absolute()) if local else os.fspath(name),
             None if dtype is None else str(dtype).removeprefix("torch."),
