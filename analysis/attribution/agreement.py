@@ -22,7 +22,7 @@ from analysis.patching.engine import LOGITS, REACHED
 from analysis.patching.experiment import scored_cells
 from analysis.patching.grid import Cell
 from analysis.patching.runs import Runs, checked_prompts
-from analysis.resampling import Interval, bootstrap
+from analysis.resampling import Interval, interval_of, resampled
 from analysis.site_grid import GridSite
 from audiolens.interventions import Replace
 from audiolens.lens import AudioLens
@@ -66,12 +66,10 @@ class Agreement:
         rho, intervals = {}, {}
         for site, mine in cells.groupby("site", sort=False):
             pairs = mine[["attributed", "exact"]].to_numpy()
-            rho[str(site)] = _spearman(pairs)
-            with np.errstate(invalid="ignore"):
-                intervals[str(site)] = bootstrap(
-                    lambda index, of=pairs: float(np.nan_to_num(_spearman(of[index]))), np.arange(len(pairs)), None,
-                    n_bootstrap=300,
-                )  # fmt: skip
+            rho[str(site)] = float(_spearman(pairs[None])[0])
+            draws = resampled(np.arange(len(pairs)), n_bootstrap=300)
+            values = np.nan_to_num(_spearman(pairs[np.stack(draws)])) if draws else np.empty(0)
+            intervals[str(site)] = interval_of(values, len(pairs))
         return cls(cells, rho, intervals, n_pairs)
 
     def __repr__(self) -> str:
@@ -144,9 +142,11 @@ def _hook(site: GridSite) -> str:
     return site.name if site.layer is None else site.name.removeprefix(f"blocks.{site.layer}.")
 
 
-def _spearman(pairs: np.ndarray) -> float:
-    if len(pairs) < 3 or np.ptp(pairs[:, 0]) == 0 or np.ptp(pairs[:, 1]) == 0:
-        return float("nan")
-    # As scipy.stats.spearmanr does, but without the p-value, which took most of the time of the bootstrap.
-    ranks = np.column_stack([stats.rankdata(pairs[:, 0]), stats.rankdata(pairs[:, 1])])
-    return float(np.corrcoef(ranks, rowvar=False)[1, 0])
+def _spearman(pairs: Float[np.ndarray, "draw cell 2"]) -> Float[np.ndarray, " draw"]:
+    """Return the rank correlation of every draw. It is NaN with fewer than three cells, or without differences."""
+    if pairs.shape[1] < 3:
+        return np.full(len(pairs), np.nan)
+    ranks = stats.rankdata(pairs, axis=1)
+    ranks -= ranks.mean(1, keepdims=True)
+    with np.errstate(invalid="ignore"):
+        return (ranks[..., 0] * ranks[..., 1]).sum(1) / np.sqrt((ranks**2).sum(1).prod(1))

@@ -55,7 +55,7 @@ def attribute(
     towards: Towards = "denoising",
     per_codebook: bool = False,
     check: int = 16,
-    check_pairs: int = 8,
+    check_pairs: int = 2,
     cells: int = 8,
     batch_size: int = 16,
     seed: int = 0,
@@ -79,7 +79,7 @@ def attribute(
         per_codebook: keep codebooks separate, at the cost of one backward pass per codebook.
         check: number of cells per site that are also patched exactly. The cells are sampled uniformly. They are scored
             together by the patching engine or, with a `metric`, in one run per cell. 0 disables the check.
-        check_pairs: number of prompt pairs in the check.
+        check_pairs: number of prompt pairs in the check. More pairs make it slower, in proportion.
         cells: number of time windows into which the steps are divided for the check.
         batch_size: number of pairs per pass.
         seed: seed for sampling the cells.

@@ -8,11 +8,13 @@ import pandas as pd
 import plants
 import pytest
 import torch
+from scipy import stats
 
 from analysis import attribution
-from analysis.attribution.agreement import CheckedCell, patched, patched_together, reached
+from analysis.attribution.agreement import Agreement, CheckedCell, patched, patched_together, reached
 from analysis.attribution.gradients import scored
 from analysis.likelihood import Window
+from analysis.resampling import interval_of, resampled
 from analysis.site_grid import grid_sites, spans
 from audiolens.errors import InputError, SiteError
 from audiolens.model.timeline import delay
@@ -346,3 +348,17 @@ def test_tables_and_figures_name_what_they_show(result: Any):
 def test_spans_cover_all_steps_once():
     assert spans(13, 4) == [(0, 3), (3, 6), (6, 10), (10, 13)]
     assert spans(2, 8) == [(0, 1), (1, 2)]
+
+
+def test_agreement_is_the_rank_correlation_of_scipy() -> None:
+    rng = np.random.default_rng(0)
+    attributed = rng.normal(size=16).round(1)
+    exact = (attributed + rng.normal(size=16)).round(1)
+    frame = pd.DataFrame({"site": "a", "attributed": attributed, "exact": exact})
+    flat = pd.DataFrame({"site": "b", "attributed": attributed, "exact": 0.0})
+    found = Agreement.of(pd.concat([frame, flat]), n_pairs=1)
+    assert np.isclose(found.rho["a"], stats.spearmanr(attributed, exact).statistic)
+    assert np.isnan(found.rho["b"])
+    draws = resampled(np.arange(16), 300)
+    expected = [stats.spearmanr(attributed[draw], exact[draw]).statistic for draw in draws]
+    assert np.isclose(found.intervals["a"].low, interval_of(np.array(expected), 16).low)
