@@ -113,8 +113,9 @@ def place(
             ones (at most 35n clips, and usually about 20n). The clips have the length of the screen's. `by` has to be
             left at its default.
         measured: the measure with which `confirm` compares places: a name from `audiolens.measure.MEASURES`, or a
-            function of the generated clips that returns one number per clip, such as 1 for one of two instruments.
-            By default, it is the measure in which studies report effects on the concept.
+            function of the generated clips that returns one number per clip, such as 1 for one of two instruments
+            and otherwise 0. The median of a measure's changes counts, and the mean of a function's. By default, it is
+            the measure in which studies report effects on the concept.
         n_random: number of random directions of the same lengths to try at the chosen place. They show how large an
             alignment can be by chance.
         batch_size: number of rows in one forward pass.

@@ -254,7 +254,8 @@ class Placement:
         if self.by == CONFIRMED and self.heard is not None:
             return (
                 f"because its clips have the widest span ({_span_text(self._heard)} in {self._heard.measure}) of "
-                f"{len(self.heard)} places, in {self.n_heard} clips"
+                f"{len(self.heard)} places, in {self.n_heard} clips, at a cost of {self.costs[CONFIRMED]:,} decoder "
+                "steps"
             )
         return f"by {self.by}, which is largest there among the candidates"
 

@@ -260,7 +260,7 @@ def test_place_with_confirm_measures_what_it_generates(plant: plants.Plant, monk
     assert best.span > 0.2
     assert found.n_heard == 6 + found.heard.clips.sum()
     assert found.costs["confirmed"] > found.costs["constancy"]
-    assert f"in {found.n_heard} clips" in found.reason
+    assert f"in {found.n_heard} clips, at a cost of {found.costs['confirmed']:,} decoder steps" in found.reason
     # The same clips, steered here.
     prompts, first = [NEUTRAL[clip % 3] for clip in range(6)], confirm.FIRST_SEED
     options: dict[str, Any] = {"seconds": 0.4, "seeds": list(range(first, first + 6))}
