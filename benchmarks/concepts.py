@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import numpy as np
 import pandas as pd
 import typer
+from brute_force import OWN
 from pages import renewed
 from selectivity import by_condition, scores, unsteered
 
@@ -30,12 +31,6 @@ from audiolens import AudioLens
 from audiolens.prompts import concepts, load
 
 PAGE = Path(__file__).parent.parent / "docs" / "placement.md"
-OWN: Mapping[str, str] = {
-    "tempo": "tempo_ioi", "timbre": "brightness", "density": "onset_rate", "register": "pitch", "loudness": "loudness",
-    "mode": "mode",
-}  # fmt: skip
-"""The measure of each concept. Those of the other concepts, which are instruments, is the share of clips that a
-classifier takes for the instrument."""
 MEASURES = tuple(dict.fromkeys(OWN.values()))
 BASELINES = 32
 """Number of unsteered clips that a screen generates."""

@@ -21,7 +21,9 @@ BRANCHES = ("cond", "null", "both")
 CODES = ("own", "shared")
 POSITIONS = ("mean", "first", "last", "eos")
 PROBES = ("logistic", "ridge", "mlp")
-EVIDENCE = ("alignment", "norm", "probe", "patching", "attribution")
+EVIDENCE = (
+    "alignment", "middle", "equal_damage", "constancy", "norm", "probe", "patching", "attribution",
+)  # fmt: skip
 SOUND_FORMATS = ("wav", "flac")
 
 
@@ -58,6 +60,22 @@ def check_measures(option: str, *names: str | None) -> None:
     for name in names:
         if name is not None and name not in MEASURES:
             raise InputError(f"{option} {shown(name)}.{nearest(name, MEASURES)} Choose from: {', '.join(MEASURES)}.")
+
+
+def check_confirm(confirm: int, by: str, measure: str | None, concept: str) -> None:
+    """Raise an error if a place cannot be chosen from clips as asked."""
+    from analysis.sweep.concept_measures import MEASURED
+
+    checked_count("confirm", confirm, 0)
+    check_measures("--measure", measure)
+    if confirm and by != EVIDENCE[0]:
+        raise InputError(
+            f"--by {by} and --confirm {confirm} were both given, but clips decide with --confirm: give one."
+        )
+    if measure is not None and not confirm:
+        raise InputError(f"--measure {measure}: only --confirm measures clips, so give it as well.")
+    if confirm and measure is None and concept not in MEASURED and not is_prompt_file(concept):
+        raise InputError(f"--confirm {confirm}: {concept} has no measure of its own, so give one with --measure.")
 
 
 def check_length(seconds: float | None) -> None:

@@ -13,8 +13,8 @@ from analysis.commands import early
 from analysis.commands.common import Json, Model, open_lens, print_result, prompt_set, say, words_unread, write_result
 from audiolens.errors import InputError
 
-_SHOWN = ("strategy", "layer", "alignment", "low", "high", "gain", "strength", "chosen", "norm", "probe", "patching",
-          "attribution")  # fmt: skip
+_SHOWN = ("strategy", "layer", "alignment", "low", "high", "gain", "strength", "equal_damage", "chosen", "rules",
+          "norm", "probe", "patching", "attribution")  # fmt: skip
 
 
 def place(
@@ -40,8 +40,20 @@ def place(
         float, typer.Option(help="Length of the steered clips that cap the strength; 0 generates no clips.")
     ] = 5.0,
     by: Annotated[
-        str, typer.Option(help="Evidence that decides the place: alignment, norm, probe, patching or attribution.")
+        str,
+        typer.Option(
+            help="What decides the place: a rule (alignment, middle, equal_damage, constancy) or other evidence (norm, "
+            "probe, patching, attribution)."
+        ),
     ] = "alignment",
+    confirm: Annotated[
+        int,
+        typer.Option(
+            help="Choose between four fixed places by steered clips: this number per sign and place, and twice as many "
+            "at the two better ones; 0 generates none."
+        ),
+    ] = 0,
+    measure: Annotated[str | None, typer.Option(help="The measure of --confirm [default: the concept's own].")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the clips and intervals.")] = 0,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="New folder for the table and the figure (PNG, SVG, HTML).")
@@ -60,6 +72,8 @@ def place(
         audiolens place tempo
 
         audiolens place timbre --directions timbre.safetensors -o timbre-place
+
+        audiolens place mode --confirm 8 --measure mode
     """
     from analysis.store import folder
 
@@ -67,6 +81,7 @@ def place(
         early.check_choice("strategy", strategy, early.PLACED)
     early.check_choice("by", by, early.EVIDENCE)
     early.check_choice("codes", codes, early.CODES)
+    early.check_confirm(confirm, by, measure, concept)
     early.check_length(seconds)
     early.check_model(model)
     early.check_concept(concept)
@@ -81,7 +96,9 @@ def place(
     if warning := words_unread(sets, lens):
         say(f"{warning}; the file's own prompt pairs are compared instead.", err=True)
         sets = replace(sets, positive_words=(), negative_words=())
-    options: dict[str, Any] = {"strategies": names, "by": by, "seed": seed}
+    options: dict[str, Any] = {
+        "strategies": names, "by": by, "seed": seed, "confirm": confirm, "measured": measure,
+    }  # fmt: skip
     found = placement.place(
         lens,
         sets,

@@ -8,9 +8,9 @@ starting at the strength whose shift matches that of naming the pole.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import combinations
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from itertools import accumulate, combinations
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from audiolens import AudioLens, Generation
 
 ROUNDS, SEEDS = 2, 2
-"""A strength is tested in two rounds, with two clips per prompt and sign in each round. The second round follows only
-if few clips of the first round failed."""
+"""The screen tests a strength in two rounds, with two clips per prompt and sign in each round. The second round follows
+only if few clips of the first round failed."""
 FIRST_SEED = 20_000
 """Added to the caller's seed, so that the screen does not repeat the clips on which the place was chosen."""
 SEEDS_USED = 100_000
@@ -72,39 +72,61 @@ class _Batch:
     nats: Float[np.ndarray, " row"]
 
 
+@dataclass(eq=False)
+class Trial:
+    """What steering with one signed strength did to the clips of the rounds so far, and the clips of each round.
+
+    `failed` and `drift` leave out the clips that fail without steering. The clips of a round are `None` if activations
+    overflowed.
+    """
+
+    failed: list[float] = field(default_factory=list)
+    drift: list[float] = field(default_factory=list)
+    clips: list[Generation | None] = field(default_factory=list)
+
+
 class Screen:
-    """Generates the clips of a screen. The clips of a round have the same prompts and seeds at every strength."""
+    """Generates the clips of a screen. The clips of a round have the same prompts and seeds at every strength.
+
+    `rounds` are the prompts of each round's clips. Seeds count up from `first_seed`.
+    """
 
     def __init__(
-        self, lens: AudioLens, prompts: Sequence[str], seconds: float, seed: int, batch_size: int, sampling: Sampling
+        self,
+        lens: AudioLens,
+        rounds: Sequence[Sequence[str]],
+        seconds: float,
+        first_seed: int,
+        batch_size: int,
+        sampling: Sampling,
     ) -> None:
-        prefix = lens.config.prefix(max(map(len, lens.text_tokens(list(prompts)))))
-        self.lens, self.prompts, self.batch_size = lens, list(prompts) * SEEDS, batch_size
+        prompts = [prompt for one in rounds for prompt in one]
+        prefix = lens.config.prefix(max(map(len, lens.text_tokens(prompts))))
+        self.lens, self.prompts, self.batch_size = lens, [list(one) for one in rounds], batch_size
         self.sampling = replace(sampling, seconds=min(seconds, longest_seconds(lens.config, prefix)))
-        self.first_seed = seed + FIRST_SEED
-        self.row_steps = 0
-        self.rounds = [self.generated([], number) for number in range(ROUNDS)]
+        self.first_seeds = [first_seed + before for before in accumulate(map(len, rounds), initial=0)]
+        self.row_steps, self.n_clips = 0, 0
+        self.rounds = [self.generated([], number) for number in range(len(rounds))]
         self.sound = [~measure.failed(one.clips, one.clips) for one in self.rounds]
         """Which clips of a round do not fail without steering. Only these clips are compared."""
-        by_prompt = np.concatenate([one.nats.reshape(SEEDS, -1) for one in self.rounds])
-        self.between_seeds = float(np.mean([abs(a - b) for a, b in combinations(by_prompt, 2)]))
+        nats = pd.Series(np.concatenate([one.nats for one in self.rounds])).groupby(prompts)
+        pairs = [abs(a - b) for _, of_prompt in nats for a, b in combinations(of_prompt, 2)]
+        self.between_seeds = float(np.mean(pairs))
 
     @property
-    def left_out(self) -> str:
+    def unusable(self) -> str:
         """Why strengths cannot be compared, or an empty string."""
         clips = np.concatenate(self.sound)
         if clips.mean() < LEAST_SOUND:
-            return f"{(~clips).sum()} of {len(clips)} unsteered clips already fail, so the strength is not capped."
-        if self.between_seeds == 0:
-            return "clips of different seeds are equal, so the strength is not capped."
-        return ""
+            return f"{(~clips).sum()} of {len(clips)} unsteered clips already fail"
+        return "clips of different seeds are equal" if self.between_seeds == 0 else ""
 
     def generated(self, steps: list[Intervention], number: int) -> _Batch:
         """Generate the clips of a round and score them."""
-        rows = len(self.prompts)
-        first = self.first_seed + number * rows
+        prompts, first = self.prompts[number], self.first_seeds[number]
+        self.n_clips += len(prompts)
         clips = self.lens.generate(
-            self.prompts, interventions=steps, seeds=list(range(first, first + rows)), sampling=self.sampling,
+            prompts, interventions=steps, seeds=list(range(first, first + len(prompts))), sampling=self.sampling,
             batch_size=self.batch_size,
         )  # fmt: skip
         nats = measure.code_nats(
@@ -112,18 +134,39 @@ class Screen:
             temperature=self.sampling.temperature or 1.0, batch_size=self.batch_size,
         )  # fmt: skip
         # Every clip is generated once and scored once, both with guidance.
-        self.row_steps += 2 * generated_steps(self.lens, rows, float(self.sampling.seconds or 0))
+        self.row_steps += 2 * generated_steps(self.lens, len(prompts), float(self.sampling.seconds or 0))
         return _Batch(clips, nats.mean(dim=(1, 2)).double().numpy())
 
-    def broken(self, steps: list[Intervention], number: int) -> tuple[list[float], list[float]]:
-        """Return, for every clip of a round, whether steering broke it (1 or 0) and its drift."""
+    def try_round(self, trial: Trial, steps: list[Intervention], number: int) -> None:
+        """Generate the clips of a round with steering, and add what happened to them to a trial."""
         base, sound = self.rounds[number], self.sound[number]
         try:
             batch = self.generated(steps, number)
         except ActivationOverflow:
-            return [1.0] * int(sound.sum()), [float("inf")] * int(sound.sum())
-        failed, drift = measure.failed(batch.clips, base.clips), np.abs(batch.nats - base.nats) / self.between_seeds
-        return failed[sound].astype(float).tolist(), drift[sound].tolist()
+            failed, drift = np.ones(len(sound)), np.full(len(sound), np.inf)
+            trial.clips.append(None)
+        else:
+            failed, drift = measure.failed(batch.clips, base.clips), np.abs(batch.nats - base.nats) / self.between_seeds
+            trial.clips.append(batch.clips)
+        trial.failed.extend(failed[sound].astype(float).tolist())
+        trial.drift.extend(drift[sound].tolist())
+
+    def tolerated(
+        self, where: Candidate, strength: float, numbers: Sequence[int], trials: dict[float, Trial], bar: tqdm[Any]
+    ) -> bool:
+        """Return whether a place tolerates a strength of either sign in some rounds, and add the trials of both signs.
+
+        The strength is rejected as soon as too many clips of either sign have failed.
+        """
+        most = int(SCREEN_FAILED * sum(int(self.sound[number].sum()) for number in numbers))
+        for number in numbers:
+            for signed in (strength, -strength):
+                trial = trials.setdefault(signed, Trial())
+                self.try_round(trial, where.steps(signed), number)
+                bar.update()
+                if sum(trial.failed) > most:
+                    return False
+        return all(np.mean(trials[signed].drift) <= MOST_DRIFT for signed in (strength, -strength))
 
 
 def screen(
@@ -141,35 +184,24 @@ def screen(
     """Return the largest strength tolerated at a place, among `strength` times `SHARES`.
 
     A strength is tolerated if, for each sign, at most `SCREEN_FAILED` of the clips of both rounds fail and the drift is
-    at most `MOST_DRIFT`. It is rejected as soon as too many clips of either sign have failed. Clips that fail without
-    steering are not counted.
+    at most `MOST_DRIFT`. Clips that fail without steering are not counted.
     """
-    rows: dict[float, tuple[list[float], list[float]]] = {}
+    trials: dict[float, Trial] = {}
+    rounds = [list(prompts) * SEEDS] * ROUNDS
     with tqdm(total=ROUNDS * (1 + 2 * len(SHARES)), desc="screening", unit="batch", disable=not progress) as bar:
-        made = Screen(lens, prompts, seconds, seed, batch_size, sampling)
+        made = Screen(lens, rounds, seconds, seed + FIRST_SEED, batch_size, sampling)
         bar.update(ROUNDS)
-        if made.left_out:
-            return Capacity(float("nan"), _table(rows), made.row_steps, made.left_out)
-        most = int(SCREEN_FAILED * np.concatenate(made.sound).sum())
-
-        def tolerated(amount: float) -> bool:
-            for number in range(ROUNDS):
-                for signed in (amount, -amount):
-                    failed, drift = rows.setdefault(signed, ([], []))
-                    for total, new in zip((failed, drift), made.broken(where.steps(signed), number), strict=True):
-                        total.extend(new)
-                    bar.update()
-                    if sum(failed) > most:
-                        return False
-            return all(np.mean(rows[signed][1]) <= MOST_DRIFT for signed in (amount, -amount))
-
-        found = next((strength * share for share in SHARES if tolerated(strength * share)), 0.0)
+        if made.unusable:
+            why = f"{made.unusable}, so the strength is not capped."
+            return Capacity(float("nan"), tabled(trials), made.row_steps, why)
+        tried = (strength * share for share in SHARES)
+        found = next((one for one in tried if made.tolerated(where, one, range(ROUNDS), trials, bar)), 0.0)
         # Most screens end before all strengths were tried.
         bar.total = bar.n
-    return Capacity(found, _table(rows), made.row_steps)
+    return Capacity(found, tabled(trials), made.row_steps)
 
 
-def _table(rows: Mapping[float, tuple[list[float], list[float]]]) -> pd.DataFrame:
+def tabled(trials: Mapping[float, Trial]) -> pd.DataFrame:
     """Return one row per signed strength. A strength that was rejected early has fewer clips."""
-    means = [(signed, np.mean(failed), np.mean(drift), len(failed)) for signed, (failed, drift) in rows.items()]
+    means = [(signed, np.mean(one.failed), np.mean(one.drift), len(one.failed)) for signed, one in trials.items()]
     return pd.DataFrame(means, columns=["strength", "failed", "drift", "clips"])

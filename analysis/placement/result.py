@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
 
 from analysis.figures.canvas import drawable
-from analysis.layer_attribution import LayerAttribution, LayerEvidence
-from analysis.placement.shifts import Candidate, Shifts, place_name
-from analysis.resampling import interval_of, resampled
+from analysis.layer_attribution import LayerAttribution
+from analysis.placement.rules import (
+    ALIGNMENT,
+    CONFIRMED,
+    CONSTANCY,
+    EQUAL_DAMAGE,
+    LEAST_CONSTANCY,
+    MIDDLE,
+    place_name,
+)
 from audiolens.checks import checked_amount, shown
 from audiolens.directions.directions import Directions
 from audiolens.directions.steering import steer
@@ -21,11 +27,7 @@ from audiolens.directions.strategies import Strategy, changed_blocks, described
 from audiolens.door import checked_kinds, guarded
 from audiolens.errors import InputError
 from audiolens.interventions import Intervention
-from audiolens.prompts import PromptSet
 
-ALIGNMENT = "alignment"
-AS_GOOD = 0.995
-"""Places with at least this fraction of the best alignment count as equally good. The simplest of them is chosen."""
 SCREEN_FAILED = 0.05
 """The largest share of failed clips at which a screened strength is tolerated."""
 LEAST_ALIGNMENT = 0.3
@@ -48,21 +50,38 @@ class Placement:
             of the shift at a strength of 1, as a fraction of the shift from prompts that name the negative pole to
             prompts that name the positive pole. `strength` is the strength that shifts the predictions for neutral
             music as far towards a pole as naming the pole does, without guidance. Only the chosen place is screened, so
-            the strengths of the other places are not capped.
+            the strengths of the other places are not capped. If they were computed, `equal_damage` is the alignment at
+            the strength `equal_damage_strength`, at which steering changes the predictions as much as the words do,
+            measured by the Kullback-Leibler divergence. Both are NaN if no strength does.
         evidence: other evidence about each layer, which always includes the direction's norm.
         left_out: requested evidence that could not be computed, and why.
-        by: the name of the evidence that decided the choice.
+        by: the rule that decided the choice, the name of the evidence that did, or "confirmed".
+        choices: the place that each rule chooses, by rule. Rules that were not computed, and rules whose places are not
+            among the candidates, are left out.
+        costs: the number of decoder steps, summed over rows, that each rule in `choices` needs by itself. They do not
+            include the directions and the codes that were given.
+        constancy: the cosine, in the Fisher metric, between the shift of the words and its mean over the frames of a
+            clip, averaged over clips.
         certainty: the fraction of resamples of the prompts in which the chosen place reaches 99.5% of the best
-            alignment. It is NaN if other evidence decided, if there is only one candidate, or if there are too few
-            prompts to resample.
+            alignment (with the rule "equal_damage": of the best alignment at these strengths; with "constancy": in
+            which the constancy is on the same side of its threshold). It is NaN if something else decided, if there is
+            only one candidate, or if there are too few prompts to resample.
         at_strength: alignment of the chosen place at its `strength`, where shifts might no longer be linear in
             strength.
         random: alignments of random directions of the same lengths at the chosen place.
         screened: the strengths that were screened at the chosen place, one row per strength and sign: `strength`
             (signed), `failed` (share of failed clips), `drift` (change in likelihood, as a multiple of the difference
-            between two seeds) and `clips` (the number of clips). It is `None` without a screen.
+            between two seeds) and `clips` (the number of clips). With `confirm`, the first rows are the strengths that
+            were tried before the choice. It is `None` without a screen.
         capacity: the largest screened strength that was tolerated, or 0 if none was tolerated. It is NaN without a
             screen, or if unsteered clips already fail.
+        heard: with `confirm`, one row per place of which clips were generated, given by `strategy` and `layer`.
+            `strength` is the strength that the place tolerates (0 if none), and `span` is the change of `measure`
+            between both signs at this strength, as a ratio if `unit` is "ratio". `failed` and `drift` are the larger
+            values of both signs. `clips` is the number of steered clips, including those at strengths that
+            were not tolerated. The place is chosen among those that took part in two `rounds`. It is `None` without
+            `confirm`.
+        n_heard: with `confirm`, the number of clips, including the unsteered ones.
         n_prompts: number of different neutral prompts.
         row_steps: number of decoder steps, summed over the rows of all clips that were generated or read.
 
@@ -89,6 +108,11 @@ class Placement:
     random: tuple[float, ...] = ()
     screened: pd.DataFrame | None = None
     capacity: float = float("nan")
+    choices: Mapping[str, str] = field(default_factory=dict)
+    costs: Mapping[str, int] = field(default_factory=dict)
+    constancy: float = float("nan")
+    heard: pd.DataFrame | None = None
+    n_heard: int = 0
 
     @property
     def site(self) -> str:
@@ -143,10 +167,16 @@ class Placement:
         """Why this placement should not be used, or an empty string.
 
         A placement is rejected if its alignment is below 0.3, no larger than that of a random direction, or not
-        distinguishable from 0, or if the screened place tolerated no strength.
+        distinguishable from 0, or if the screened place tolerated no strength. With `confirm`, the alignment does not
+        count. Instead, a placement is rejected if its clips do not move the measure from one pole to the other.
         """
         here, row = f"{self.concept}: {self.name} is rejected as a place", self.chosen
         aligned, most = float(row.alignment), max(map(abs, self.random), default=0.0)
+        if self.capacity == 0 and self.screened is not None:
+            return f"{here}, because it tolerates no strength: {_why_not(self.screened, 0)}."
+        if self.by == CONFIRMED:
+            moved = self._heard.span > (1 if self._heard.unit == "ratio" else 0)
+            return "" if moved else f"{here}, because the span of its clips is {_span_text(self._heard)}."
         if aligned < 0 and aligned < -most:
             return f"{here}, because its alignment is {aligned:.2f}: the direction acts against the words."
         if self.random and aligned <= most:
@@ -157,8 +187,6 @@ class Placement:
             )
         if not aligned >= LEAST_ALIGNMENT:
             return f"{here}, because its alignment of {aligned:.2f} is below {LEAST_ALIGNMENT}."
-        if self.capacity == 0 and self.screened is not None:
-            return f"{here}, because it tolerates no strength: {_why_not(self.screened, 0)}."
         return ""
 
     def steer(self, amount: float = 1.0) -> list[Intervention]:
@@ -184,7 +212,7 @@ class Placement:
         if not np.isnan(self.at_strength):
             text += f" ({self.at_strength:.2f} at strength {self._capped:.2g})"
         if self.by != ALIGNMENT:
-            text += f"; chosen by {self.by}, which is largest there among the candidates"
+            text += f"; chosen {self._why}"
         else:
             best = self.candidates.iloc[int(self.candidates.alignment.argmax())]
             if best.name != row.name:
@@ -203,6 +231,34 @@ class Placement:
             text += f"; strength capped at {self._capped:.2g}, because {_why_not(self.screened, self.capacity)}"
         return f"{text}."
 
+    @property
+    def _heard(self) -> pd.Series:
+        """The chosen place's row of `heard`."""
+        assert self.heard is not None
+        return self.heard[(self.heard.strategy == self.strategy) & (self.heard.layer == self.layer)].iloc[0]
+
+    @property
+    def _why(self) -> str:
+        """What decided the choice, if it was not alignment."""
+        if self.by == MIDDLE:
+            return "because it is the middle block"
+        if self.by == EQUAL_DAMAGE:
+            row = self.chosen
+            return (
+                f"because, at the strength that changes the predictions as much as the words do "
+                f"({row.equal_damage_strength:.2g}), its cosine is the largest ({row.equal_damage:.2f})"
+            )
+        if self.by == CONSTANCY:
+            side = "at least" if self.constancy >= LEAST_CONSTANCY else "below"
+            return f"because the constancy of the words' shift, {self.constancy:.2f}, is {side} {LEAST_CONSTANCY}"
+        if self.by == CONFIRMED and self.heard is not None:
+            return (
+                f"because its clips have the widest span ({_span_text(self._heard)} in {self._heard.measure}) of "
+                f"{len(self.heard)} places, in {self.n_heard} clips, at a cost of {self.costs[CONFIRMED]:,} decoder "
+                "steps"
+            )
+        return f"by {self.by}, which is largest there among the candidates"
+
     def with_more(self, row_steps: int, **found: Any) -> Placement:
         """Return a copy that includes further results at the chosen place, and their cost."""
         made = replace(self, row_steps=self.row_steps + row_steps, **found)
@@ -214,16 +270,23 @@ class Placement:
         return made
 
     def to_frame(self) -> pd.DataFrame:
-        """Return `candidates` with a column `chosen`, and with the other evidence at each candidate's layer.
+        """Return `candidates` with the columns `chosen` and `rules`, and the other evidence at each candidate's layer.
 
-        The strength of the chosen place is capped, and NaN if the placement is rejected.
+        `rules` names the rules that choose the place. The strength of the chosen place is capped, and NaN if the
+        placement is rejected.
         """
-        table = self.candidates.assign(chosen=self.candidates.index == self.chosen.name)
+        table = self.candidates.assign(chosen=self.candidates.index == self.chosen.name, rules=self._rules())
         table.loc[table.chosen, "strength"] = float("nan") if self.rejected else self._capped
         for one in self.evidence.evidence:
             by_layer = dict(zip(one.layers, one.values, strict=True))
             table[one.name] = [by_layer.get(layer, float("nan")) for layer in table.layer]
         return table
+
+    def _rules(self) -> list[str]:
+        """The rules that choose each candidate."""
+        layers = [None if pd.isna(layer) else int(layer) for layer in self.candidates.layer]
+        names = [place_name(strategy, layer) for strategy, layer in zip(self.candidates.strategy, layers, strict=True)]
+        return [", ".join(rule for rule, place in self.choices.items() if place == name) for name in names]
 
     @drawable
     def plot(self) -> Any:
@@ -245,81 +308,16 @@ class Placement:
         return f"Placement({self.concept}: {self.name}. {self.reason}{sure}{missing}{rejected})"
 
 
+def _span_text(heard: pd.Series) -> str:
+    return f"x{heard.span:.2f}" if heard.unit == "ratio" else f"{heard.span:.3g} {heard.unit}".strip()
+
+
 def _why_not(tried: pd.DataFrame, capacity: float) -> str:
     """State what happened at the smallest strength above `capacity` that was tried."""
+    if tried.empty:
+        return "the direction does not shift the predictions towards the words, so no strength was tried"
     above = tried[tried.strength.abs() > capacity]
     row = above[above.strength.abs() == above.strength.abs().min()].sort_values(["failed", "drift"]).iloc[-1]
     if row.failed > SCREEN_FAILED:
         return f"{row.failed:.0%} of {row.clips:.0f} clips failed at strength {row.strength:+.2g}"
     return f"drift at strength {row.strength:+.2g} was {row.drift:.1f} times the difference between two seeds"
-
-
-def chosen(
-    sets: PromptSet,
-    places: Sequence[Candidate],
-    shifts: Shifts,
-    evidence: LayerAttribution,
-    *,
-    prompts: Sequence[str],
-    by: str,
-    left_out: Mapping[str, str],
-    n_bootstrap: int,
-    seed: int,
-    row_steps: int,
-) -> Placement:
-    """Return the placement chosen from the shifts or, if other evidence decides, from that evidence."""
-    alignment = shifts.alignment()
-    draws = resampled(prompts, n_bootstrap, seed)
-    again = np.array([shifts.alignment(rows) for rows in draws]).reshape(len(draws), len(places))
-    n_prompts = len(set(prompts))
-    ends = [interval_of(again[:, at], n_prompts) for at in range(len(places))]
-    table = pd.DataFrame(
-        {
-            "strategy": [place.strategy for place in places],
-            "layer": pd.array([place.layer for place in places], dtype="Int64"),
-            "alignment": alignment,
-            "low": [end.low for end in ends],
-            "high": [end.high for end in ends],
-            "gain": shifts.gain,
-            "strength": [0.5 / gain if gain > 0 else float("nan") for gain in shifts.gain],
-        }
-    )
-    at, certainty = _first_as_good(alignment), float("nan")
-    if by != ALIGNMENT:
-        at = _largest(evidence[by], places)
-    elif len(places) > 1 and len(again):
-        certainty = float(np.mean(again[:, at] >= _enough(again.max(axis=1))))
-    return Placement(
-        concept=sets.concept,
-        poles=sets.poles,
-        strategy=places[at].strategy,
-        layer=places[at].layer,
-        directions=places[at].directions,
-        candidates=table,
-        evidence=evidence,
-        by=by,
-        certainty=certainty,
-        n_prompts=n_prompts,
-        row_steps=row_steps,
-        left_out=dict(left_out),
-    )
-
-
-def _first_as_good(alignment: Float[np.ndarray, " candidate"]) -> int:
-    """Return the index of the first place that counts as equal to the best."""
-    return int(np.flatnonzero(alignment >= _enough(alignment.max()))[0])
-
-
-def _enough(best: Any) -> Any:
-    return best - (1 - AS_GOOD) * np.abs(best)
-
-
-def _largest(one: LayerEvidence, places: Sequence[Candidate]) -> int:
-    """Return the index of the first place at the candidate block with the largest evidence (signed, not absolute)."""
-    values = dict(zip(one.layers, one.values, strict=True))
-    known = {place.layer: values[place.layer] for place in places if place.layer in values}
-    finite = {layer: value for layer, value in known.items() if np.isfinite(value)}
-    if not finite:
-        raise InputError(f"{one.name} has no value at any candidate's block: give evidence for these blocks.")
-    best = max(finite, key=lambda layer: finite[layer])
-    return next(at for at, place in enumerate(places) if place.layer == best)

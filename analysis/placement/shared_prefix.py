@@ -6,7 +6,7 @@ candidate joins a pass up the blocks at its own block, like a cell of a patching
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -75,14 +75,17 @@ class Unsteered:
         return directions.meta.site == SITE and not config.has_prefix and recorded <= MOST_BYTES
 
     def both_signs(
-        self, directions: Directions, layers: Sequence[int], step: float
+        self, directions: Directions, strengths: Mapping[int, float]
     ) -> Iterator[tuple[Float[Tensor, "row codebook step vocab"], Float[Tensor, "row codebook step vocab"]]]:
-        """Yield, for each layer, the logits under `step` and `-step` times its own vector, added at that layer."""
-        chunk = max(1, ROWS // self.recorded.pairs)
+        """Yield, for each layer, the logits under its own vector added there, times its strength of either sign."""
+        chunk, layers = max(1, ROWS // self.recorded.pairs), list(strengths)
         for first in range(0, len(layers), chunk):
             part = layers[first : first + chunk]
             with alone(self.lens.model), torch.no_grad():
-                up, down = (self._tops({layer: size * directions[layer] for layer in part}) for size in (step, -step))
+                up, down = (
+                    self._tops({layer: sign * strengths[layer] * directions[layer] for layer in part})
+                    for sign in (1, -1)
+                )
                 found = [(_logits(self.lens, up[layer]), _logits(self.lens, down[layer])) for layer in part]
             yield from found
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from analysis.likelihood import by_frame
+from analysis.placement.rules import place_name
 from analysis.placement.shared_prefix import Unsteered
 from audiolens.checks import shown
 from audiolens.directions.directions import Directions
@@ -43,13 +44,10 @@ COARSE_STEP = 1.0
 """The strength for models in half precision, which has a larger rounding error."""
 FRAMES = 64
 """Number of frames compared at a time. A long clip's predictions might not all fit into memory at once."""
+_Moved = tuple[Tensor, Tensor, float]
+"""Logits "row codebook frame vocab" under a strength and under minus this strength, and the strength."""
 PLACED = tuple(name for name, placing in STRATEGIES.items() if placing.changes != "band")
 """The strategies that a placement can choose. A band has no single block to compare with the others."""
-
-
-def place_name(strategy: str, layer: int | None) -> str:
-    """Return the name of a place, such as "one-to-one 3"."""
-    return strategy if layer is None else f"{strategy} {layer}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,19 +83,29 @@ class Shifts:
     Attributes:
         inner: inner product of a candidate's shift with the shift of the words.
         own: inner product of a candidate's shift with itself.
+        damage: Kullback-Leibler divergence from the unsteered predictions to those at the strength that was used,
+            averaged over both signs and summed over the codes of each row, in nats.
         words: inner product of the shift of the words with itself.
+        words_damage: divergence from the predictions for the neutral prompt to those for the prompt with a pole's
+            words, averaged over both poles and summed over the codes of each row, in nats.
+        constancy: cosine between the shift of the words and its mean over the frames of the row's clip.
         row_steps: number of decoder steps, summed over rows.
+        words_steps: the part of `row_steps` in which no direction is added.
     """
 
     inner: Float[np.ndarray, "candidate row"]
     own: Float[np.ndarray, "candidate row"]
+    damage: Float[np.ndarray, "candidate row"]
     words: Float[np.ndarray, " row"]
+    words_damage: Float[np.ndarray, " row"]
+    constancy: Float[np.ndarray, " row"]
     row_steps: int
+    words_steps: int
 
     def alignment(self, rows: Int[np.ndarray, " row"] | slice = slice(None)) -> Float[np.ndarray, " candidate"]:
         """Return the cosine between each candidate's shift and that of the words, over all codes of the given rows."""
         length = np.sqrt(self.own[:, rows].sum(1) * self.words[rows].sum())
-        return np.divide(self.inner[:, rows].sum(1), length, out=np.zeros(len(length)), where=length > 0)
+        return _quotient(self.inner[:, rows].sum(1), length)
 
     @property
     def gain(self) -> Float[np.ndarray, " candidate"]:
@@ -191,33 +199,45 @@ def shifts_of(
     places: Sequence[Candidate],
     *,
     batch_size: int,
-    step: float | None = None,
+    strengths: Sequence[float] | None = None,
+    words_added: bool = False,
     progress: str | None = None,
 ) -> Shifts:
     """Return the shifts caused by the poles' words and by the direction at every place, on the same codes.
 
-    `step` is the strength at which the direction is added, with both signs. It defaults to `STEP` divided by the number
-    of blocks that are changed.
+    `strengths` are the strengths at which the direction is added at each place, with both signs. They default to `STEP`
+    divided by the number of blocks that are changed. `words_added` states that the poles' prompts are the neutral ones
+    with a pole's words, and can be compared with them step by step. Otherwise, each pole is taken to shift the
+    predictions by half of the shift between the poles.
     """
     half = max(1, batch_size // 2)
     batches = [slice(first, first + half) for first in range(0, len(neutral), half)]
     bar = tqdm(total=len(batches) * (3 + len(places)), desc=progress, unit="pass", disable=progress is None)
-    columns, spent = [], 0
+    of_places, of_words, spent, words_steps = [], [], 0, 0
     with bar, torch.no_grad():
         for rows in batches:
             run = _Run(lens, list(neutral[rows]), codes[rows])
-            base = run.logits(run.prompts).softmax(-1)
-            words = run.logits(list(poles[0][rows])) - run.logits(list(poles[1][rows]))
+            unsteered = run.logits(run.prompts)
+            base = unsteered.softmax(-1)
+            ends = [run.logits(list(side[rows])) for side in poles]
+            words = ends[0] - ends[1]
+            if not words_added:
+                ends = [unsteered + words / 2, unsteered - words / 2]
+            words_steps += run.row_steps
+            of_words.append((_product(base, words, words), _divergence(unsteered, ends), _constancy(base, words)))
             bar.update(3)
-            inner, own = [], []
-            for shift in run.shifts(places, step):
-                inner.append(_product(base, shift, words))
-                own.append(_product(base, shift, shift))
+            found = []
+            for up, down, size in run.moved(places, strengths):
+                shift = (up - down) / (2 * size)
+                found.append(
+                    (_product(base, shift, words), _product(base, shift, shift), _divergence(unsteered, (up, down)))
+                )
                 bar.update()
-            columns.append((np.stack(inner), np.stack(own), _product(base, words, words)))
+            of_places.append(np.array(found).reshape(len(places), 3, -1))
             spent += run.row_steps
-    inner, own = (np.concatenate([column[part] for column in columns], axis=1) for part in (0, 1))
-    return Shifts(inner, own, np.concatenate([column[2] for column in columns]), spent)
+    inner, own, damage = np.concatenate(of_places, axis=2).swapaxes(0, 1)
+    lengths, words_damage, constancy = np.concatenate(of_words, axis=1)
+    return Shifts(inner, own, damage, lengths, words_damage, constancy, spent, words_steps)
 
 
 class _Run:
@@ -236,21 +256,23 @@ class _Run:
         self.row_steps += len(prompts) * logits.shape[2]
         return self._by_frame(logits)
 
-    def shifts(
-        self, places: Sequence[Candidate], step: float | None
-    ) -> Iterator[Float[Tensor, "row codebook frame vocab"]]:
-        """Yield the shift at every place, in order. Places of one block each share the blocks below them."""
+    def moved(self, places: Sequence[Candidate], strengths: Sequence[float] | None) -> Iterator[_Moved]:
+        """Yield the logits under the direction at every place, in order.
+
+        Places of one block each share the blocks below them.
+        """
+        sizes = list(strengths) if strengths is not None else [self._size(place) for place in places]
         # A pass serves several blocks, but only one vector for each of them.
-        for directions, group in groupby(places, key=self._shared):
+        for directions, group in groupby(zip(places, sizes, strict=True), key=lambda pair: self._shared(pair[0])):
             mine = list(group)
             if directions is None:
-                yield from (self.shift(place, step) for place in mine)
+                yield from (self._both(place, size) for place, size in mine)
                 continue
-            size = self._size(mine[0], step)
-            layers = [place.layer for place in mine if place.layer is not None]
-            for up, down in self.unsteered.both_signs(directions, layers, size):
+            by_layer = {place.layer: size for place, size in mine if place.layer is not None}
+            logits = self.unsteered.both_signs(directions, by_layer)
+            for (up, down), size in zip(logits, by_layer.values(), strict=True):
                 self.row_steps += 2 * len(self.prompts) * up.shape[2]
-                yield (self._by_frame(up) - self._by_frame(down)) / (2 * size)
+                yield self._by_frame(up), self._by_frame(down), size
 
     @cached_property
     def unsteered(self) -> Unsteered:
@@ -261,9 +283,7 @@ class _Run:
         one = place.strategy == "one-to-one" and Unsteered.serves(self.lens, place.directions, self.codes)
         return place.directions if one else None
 
-    def _size(self, place: Candidate, step: float | None) -> float:
-        if step is not None:
-            return step
+    def _size(self, place: Candidate) -> float:
         fine = torch.finfo(self.lens.dtype).eps < 1e-6
         return (STEP if fine else COARSE_STEP) / place.targets
 
@@ -271,11 +291,11 @@ class _Run:
         checked_logits(logits, self.lens.config.frame_rate)
         return by_frame(logits.float(), self.delays, self.codes.shape[-1])
 
-    def shift(self, place: Candidate, step: float | None) -> Float[Tensor, "row codebook frame vocab"]:
-        """Return the shift per unit of strength, by a central difference. One forward pass computes both signs."""
-        size, n = self._size(place, step), len(self.prompts)
+    def _both(self, place: Candidate, size: float) -> _Moved:
+        """Return the logits under both signs of a strength, from one forward pass."""
+        n = len(self.prompts)
         both = self.logits(self.prompts * 2, place.steps([size] * n + [-size] * n))
-        return (both[:n] - both[n:]) / (2 * size)
+        return both[:n], both[n:], size
 
 
 def _product(
@@ -285,9 +305,40 @@ def _product(
 ) -> Float[np.ndarray, " row"]:
     """Return the inner product in the Fisher metric (a probability-weighted covariance), summed over all codes."""
     total = np.zeros(len(one))
-    for part in zip(*(tensor.split(FRAMES, dim=2) for tensor in (weight, one, other)), strict=True):
-        # Only Apple's accelerator lacks float64. Elsewhere, the vocabulary's values stay on the device.
-        p, a, b = ((values.cpu() if values.device.type == "mps" else values).double() for values in part)
+    for p, a, b in _parts(weight, one, other):
         centred = a - (p * a).sum(-1, keepdim=True)
         total += (p * centred * b).sum((1, 2, 3)).cpu().numpy()
     return total
+
+
+def _divergence(
+    unsteered: Float[Tensor, "row codebook frame vocab"], others: Sequence[Float[Tensor, "row codebook frame vocab"]]
+) -> Float[np.ndarray, " row"]:
+    """Return the Kullback-Leibler divergence from the unsteered predictions to others, averaged over the others and
+    summed over all codes."""
+    total = np.zeros(len(unsteered))
+    for base, *ends in _parts(unsteered, *others):
+        own = base.log_softmax(-1)
+        for end in ends:
+            total += (own.exp() * (own - end.log_softmax(-1))).sum((1, 2, 3)).cpu().numpy() / len(others)
+    return total
+
+
+def _constancy(
+    weight: Float[Tensor, "row codebook frame vocab"], shift: Float[Tensor, "row codebook frame vocab"]
+) -> Float[np.ndarray, " row"]:
+    """Return the cosine between a shift and its mean over frames. It is 0 if the mean is 0."""
+    mean = shift.mean(2, keepdim=True).expand_as(shift)
+    length = np.sqrt(_product(weight, shift, shift) * _product(weight, mean, mean))
+    return _quotient(_product(weight, shift, mean), length)
+
+
+def _parts(*tensors: Float[Tensor, "row codebook frame vocab"]) -> Iterator[tuple[Tensor, ...]]:
+    """Yield the same frames of all tensors, a few at a time, in double precision."""
+    for part in zip(*(tensor.split(FRAMES, dim=2) for tensor in tensors), strict=True):
+        # Only Apple's accelerator lacks float64. Elsewhere, the vocabulary's values stay on the device.
+        yield tuple((values.cpu() if values.device.type == "mps" else values).double() for values in part)
+
+
+def _quotient(inner: Float[np.ndarray, " _"], length: Float[np.ndarray, " _"]) -> Float[np.ndarray, " _"]:
+    return np.divide(inner, length, out=np.zeros(len(length)), where=length > 0)

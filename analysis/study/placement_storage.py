@@ -22,9 +22,12 @@ from audiolens.files.integrity import content_of
 from audiolens.files.json_shapes import refuse_other
 
 _PLAIN = ("concept", "strategy", "layer", "by", "certainty", "n_prompts", "row_steps", "left_out", "at_strength")
+_LATER = ("choices", "costs", "constancy")
+"""Fields that files of earlier versions lack."""
 _SHAPE = {
     "concept": str, "strategy": str, "layer": (int, None), "by": str, "certainty": float, "n_prompts": int,
     "row_steps": int, "left_out": {str: str}, "at_strength": float, "poles": [str, str], "random": [float],
+    "choices?": {str: str}, "costs?": {str: int}, "constancy?": float,
 }  # fmt: skip
 _EVIDENCE: Mapping[str, parquet.Kind] = {
     "evidence": "text", "unit": "text", "layer": "number", "value": "number", "low": "number", "high": "number",
@@ -37,7 +40,7 @@ _CANDIDATES: Mapping[str, parquet.Kind] = {
 
 def write_placement(placement: Placement, folder: Path) -> None:
     """Write a placement without its directions, which are stored as a separate stage."""
-    facts = {name: getattr(placement, name) for name in (*_PLAIN, "poles", "random")}
+    facts = {name: getattr(placement, name) for name in (*_PLAIN, *_LATER, "poles", "random")}
     (folder / "placement.json").write_text(json.dumps(facts), "utf-8")
     placement.candidates.to_parquet(folder / "candidates.parquet", index=False)
     placement.evidence.to_frame().to_parquet(folder / "evidence.parquet", index=False)
@@ -53,7 +56,7 @@ def read_placement(folder: Path, directions: Directions) -> Placement:
         values = [mine[part].to_numpy(float) for part in ("value", "low", "high")]
         evidence.append(LayerEvidence(str(name), str(unit), tuple(int(layer) for layer in mine["layer"]), *values))
     return Placement(
-        **{name: facts[name] for name in _PLAIN},
+        **{name: facts[name] for name in (*_PLAIN, *_LATER) if name in facts},
         poles=tuple(facts["poles"]),
         random=tuple(facts["random"]),
         directions=directions,

@@ -12,6 +12,7 @@ import plants
 import pytest
 import torch
 from conftest import write_model
+from plants.placing import NEUTRAL, placed, set_of
 
 import audiolens as al
 from analysis import placement
@@ -20,27 +21,11 @@ from audiolens.errors import InputError
 from audiolens.prompts import PromptSet
 
 BLOCKS = 5
-NEUTRAL = ("piano", "guitar music", "the song", "a jazz song")
 
 
 @pytest.fixture(scope="module")
 def five(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(tmp_path_factory.mktemp("five"), layers=BLOCKS)
-
-
-def set_of(plant: plants.Plant) -> PromptSet:
-    """The plant's poles as a set without words of its own: pairs are then the words."""
-    return PromptSet("planted", ("high", "low"), plant.positive, plant.negative, NEUTRAL)
-
-
-def placed(plant: plants.Plant, **options: Any) -> placement.Placement:
-    lens, sets = plant.lens, set_of(plant)
-    n = min(len(plant.positive), len(plant.negative))
-    codes = lens.generate(list(NEUTRAL[:n]), 0.6, seeds=list(range(n)), guidance_scale=1.0, decode=False).codes
-    shared = codes[[0] * n]
-    directions = al.difference_in_means(lens, sets.positive, sets.negative, codes=shared)
-    plain: dict[str, Any] = {"compute": (), "n_random": 3, "n_bootstrap": 50, "progress": False, "prompts": NEUTRAL[:n]}
-    return placement.place(lens, sets, directions, codes=codes, **{**plain, **options})
 
 
 @pytest.mark.parametrize(("layer", "head"), [(0, 1), (1, 3), (3, 0), (4, 2)])

@@ -13,7 +13,7 @@ import soundfile
 from analysis.commands import early
 from analysis.patching.grid import By, Mode, checked_by, checked_mode
 from analysis.placement.other_evidence import Computable
-from analysis.placement.result import ALIGNMENT
+from analysis.placement.rules import ALIGNMENT, RULES
 from analysis.placement.shifts import PLACED
 from analysis.probing.probes import KINDS
 from analysis.sweep.storage import SoundFormat
@@ -37,7 +37,9 @@ REFUSED = (
     "sweep tempo -o out --jobs many", "sweep tempo -o out --engine quick", "sweep tempo -o out --guidance 0.5",
     "sweep tempo -o out --seconds nan",
     "place tempi", "place tempo --strategies one-to-some", "place tempo --by ear", "place tempo --codes both",
-    "place tempo --model nowhere", "place tempo --directions none.safetensors", "place tempo -o full",
+    "place tempo --confirm -1", "place tempo --confirm 8 --by middle", "place tempo --measure pitch",
+    "place tempo --confirm 8 --measure some", "place bells --confirm 8", "place tempo --model nowhere",
+    "place tempo --directions none.safetensors", "place tempo -o full",
     "probe tempi", "probe tempo --layers a", "probe tempo --probe svm", "probe mode --quantity", "probe tempo -o full",
     "probe tempo --audio full", "probe tempo --group artist", "probe tempo --model nowhere", "probe tempo --seed -1",
     "patch tempi", "patch tempo --by ear", "patch tempo --mode both", "patch tempo --pairs 1", "patch tempo -o full",
@@ -108,7 +110,8 @@ def test_early_choices_are_those_of_the_functions() -> None:
     assert get_args(get_args(Position)[0]) == early.POSITIONS
     assert early.PROBES == KINDS
     assert PLACED == early.PLACED
-    assert {ALIGNMENT, "norm", *get_args(Computable)} == set(early.EVIDENCE)
+    assert {*RULES, "norm", *get_args(Computable)} == set(early.EVIDENCE)
+    assert early.EVIDENCE[0] == ALIGNMENT
     assert get_args(SoundFormat) == early.SOUND_FORMATS
     for check, kinds in ((checked_by, By), (checked_mode, Mode)):
         for kind in get_args(kinds):

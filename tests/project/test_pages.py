@@ -10,7 +10,7 @@ TABLES = {
     "README.md": ["evidence"],
     "audiolens/etude/weights/README.md": ["evidence", "ablation"],
     "docs/measures.md": ["calibration"],
-    "docs/placement.md": ["placement"],
+    "docs/placement.md": ["placement", "rules"],
     "docs/checkpoints.md": ["sizes", "times"],
     "docs/versions.md": ["versions"],
 }

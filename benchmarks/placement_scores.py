@@ -1,0 +1,215 @@
+"""Score the rules of `placement_rules.py` on finished sweeps, and write the scores as tables. No model is opened.
+
+A rule's score is the span at its place as a share of the span at the best place, on held-out halves of the clips
+(`brute_force.py`). Intervals resample prompts. The same resamples are used for all rules and concepts, so differences
+between rules are paired. A rule that names no place, or a place where too many clips fail, scores 0, and so do all
+rules in a resample in which even the best place has no effect. Concepts in which the effect of the best place is not
+reliable are left out of all means.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from brute_force import DRAWS as DRAWS
+from brute_force import HALVINGS, Truth, prompted_table, steered_table
+from jaxtyping import Float
+
+from analysis.resampling import COVERAGE, interval_of
+from analysis.sweep.concept_measures import unit_of_change
+
+SETTING, CHOICES, DONE = "setting.json", "rules.json", "done.json"
+RULES: Mapping[str, str] = {
+    "alignment": "alignment", "middle": "middle block", "equal_damage": "equal damage",
+    "constancy": "constant or changing", "confirmed": "confirmed",
+}  # fmt: skip
+AIM_SHARE, AIM_LOW = 0.9, 0.8
+NOTHING = "Not measured yet.\n"
+
+
+def label(model: str) -> str:
+    """The name of a model's folder of results."""
+    return Path(model).name if Path(model).is_dir() else model.replace("/", "-")
+
+
+def failure_of(concept: str) -> str:
+    """The column of failed clips. For loudness, a level far from the unsteered clip's is the intended effect."""
+    return "spoilt" if concept == "loudness" else "failed"
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """The scores of all rules on one concept of one model.
+
+    Attributes:
+        places: the place that each rule names, or why it names none.
+        scores: the score of each rule.
+        draws: the scores on resamples of the prompts.
+        best_draws: the best place's span on these resamples.
+        costs: decoder steps of each rule, relative to the full sweep.
+        random: the mean score of all places.
+        best: the place with the widest span.
+        best_span, words_span: the widest span, and the span with words, in words.
+    """
+
+    model: str
+    concept: str
+    places: Mapping[str, str]
+    scores: Float[np.ndarray, " rule"]
+    draws: Float[np.ndarray, "draw rule"]
+    best_draws: Float[np.ndarray, " draw"]
+    n_prompts: int
+    costs: Mapping[str, float]
+    random: float
+    best: str
+    best_span: str
+    words_span: str
+
+    @property
+    def determined(self) -> bool:
+        """Whether the best place has an effect whose interval is above 0."""
+        return len(self.best_draws) > 0 and interval_of(self.best_draws, self.n_prompts).low > 0
+
+    def ends(self, at: int) -> tuple[float, float]:
+        """The interval of a rule's score."""
+        found = interval_of(self.draws[:, at], self.n_prompts)
+        return found.low, found.high
+
+
+def scored(folder: Path, concept: str, draws: int) -> Scored:
+    """Score the rules on a finished concept."""
+    mine = folder / concept
+    chosen = json.loads((mine / CHOICES).read_text("utf-8"))
+    measured, failed = json.loads((mine / DONE).read_text("utf-8"))["measure"], failure_of(concept)
+    truth = Truth.of(steered_table(mine, concept), measured, failed)
+    words = Truth.of(prompted_table(mine, concept), measured, failed)
+    names = [chosen["choices"].get(rule, "") for rule in RULES]
+
+    def shares(spans: Float[np.ndarray, " place"], best: float) -> Float[np.ndarray, " rule"]:
+        by_place = dict(zip(truth.places, spans, strict=True))
+        return np.array([by_place.get(name, 0.0) for name in names]) / best if best > 0 else np.zeros(len(names))
+
+    whole = len(truth.seeds) > 0
+    spans, best = truth.held_out(HALVINGS) if whole else (np.zeros(len(truth.places)), 0.0)
+    drawn = truth.draws(draws) if whole else []
+    told = [_span(one.spans().span.max(), measured) if whole else "none measured" for one in (truth, words)]
+    return Scored(
+        model=folder.name, concept=concept,
+        places={rule: name or f"none: {chosen['left_out'].get(rule, 'not a candidate')}"
+                for rule, name in zip(RULES, names, strict=True)},
+        scores=shares(spans, best), draws=np.array([shares(*one) for one in drawn]).reshape(-1, len(names)),
+        best_draws=np.array([one for _, one in drawn]), n_prompts=len(np.unique(truth.prompts)),
+        costs={rule: cost / chosen["sweep_row_steps"] for rule, cost in chosen["costs"].items()},
+        random=float(spans.mean() / best) if best > 0 else float("nan"),
+        best=truth.places[int(spans.argmax())] if whole else "none", best_span=told[0], words_span=told[1],
+    )  # fmt: skip
+
+
+def _span(span: float, measured: str) -> str:
+    unit = unit_of_change(measured)
+    return f"x{np.exp(span):.2f}" if unit == "ratio" else f"{span:.2f} {unit}".strip()
+
+
+def page(out: Path, chosen_on: Sequence[str], draws: int) -> str:
+    """All finished scores as Markdown: the rules on all models together, and a table per model."""
+    found: dict[str, list[Scored]] = {}
+    for file in sorted(out.glob(f"*/*/{DONE}")):
+        one = scored(file.parents[1], file.parent.name, draws)
+        found.setdefault(one.model, []).append(one)
+    if not found:
+        return NOTHING
+    lines = together(found, chosen_on)
+    for model, concepts in found.items():
+        setting = json.loads((out / model / SETTING).read_text("utf-8"))
+        lines += ["", *of_model(model, concepts, setting)]
+    return "\n".join(lines) + "\n"
+
+
+def together(found: Mapping[str, Sequence[Scored]], chosen_on: Sequence[str]) -> list[str]:
+    """The rule that is chosen, and its scores and those of all others on the models that did not choose it."""
+    first = [one for model in chosen_on for one in found.get(model, []) if one.determined]
+    others = [one for model, mine in found.items() if model not in chosen_on for one in mine if one.determined]
+    missing = [model for model in chosen_on if model not in found]
+    if missing or not first:
+        lines = [f"No rule is chosen yet, because {' and '.join(missing or chosen_on)} has no finished sweep."]
+    else:
+        best = list(RULES.values())[int(np.mean([one.scores for one in first], axis=0).argmax())]
+        lines = [f"Chosen on {' and '.join(chosen_on)} (highest mean score over {len(first)} concepts): **{best}**."]
+    lines += [
+        "",
+        f"| rule | mean score on {' and '.join(chosen_on)} | mean score on other models | score minus that of the "
+        f"middle block | at least {AIM_SHARE:.0%} | lower bound at least {AIM_LOW:.0%} | cost, mean (largest) |",
+        "|---|" + "---|" * 6,
+    ]
+    for at, (rule, name) in enumerate(RULES.items()):
+        costs = [one.costs[rule] for mine in found.values() for one in mine if rule in one.costs]
+        cost = f"{np.mean(costs):.1%} ({max(costs):.1%})" if costs else "none"
+        cells = [_mean(first, at), _mean(others, at), _mean(others, at, paired=True), *_counts(others, at), cost]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    models = ", ".join(f"{model} ({sum(one.determined for one in mine)} of {len(mine)} concepts)"
+                       for model, mine in found.items())  # fmt: skip
+    lines += ["", f"Scores are means over models and concepts, with {COVERAGE} intervals over prompts. Counted are the "
+                  f"concepts in which the best place has a reliable effect: {models}."]  # fmt: skip
+    return lines
+
+
+def of_model(model: str, concepts: Sequence[Scored], setting: Mapping[str, Any]) -> list[str]:
+    """The scores of all rules on each concept of a model."""
+    every, size = (
+        setting["every"],
+        f"{setting['prompts']} prompts x {setting['seeds']} seeds x {setting['seconds']:g} s",
+    )
+    thinned = "" if every == 1 else f"; steered is one block in {every}, and those that fixed rules name"
+    lines = [
+        f"**{model}** ({setting['n_layers']} blocks; {size}{thinned}):",
+        "",
+        f"| concept | {' | '.join(RULES.values())} | a random place | widest span | span with words |",
+        "|---|" + "---|" * (len(RULES) + 3),
+    ]
+    for one in concepts:
+        if one.determined:
+            cells = [f"{one.scores[at]:.0%} {_interval(*one.ends(at))} {one.places[rule]}"
+                     for at, rule in enumerate(RULES)]  # fmt: skip
+            random, best = f"{one.random:.0%}", f"{one.best_span} ({one.best})"
+        else:
+            cells, random = ["undetermined"] * len(RULES), "undetermined"
+            best = f"{one.best_span}, not reliable"
+        lines.append(f"| {one.concept} | {' | '.join(cells)} | {random} | {best} | {one.words_span} |")
+    whole = [one for one in concepts if one.determined]
+    rows = {"mean": [_mean(whole, at) for at in range(len(RULES))],
+            "minus the middle block": [_mean(whole, at, paired=True) for at in range(len(RULES))]}  # fmt: skip
+    for name, cells in rows.items():
+        lines.append(f"| {name} | {' | '.join(cells)} | | | |")
+    return lines
+
+
+def _mean(cells: Sequence[Scored], at: int, paired: bool = False) -> str:
+    """The mean score of a rule, or its mean difference from the middle block's, with an interval over prompts."""
+    if not cells:
+        return "none"
+    middle = list(RULES).index("middle")
+    if paired and at == middle:
+        return ""
+    less = 1.0 if paired else 0.0
+    mean = np.mean([one.scores[at] - less * one.scores[middle] for one in cells])
+    draws = np.mean([one.draws[:, at] - less * one.draws[:, middle] for one in cells], axis=0)
+    found = interval_of(draws, min(one.n_prompts for one in cells))
+    return f"{mean:+.0%} {_interval(found.low, found.high, '+')}" if paired else (
+        f"{mean:.0%} {_interval(found.low, found.high)}"
+    )  # fmt: skip
+
+
+def _counts(cells: Sequence[Scored], at: int) -> tuple[str, str]:
+    """The number of concepts in which a rule's score, and the lower end of its interval, reach the aims."""
+    high = sum(one.scores[at] >= AIM_SHARE for one in cells)
+    sure = sum(one.ends(at)[0] >= AIM_LOW for one in cells)
+    return f"{high} of {len(cells)}", f"{sure} of {len(cells)}"
+
+
+def _interval(low: float, high: float, sign: str = "") -> str:
+    return f"[{low:{sign}.0%}, {high:{sign}.0%}]"
