@@ -24,7 +24,7 @@ export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-.PHONY: help install study test fuzz drive browser lint format evidence ears agreement notebooks versions clean
+.PHONY: help install study test fuzz drive browser lint format evidence claims ears agreement notebooks versions clean
 
 help:
 	@echo 'make study     install, steer tempo and timbre on the bundled model, and write $(OUT)/*/index.html'
@@ -32,6 +32,7 @@ help:
 	@echo 'make fuzz      read damaged and malicious files with every loader for SECONDS (default 600)'
 	@echo 'make notebooks run the notebooks from top to bottom and save their outputs'
 	@echo 'make evidence  measure the tables in the README and the model card (no time limit)'
+	@echo 'make claims    measure every claim on MODELS (such as etude,etude-2=folder; FULL=1 takes hours per model)'
 	@echo 'make ears      install third-party models in $(EARS), apart from audiolens; with WAVS=folder, measure its WAV files'
 	@echo 'make agreement  compare the measures with those models (UPDATE=1 writes docs/ears.md)'
 	@echo 'make versions  run the exact tests on the lowest, pinned and newest versions of the dependencies'
@@ -41,7 +42,7 @@ help:
 	@echo 'make clean     remove the environment, caches and builds (results in $(OUT)/ stay)'
 	@echo
 	@echo 'Options: PYTHON=... (3.11 or newer), OUT=... (where studies are written, default runs), FORCE=1 (repeat finished'
-	@echo 'studies), TEST_PROMPTS=... (for evidence, default 24), UPDATE=1 (write its tables into README and model card)'
+	@echo 'studies), TEST_PROMPTS=... (for evidence, default 24), UPDATE=1 (write tables into the documentation)'
 
 install: $(STAMP)
 
@@ -104,6 +105,9 @@ evidence: $(STAMP)
 	@echo '==> Measuring the evidence; this takes a while'
 	@$(BIN)/python benchmarks/evidence.py --out $(OUT)/evidence --test $(TEST_PROMPTS)$(if $(UPDATE), --update)
 	@echo '==> Tables: $(OUT)/evidence'
+
+claims: $(STAMP)
+	@$(BIN)/python benchmarks/claims.py --out $(OUT)/claims --models '$(MODELS)'$(if $(FULL), --full)$(if $(UPDATE), --update)
 
 # An environment apart, so that neither its pins nor its licences touch audiolens: madmom's models are not for commercial use.
 ears: $(EARS)/.installed

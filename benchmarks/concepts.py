@@ -3,12 +3,14 @@
 For each concept, `placement.place(lens, concept)` chooses place and strength, and `placed.steer(1)` and
 `placed.steer(-1)` steer étude's neutral test prompts towards the two poles. The table in docs/placement.md shows the
 effect on the concept's own measure, the side effects and the share of failed clips, next to the effect of naming the
-pole in the prompt. Stopped runs resume.
+pole in the prompt. Stopped runs resume. `benchmarks/claims.py` does the same on every étude.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,14 +23,16 @@ from pages import renewed
 from selectivity import by_condition, scores, unsteered
 
 from analysis import placement, sweep
-from analysis.placement import Placement
 from analysis.resampling import COVERAGE
 from analysis.study.settings import TEST_SEED
 from analysis.sweep import BASELINE, Condition
 from analysis.sweep.response import unit_of_change
 from analysis.workers import share_cores
-from audiolens import AudioLens
-from audiolens.prompts import concepts, load
+from audiolens import AudioLens, Directions, steer
+from audiolens.errors import InputError
+from audiolens.files.atomic import put
+from audiolens.files.bounded import read_object
+from audiolens.prompts import PromptSet, concepts, load
 
 PAGE = Path(__file__).parent.parent / "docs" / "placement.md"
 MEASURES = tuple(dict.fromkeys(OWN.values()))
@@ -52,17 +56,12 @@ def main(
     """Place and steer every concept, and tabulate effects, side effects and failures."""
     share_cores()
     lens = AudioLens.from_pretrained(model)
-    todo, found = [Condition(BASELINE, labels=_labels("", "", BASELINE))], dict[str, Placement]()
+    todo, found = [baseline()], dict[str, Place]()
     for concept in only.split(",") if only else concepts():
         sets = load(concept, lens=lens)
-        found[concept] = placed = placement.place(lens, sets, compute=())
-        typer.echo(repr(placed))
-        for amount, pole in zip((1.0, -1.0), sets.poles, strict=True):
-            ask = partial(sets.prompted, pole=pole)
-            todo.append(Condition(f"words {concept} {pole}", ask=ask, labels=_labels(concept, pole, "words")))
-            if not placed.rejected:
-                steps = tuple(placed.steer(amount))
-                todo.append(Condition(f"steered {concept} {pole}", steps, labels=_labels(concept, pole, "steering")))
+        found[concept], directions = placed(lens, sets, out / "places")
+        typer.echo(found[concept].told)
+        todo += conditions(sets, found[concept], directions)
     clips = sweep.clips(load("tempo", lens=lens).test[:test], seeds, TEST_SEED)
     played = sweep.play(
         lens, todo, clips, seconds=seconds, measures=MEASURES, out=out / "clips", n_jobs=jobs, progress="concepts"
@@ -74,6 +73,74 @@ def main(
     if update:
         PAGE.write_text(renewed(PAGE.read_text("utf-8"), "concepts", text), "utf-8")
     typer.echo(text)
+
+
+@dataclass(frozen=True)
+class Place:
+    """What `placement.place` chose for a concept. `screened` is the number of steered clips that its screen generated.
+
+    A place that is `rejected` (for the reason given there) has no strength, and the concept is not steered.
+    """
+
+    concept: str
+    name: str
+    strategy: Any
+    layer: int | None
+    alignment: float
+    words_strength: float
+    strength: float
+    rejected: str
+    screened: int | None
+    told: str
+
+
+def placed(lens: AudioLens, sets: PromptSet, folder: Path, **asked: Any) -> tuple[Place, Directions | None]:
+    """Place a concept, and return the place and its directions, which are kept in files. `asked` goes to `place`.
+
+    A concept for which the model cannot be placed at all is rejected, and has no directions.
+    """
+    facts, file = folder / f"{sets.concept}.json", folder / f"{sets.concept}.safetensors"
+    if facts.is_file():
+        # JSON has no NaN.
+        known: dict[str, Any] = {name: np.nan for name in _NUMBERS}
+        known |= {name: value for name, value in read_object(facts).items() if value is not None or name not in known}
+        return Place(**known), Directions.load(file, lens=lens) if file.is_file() else None
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        found = placement.place(lens, sets, compute=(), **asked)
+    except InputError as error:
+        place = Place(sets.concept, "none", None, None, np.nan, np.nan, np.nan, str(error), None, str(error))
+    else:
+        place = Place(
+            sets.concept, found.name, found.strategy, found.layer, float(found.chosen.alignment), found.words_strength,
+            np.nan if found.rejected else found.strength, found.rejected,
+            None if found.screened is None else int(found.screened.clips.sum()), repr(found),
+        )  # fmt: skip
+        found.directions.save(file)
+    kept = {name: None if value != value else value for name, value in asdict(place).items()}
+    put(facts, json.dumps(kept).encode())
+    return place, None if place.name == "none" else Directions.load(file, lens=lens)
+
+
+_NUMBERS = ("alignment", "words_strength", "strength")
+
+
+def baseline() -> Condition:
+    """The clips without words and without steering."""
+    return Condition(BASELINE, labels=_labels("", "", BASELINE))
+
+
+def conditions(sets: PromptSet, place: Place, directions: Directions | None) -> list[Condition]:
+    """Both poles of a concept, in words and by steering at its place, unless that was rejected."""
+    listed, concept = [], sets.concept
+    for sign, pole in zip((1.0, -1.0), sets.poles, strict=True):
+        ask = partial(sets.prompted, pole=pole)
+        listed.append(Condition(f"words {concept} {pole}", ask=ask, labels=_labels(concept, pole, "words")))
+        if directions is not None and not place.rejected:
+            steps = steer(directions, place.strategy, place.layer, strength=sign * place.strength)
+            name = f"steered {concept} {pole}"
+            listed.append(Condition(name, tuple(steps), labels=_labels(concept, pole, "steering")))
+    return listed
 
 
 def _labels(concept: str, pole: str, way: str) -> dict[str, Any]:
@@ -93,7 +160,7 @@ def tabled(scored: pd.DataFrame, played: sweep.SweepResult) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def page(table: pd.DataFrame, found: Mapping[str, Placement], clips: str) -> str:
+def page(table: pd.DataFrame, found: Mapping[str, Place], clips: str) -> str:
     """The table in Markdown."""
     lines = [
         f"Measured on {clips}. Effects are medians of (steered / baseline - 1), or of the difference, over clips with "
@@ -107,21 +174,21 @@ def page(table: pd.DataFrame, found: Mapping[str, Placement], clips: str) -> str
         "|---|---|---|---|---|---|---|" + "---|" * (len(SHOWN) + 2),
     ]
     for row in table[table.way != BASELINE].to_dict("records"):
-        placed = found[row["concept"]]
-        strength = "rejected" if placed.rejected else f"{placed.strength:.2g} ({placed.words_strength:.2g})"
+        place = found[row["concept"]]
+        strength = "rejected" if place.rejected else f"{place.strength:.2g} ({place.words_strength:.2g})"
         lines.append(
-            f"| {row['concept']} | {placed.name} | {placed.chosen.alignment:.2f} | {strength} | {row['pole']} "
+            f"| {row['concept']} | {place.name} | {place.alignment:.2f} | {strength} | {row['pole']} "
             f"| {row['way']} | {_own(row)} | {' | '.join(_cell(row, name) for name in SHOWN)} | {row['drift']:.1f} "
             f"| {row['failed']:.0%} |"
         )
     steered = table[table.way == "steering"]
     lines += ["", f"Over all concepts that were not rejected, {steered.failed.mean():.1%} of the steered clips failed; "
                   f"at most {steered.failed.max():.0%} did for any pole."]  # fmt: skip
-    used = [int(placed.screened.clips.sum()) + BASELINES for placed in found.values() if placed.screened is not None]
+    used = [place.screened + BASELINES for place in found.values() if place.screened is not None]
     lines += ["", f"The screens generated {min(used)} to {max(used)} clips of 5 s per concept, "
                   f"{min(used) / SWEPT:.1%} to {max(used) / SWEPT:.1%} of the number in the brute-force sweep "
                   "below."]  # fmt: skip
-    rejected = [placed.rejected for placed in found.values() if placed.rejected]
+    rejected = [place.rejected for place in found.values() if place.rejected]
     return "\n".join(lines + [f"\n{one}" for one in rejected]) + "\n"
 
 

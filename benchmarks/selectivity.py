@@ -4,11 +4,13 @@
 them at the same place and strength to étude's neutral test prompts, and measures every clip: the concept's own effect,
 the effect on other measures, the mix of instruments, drift, and failed clips. The rows of words
 and of other seeds show what to compare these with. Stopped runs resume.
+
+`benchmarks/claims.py` compares more readings in the same way, on every étude.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,21 +28,43 @@ from analysis.sweep import BASELINE, Condition
 from analysis.sweep.response import effects, unit_of_change
 from analysis.workers import share_cores
 from audiolens import AudioLens, Directions, difference_in_means, measure, steer
+from audiolens.directions.pole_reader import CodesSource, Position
+from audiolens.directions.strategies import Strategy
 from audiolens.etude.training.instruments import Instruments, cepstra, decoded, mix_moved
 from audiolens.prompts import PromptSet, load
 
 PAGE = Path(__file__).parent.parent / "docs" / "selectivity.md"
 OWN = {"tempo": "tempo_ioi", "timbre": "brightness"}
-PLACES: Mapping[str, dict[str, Any]] = {
-    "tempo": {"strategy": "one-to-one", "layer": 3},
-    "timbre": {"strategy": "one-to-all", "layer": 7},
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where and how strongly a concept is steered. A strategy that uses every block's own vector has no single norm."""
+
+    strategy: Strategy
+    layer: int
+    strength: float
+
+    @property
+    def where(self) -> dict[str, Any]:
+        """The arguments for `al.steer`, without the strength."""
+        return {"strategy": self.strategy, "layer": self.layer}
+
+
+PLACES: Mapping[str, Place] = {
+    "tempo": Place("one-to-one", 3, 1.0),
+    "timbre": Place("one-to-all", 7, 0.0625),
 }
-"""The places and, in `STRENGTHS`, the strengths of the README's evidence, which were chosen on development prompts."""
-STRENGTHS = {"tempo": 1.0, "timbre": 0.0625}
+"""The places and strengths of the README's evidence, which were chosen on development prompts."""
 OTHERS = ("tempo", "timbre", "density", "register", "loudness", "mode", "pluck", "organ", "strings", "bells")
 """The concepts whose shared directions are removed in the reading "shared, orthogonal"."""
 MEASURES = ("tempo_ioi", "brightness", "ltas_centroid", "pitch", "pulse_clarity", "loudness")
-READINGS = ("own", "shared")
+READINGS: Mapping[str, tuple[CodesSource, Position]] = {
+    "own": ("own", "mean"), "shared": ("shared", "mean"), "first": ("shared", "first"), "last": ("shared", "last"),
+    "eos": ("shared", "eos"),
+}  # fmt: skip
+"""The codes and the position of each reading. Only models whose text stands in the decoder's own sequence have "eos".
+"""
 OTHER_SEEDS = 500_000
 """Added to the seeds of the clips that are not steered either."""
 
@@ -52,7 +76,7 @@ def main(
     seeds: Annotated[int, typer.Option(help="Clips per prompt.")] = 4,
     poles: Annotated[int, typer.Option(help="Prompts per pole from which directions are read.")] = 100,
     seconds: Annotated[float, typer.Option(help="Length of each clip.")] = 5.0,
-    readings: Annotated[str, typer.Option(help="Readings, separated by semicolons.")] = ";".join(READINGS),
+    readings: Annotated[str, typer.Option(help="Readings, separated by semicolons.")] = "own;shared",
     scale: Annotated[str, typer.Option(help="Multiples of the strengths, separated by commas.")] = "1",
     jobs: Annotated[int | None, typer.Option(help="Processes that measure; 0: this one [default: half].")] = None,
     development: Annotated[bool, typer.Option(help="Use development prompts, for choosing.")] = False,
@@ -66,9 +90,9 @@ def main(
     for concept in OWN:
         sets = load(concept, lens=lens)
         prompts.add((sets.development if development else sets.test)[:test])
-        read = {name: reading(lens, out, concept, name, poles) for name in readings.split(";")}
+        read = {name: reading(lens, out, sets, name, poles) for name in readings.split(";")}
         cosines.append(alike(concept, read))
-        todo += conditions(sets, read, [float(one) for one in scale.split(",")])
+        todo += conditions(sets, read, PLACES[concept], [float(one) for one in scale.split(",")])
     if len(prompts) > 1:
         raise typer.BadParameter("the concepts have different neutral prompts, so they share no baseline.")
     clips = sweep.clips(prompts.pop(), seeds, 0 if development else TEST_SEED)
@@ -87,25 +111,26 @@ def main(
     typer.echo(text)
 
 
-def reading(lens: AudioLens, out: Path, concept: str, name: str, poles: int) -> Directions:
-    """The direction of a concept, computed on own or shared codes; "orthogonal" removes the other concepts'."""
+def reading(lens: AudioLens, out: Path, sets: PromptSet, name: str, poles: int) -> Directions:
+    """The direction of a concept in one of the `READINGS`; "orthogonal" removes the other concepts'."""
     way, *further = (part.strip() for part in name.split(","))
-    found = read_one(lens, out, concept, way, poles)
+    found = read_one(lens, out, sets, way, poles)
     if "orthogonal" in further:
-        found = found.orthogonal_to(*(read_one(lens, out, other, way, poles) for other in OTHERS if other != concept))
+        others = [load(other, lens=lens) for other in OTHERS if other != sets.concept]
+        found = found.orthogonal_to(*(read_one(lens, out, other, way, poles) for other in others))
     return found
 
 
-def read_one(lens: AudioLens, out: Path, concept: str, way: str, poles: int) -> Directions:
+def read_one(lens: AudioLens, out: Path, sets: PromptSet, way: str, poles: int) -> Directions:
     """The difference in means of a concept's poles, which is kept in a file."""
-    file = out / f"{concept}-{way}-{poles}.safetensors"
+    file = out / f"{sets.concept}-{way}-{poles}.safetensors"
     if file.is_file():
         return Directions.load(file, lens=lens)
-    sets = load(concept, lens=lens)
+    codes, position = READINGS[way]
     n = min(poles, len(sets.positive), len(sets.negative))
     found = difference_in_means(
-        lens, sets.positive[:n], sets.negative[:n], codes=way,  # pyright: ignore[reportArgumentType]
-        neutral=sets.development if way == "shared" else None, seeds=list(range(n)), label=concept,
+        lens, sets.positive[:n], sets.negative[:n], codes=codes, position=position,
+        neutral=sets.development if codes == "shared" else None, seeds=list(range(n)), label=sets.concept,
     )  # fmt: skip
     found.save(file)
     return found
@@ -119,21 +144,22 @@ def baselines() -> list[Condition]:
     ]
 
 
-def conditions(sets: PromptSet, read: Mapping[str, Directions], scales: Sequence[float]) -> list[Condition]:
+def conditions(
+    sets: PromptSet, read: Mapping[str, Directions], place: Place, scales: Sequence[float] = (1.0,)
+) -> list[Condition]:
     """Both poles of a concept in words, and along every direction at the norm of the first."""
     concept, listed = sets.concept, []
-    where, strength = PLACES[concept], STRENGTHS[concept]
-    first = next(iter(read.values()))
+    first = next(iter(read.values()))[place.layer]
     for sign, pole in ((1.0, sets.poles[0]), (-1.0, sets.poles[1])):
         ask = partial(sets.prompted, pole=pole)
         listed.append(Condition(f"words {pole}", ask=ask, labels=_labels(concept, pole, "words", sign)))
         for name, directions in read.items():
             # At that layer, all directions get the length that the first was read with.
-            alike = directions * float(first[where["layer"]].norm() / directions[where["layer"]].norm())
+            alike = directions * float(first.norm() / directions[place.layer].norm())
             for scale in scales:
-                amount = sign * strength * scale
+                amount = sign * place.strength * scale
                 way = name if len(scales) == 1 else f"{name} x {scale:g}"
-                steps = tuple(steer(alike, **where, strength=amount))
+                steps = tuple(steer(alike, **place.where, strength=amount))
                 listed.append(Condition(f"{way} {pole}", steps, labels=_labels(concept, pole, way, amount)))
     return listed
 
@@ -142,12 +168,17 @@ def _labels(concept: str, pole: str, way: str, strength: float) -> dict[str, Any
     return {"concept": concept, "pole": pole, "way": way, "strength": strength}
 
 
-def scores(lens: AudioLens, played: sweep.SweepResult, kept: Path) -> pd.DataFrame:
+def scores(
+    lens: AudioLens,
+    played: sweep.SweepResult,
+    kept: Path,
+    fitted: Callable[[AudioLens], Instruments] = Instruments.of,
+) -> pd.DataFrame:
     """The instrument of every clip, and its nats per code under the unsteered model. Finished conditions are kept."""
     done = pd.read_parquet(kept) if kept.is_file() else pd.DataFrame({"condition": []})
     parts = [done] if len(done) else []
     todo = [name for name in dict.fromkeys(played.table["condition"]) if name not in set(done["condition"])]
-    instruments = Instruments.of(lens) if todo else None
+    instruments = fitted(lens) if todo else None
     for condition in todo:
         assert instruments is not None
         mine, codes = played.table[played.table["condition"] == condition], played.codes(condition)
@@ -201,7 +232,7 @@ class Alike:
 
 def alike(concept: str, read: Mapping[str, Directions]) -> Alike:
     """Compare the first two readings at the layer of the concept's place."""
-    layer, (first, *others) = PLACES[concept]["layer"], list(read.values())
+    layer, (first, *others) = PLACES[concept].layer, list(read.values())
     cosine = float(first.cosine(others[0])[first.layers.index(layer)]) if others else 1.0
     return Alike(concept, {name: float(one[layer].norm()) for name, one in read.items()}, cosine)
 
@@ -236,7 +267,7 @@ def page(table: pd.DataFrame, told: str, cosines: Sequence[Alike]) -> str:
         norms = " and ".join(f"{norm:.1f} ({name})" for name, norm in one.norms.items())
         two = "the two" if len(one.norms) == 2 else "the first two"
         lines += ["", f"Before rescaling, the norms of the {one.concept} directions at layer "
-                  f"{PLACES[one.concept]['layer']} are {norms}. The cosine similarity between {two} is "
+                  f"{PLACES[one.concept].layer} are {norms}. The cosine similarity between {two} is "
                   f"{one.cosine:.2f}."]  # fmt: skip
     return "\n".join(lines) + "\n"
 

@@ -222,10 +222,11 @@ def test_links_and_names_of_files_and_modules_lead_somewhere(page: Path) -> None
 
 
 def anchors(page: Path) -> set[str]:
-    """The headings of a page as GitHub links to them."""
+    """The headings of a page as GitHub links to them, and anchors in HTML."""
     prose = _FENCE.sub("", page.read_text("utf-8"))
     heads = re.findall(r"^#+ (.+)$", prose, re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+    named = re.findall(r'<a id="([\w-]+)">', prose)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads} | {*named}
 
 
 def resolves(name: str) -> bool:

@@ -12,6 +12,8 @@ TABLES = {
     "docs/measures.md": ["calibration"],
     "docs/placement.md": ["placement", "rules"],
     "docs/checkpoints.md": ["sizes", "times"],
+    "docs/claims.md": ["claims"],
+    "docs/paper.md": ["paper"],
     "docs/versions.md": ["versions"],
 }
 

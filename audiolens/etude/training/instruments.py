@@ -45,9 +45,9 @@ class Instruments:
         return cls(classifier.fit(features, list(labels)))
 
     @classmethod
-    def of(cls, lens: AudioLens, n: int = 240, seconds: float = 5.0) -> Instruments:
+    def of(cls, lens: AudioLens, n: int = 240, seconds: float = 5.0, music: Music = synth.BUNDLED) -> Instruments:
         """Fit a classifier on `n` clips from the synthesiser that have passed through the codec of `lens`."""
-        clips, audio = synthesised(lens, n, seconds)
+        clips, audio = synthesised(lens, n, seconds, music)
         return cls.fitted(cepstra(audio, lens.config.sample_rate), [clip.attributes.instrument for clip in clips])
 
     def named(self, features: Float[np.ndarray, "row feature"]) -> list[str]:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 import audiolens as al
-from analysis import Resampling, patching, statistics, sweep
+from analysis import Resampling, patching, pooling, statistics, sweep
 from audiolens.compatibility import Hook
 from hostile.drive.world import PROMPTS, RATE, World
 
@@ -63,6 +63,7 @@ INSTANCES: dict[str, Callable[[World], Any]] = {
     "analysis.pca.PCAResult": lambda w: w.components,
     "analysis.pca.Trajectories": lambda w: w.paths,
     "analysis.placement.Placement": lambda w: w.placed,
+    "analysis.pooling.Pooled": lambda w: pooling.pooled([0.1, 0.3], [0.1, 0.2]),
     "analysis.probing.Dataset": lambda w: w.dataset,
     "analysis.probing.ProbeResult": lambda w: w.probed,
     "analysis.reading_comparison.Readings": lambda w: w.compared,
@@ -274,6 +275,7 @@ ARGUMENTS: dict[str, Arguments] = {
     f"{ANALYSIS}.similarity.chance_p": lambda w: {"cosines": np.array([0.1, 0.2]), "width": 48},
     f"{ANALYSIS}.similarity.compare": lambda w: {"directions": {"one": w.directions, "two": -w.directions}},
     f"{ANALYSIS}.similarity.cosine_map": lambda w: {"directions": w.directions},
+    f"{ANALYSIS}.pooling.pooled": lambda w: {"values": [0.1, 0.3], "stderrs": [0.1, 0.2]},
     f"{ANALYSIS}.statistics.effect": lambda w: {
         "steered": VALUES, "baseline": VALUES + 1, "prompts": VALUES % 4, "n_bootstrap": 5,
     },
