@@ -68,6 +68,17 @@ def check_length(seconds: float | None) -> None:
         checked_amount("seconds", seconds, above=0)
 
 
+def check_windows(window: float | None, overlap: float | None) -> None:
+    """Raise an error if the length of windows or of their overlap is not a positive number, or only one is left."""
+    if overlap is not None and window is None:
+        raise InputError(f"overlap={overlap} needs window=, the length of the windows that overlap.")
+    for name, seconds in (("window", window), ("overlap", overlap)):
+        if seconds is not None:
+            checked_amount(name, seconds, above=0)
+    if window is not None and overlap is not None and overlap >= window:
+        raise InputError(f"overlap={overlap}: expected less than window={window}.")
+
+
 def check_guidance(scale: float) -> None:
     """Raise an error unless a guidance scale is at least 1."""
     if not checked_amount("guidance_scale", scale) >= 1:
