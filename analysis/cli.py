@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from analysis.commands import directions, generate, measure, models, patch, place, probe, report, study, sweep
+from analysis.commands import directions, generate, harvest, measure, models, patch, place, probe, report, study, sweep
 from analysis.commands.common import say
 from audiolens.characters import printable
 from audiolens.errors import AudioLensError, AudioLensWarning
@@ -51,8 +51,8 @@ def _options(
 
 
 for command in (
-    study.study, report.report, place.place, probe.probe, patch.patch, sweep.sweep, generate.generate, models.models,
-    measure.measure,
+    study.study, report.report, place.place, probe.probe, patch.patch, sweep.sweep, generate.generate, harvest.harvest,
+    models.models, measure.measure,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(directions.app, name="directions")

@@ -155,6 +155,8 @@ class AudioLens(OpenedModel, TracedLens, OtherNames, Portable):
         reading: Reading | None = None,
         sampling: Sampling | None = None,
         engine: Engine = "exact",
+        window: Real | None = None,
+        overlap: Real | None = None,
     ) -> Generation:
         """Generate one clip per prompt under `interventions`, and record activations at `sites` during generation.
 
@@ -197,6 +199,11 @@ class AudioLens(OpenedModel, TracedLens, OtherNames, Portable):
                 with the exact engine. `out.settings["engine"]` states the engine that was used. Without seeds only the
                 exact engine is possible. The function of an `Apply` is called once per step and branch by the fast
                 engine. transformers computes the first step of MusicGen twice, and so calls it once more.
+            window: generate a clip that is longer than this in windows of this many seconds. Each window reads the end
+                of the previous one again, and continues it. All times (spans, schedules, recordings) and the noise of
+                a row count from the beginning of the clip, and each step of the clip is recorded once. A window reads
+                nothing before its beginning, so attention patterns of such clips can be neither recorded nor changed.
+            overlap: how many seconds of the previous window each window reads (default: two fifths of a window).
 
         Raises:
             InputError: (or a subclass) before the model runs, if an argument is out of range, or if a setting of
@@ -221,6 +228,8 @@ class AudioLens(OpenedModel, TracedLens, OtherNames, Portable):
             use_cache=use_cache,
             progress=progress,
             engine=engine,
+            window=window,
+            overlap=overlap,
         )
 
     @takes("reading", Reading, spread=False, sites=("sites", "names_filter"), seconds=("seconds", "span"))

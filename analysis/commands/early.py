@@ -6,12 +6,13 @@ listed here repeat those in modules that import torch; `tests/cli/test_cli_early
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
 from analysis.commands.common import is_prompt_file
-from audiolens.checks import MOST_JOBS, checked_amount, checked_count, shown
+from audiolens.checks import MOST_INDICES, MOST_JOBS, bounded, checked_amount, checked_count, shown
 from audiolens.errors import AudioLensWarning, InputError, nearest
 from audiolens.model.known_models import folder_of
 
@@ -25,6 +26,7 @@ EVIDENCE = (
     "alignment", "middle", "equal_damage", "constancy", "norm", "probe", "patching", "attribution",
 )  # fmt: skip
 SOUND_FORMATS = ("wav", "flac")
+REDUCED = ("mean", "first", "last", "max", "eos")
 
 
 def check_model(name: str) -> None:
@@ -84,10 +86,37 @@ def check_length(seconds: float | None) -> None:
         checked_amount("seconds", seconds, above=0)
 
 
+def check_windows(window: float | None, overlap: float | None) -> None:
+    """Raise an error if the length of windows or of their overlap is not a positive number, or only one is left."""
+    if overlap is not None and window is None:
+        raise InputError(f"overlap={overlap} needs window=, the length of the windows that overlap.")
+    for name, seconds in (("window", window), ("overlap", overlap)):
+        if seconds is not None:
+            checked_amount(name, seconds, above=0)
+    if window is not None and overlap is not None and overlap >= window:
+        raise InputError(f"overlap={overlap}: expected less than window={window}.")
+
+
 def check_guidance(scale: float) -> None:
     """Raise an error unless a guidance scale is at least 1."""
     if not checked_amount("guidance_scale", scale) >= 1:
         raise InputError(f"guidance_scale={scale}: expected at least 1, which means no guidance.")
+
+
+def numbers(text: str | None, option: str) -> list[int] | None:
+    """Return the numbers in a list of numbers and ranges, such as "0,3" or "2-5"; `None` stays `None`."""
+    if text is None:
+        return None
+    found: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d{1,9})(?:-(\d{1,9}))?\s*", part)
+        if not match:
+            raise InputError(f"{option}={text}: expected numbers such as 0,3 or a range such as 2-5.")
+        first, last = int(match[1]), int(match[2] or match[1])
+        found += bounded(option, range(first, last + 1), MOST_INDICES)
+    if not found:
+        raise InputError(f"{option}={text}: expected numbers such as 0,3 or a range such as 2-5.")
+    return found
 
 
 def check_jobs(jobs: int | None) -> None:

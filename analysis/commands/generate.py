@@ -36,6 +36,10 @@ def generate(
         bool, typer.Option("--baseline", help="Also write unsteered clips with the same seeds.")
     ] = False,
     seconds: Annotated[float, typer.Option(help="Length of each clip.")] = 5.0,
+    window: Annotated[float | None, typer.Option(help="Generate longer clips in windows of this many seconds.")] = None,
+    overlap: Annotated[
+        float | None, typer.Option(help="Seconds of the previous window that each window continues [default: 2/5].")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the first prompt; later prompts use the following seeds.")] = 0,
     guidance: Annotated[float, typer.Option(help="Classifier-free guidance scale; 1 means no guidance.")] = 3.0,
     engine: Engine = "exact",
@@ -50,6 +54,8 @@ def generate(
         audiolens generate "a little tune with drums" -o tune
 
         audiolens generate "a little tune with drums" --steer study-tempo/directions.safetensors:+1 --baseline
+
+        audiolens generate "a little tune" --seconds 60 --window 10 --overlap 4
 
         audiolens generate "a little tune" -s tempo.safetensors:+1 -s timbre.safetensors:-0.25 --orthogonal
     """
@@ -66,6 +72,7 @@ def generate(
     early.check_choice("strategy", strategy, early.STRATEGIES)
     early.check_choice("branch", branch, early.BRANCHES)
     early.check_length(seconds)
+    early.check_windows(window, overlap)
     early.check_guidance(guidance)
     checked_seed(seed)
     early.check_model(model)
@@ -76,6 +83,8 @@ def generate(
     )
     made: dict[str, Any] = {
         "seconds": seconds,
+        "window": window,
+        "overlap": overlap,
         "seeds": list(range(seed, seed + len(prompts))),
         "guidance_scale": guidance,
         "engine": engine,

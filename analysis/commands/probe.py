@@ -10,7 +10,7 @@ import typer
 
 from analysis.commands import early
 from analysis.commands.common import Json, Model, open_lens, print_result, write_result
-from audiolens.checks import MOST_INDICES, MOST_SEED, bounded, checked_count
+from audiolens.checks import MOST_SEED, checked_count
 from audiolens.errors import InputError
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def probe(
 
     if (audio is None) != (labels is None):
         raise InputError("--audio and --labels go together: a folder, and a CSV that labels its files.")
-    options: dict[str, Any] = {"layers": _numbers(layers, "--layers"), "heads": _numbers(heads, "--heads")}
+    options: dict[str, Any] = {"layers": early.numbers(layers, "--layers"), "heads": early.numbers(heads, "--heads")}
     span = _position(position)
     if audio is None:
         from audiolens.etude.labels import attribute_of
@@ -123,22 +123,6 @@ def _data(
     return Dataset.from_synth(
         lens, concept, n, task="regression" if quantity else "classification", seed=seed, **length
     )
-
-
-def _numbers(text: str | None, option: str) -> list[int] | None:
-    """Parse a list of numbers and ranges, such as "0,3" or "2-5"."""
-    if text is None:
-        return None
-    found: list[int] = []
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d{1,9})(?:-(\d{1,9}))?\s*", part)
-        if not match:
-            raise InputError(f"{option}={text}: expected numbers such as 0,3 or a range such as 2-5.")
-        first, last = int(match[1]), int(match[2] or match[1])
-        found += bounded(option, range(first, last + 1), MOST_INDICES)
-    if not found:
-        raise InputError(f"{option}={text}: expected numbers such as 0,3 or a range such as 2-5.")
-    return found
 
 
 def _position(text: str) -> Any:

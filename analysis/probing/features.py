@@ -119,15 +119,15 @@ def of_cache(cache: ActivationCache, site: str, each_head: bool | None = None) -
         raise SiteError(f"site {shown(site)} was not recorded. Recorded: {shortened(cache.keys())}.")
     values, lengths, sites = [], [], []
     for name in names:
-        axes, tensor = cache.axes[name], cache[name].detach().float().cpu()
-        norms = cache.norms.get(name)
-        if "branch" in axes:
-            tensor, axes = tensor.mean(0), axes[1:]
-            norms = None if norms is None else norms.mean(0)
+        axes = cache.axes[name]
         if "step" in axes or "query" in axes or "token" in axes:
             raise InputError(
                 f"{name} was recorded with every step, {tuple(axes)}: record it with reduce='mean' (and seconds=)."
             )
+        tensor, norms = cache[name].detach().float().cpu(), cache.norms.get(name)
+        if "branch" in axes:
+            tensor, axes = tensor.mean(0), axes[1:]
+            norms = None if norms is None else norms.mean(0)
         layer = Site.of(name).layer
         own = cache.heads or range(tensor.shape[1])
         split = "head" in axes and (cache.heads is not None if each_head is None else each_head)

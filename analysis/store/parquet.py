@@ -1,22 +1,53 @@
-"""Read tables from untrusted Parquet files, with a limit on their size and a check of their column types."""
+"""Write tables as Parquet files with their own hash, and read them with limits on their size and column types."""
 
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 
-from audiolens.errors import InputError
+from audiolens.errors import DamagedError, InputError
+from audiolens.files.bounded import json_of
+from audiolens.files.integrity import OPEN_SEAL, check_seal, content_of, seal
 
+SEALED = b"audiolens"
+"""The entry of a file's metadata that contains its facts and its hash, as JSON."""
 Kind = Literal["text", "number", "truth"]
 MOST_ROWS = 1_000_000
 MOST_CELLS = 50_000_000
 MOST_BYTES = 2**29
 """The largest table to load, in bytes of memory as declared by its file. Even a small file can declare a huge table."""
+
+
+def sealed(table: pd.DataFrame, schema: pa.Schema | None, facts: Mapping[str, Any]) -> bytes:
+    """Return a table as the bytes of a Parquet file. Its metadata contain `facts` and a hash of the whole file."""
+    written = pa.Table.from_pandas(table, schema=schema, preserve_index=False)
+    own = {SEALED: json.dumps({**facts, "seal": OPEN_SEAL})}
+    buffer = pa.BufferOutputStream()
+    pq.write_table(written.replace_schema_metadata({**(written.schema.metadata or {}), **own}), buffer)
+    return seal(buffer.getvalue().to_pybytes())
+
+
+def read_sealed(path: Path, kinds: Mapping[str, Kind], rows: int | None = None) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Return the table and the facts in a file that `sealed` made. The other arguments are those of `read`.
+
+    Raises:
+        DamagedError: if the file is missing, or differs from what was written.
+    """
+    content = content_of(path)
+    check_seal(path, content)
+    try:
+        table, metadata = read(path, content, kinds, rows)
+        facts = json_of(path, metadata.get(SEALED, b"{}").decode())
+    except (InputError, UnicodeDecodeError) as error:
+        raise DamagedError(f"{path} is damaged: {str(error).removeprefix(f'{path} ')}") from None
+    return table, facts if isinstance(facts, dict) else {}
 
 
 def read(path: Path, content: bytes, kinds: Mapping[str, Kind], rows: int | None = None) -> tuple[pd.DataFrame, Any]:

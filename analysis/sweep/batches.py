@@ -8,7 +8,6 @@ batch. A file that has changed, or that belongs to another batch or sweep, is th
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,7 +17,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
@@ -27,12 +25,11 @@ from analysis.store.resumable import UNHELD, Held, drop
 from audiolens.errors import DamagedError, InputError, StoppedError
 from audiolens.files.atomic import is_name, put, refused
 from audiolens.files.bounded import json_of
-from audiolens.files.integrity import OPEN_SEAL, check_bytes, check_files, check_seal, content_of, digest, seal
+from audiolens.files.integrity import check_bytes, check_files, check_seal, content_of, digest
 from audiolens.files.json_shapes import refuse_other
 
 TABLE, BATCHES, SOUND = "clips.parquet", "batches", "audio"
 MOST_THREADS = 1024
-_SEALED = b"audiolens"
 _COLUMNS: Mapping[str, parquet.Kind] = {"condition": "text", "prompt": "text", "seed": "number", "failed": "truth"}
 _METADATA = {"batch?": int, "plan?": (str, None), "threads?": int, "files?": {str: str}}
 """The schema of the metadata in a file of rows."""
@@ -77,7 +74,7 @@ class Batches:
         held = {name: digest(content) for name, content in files.items()}
         facts = {"batch": batch, "plan": self.plan, "threads": self.threads, "files": held}
         # The rows are written last, because they mark the batch as finished.
-        files[_rows_file(batch)] = _parquet(rows, self.schema, facts)
+        files[_rows_file(batch)] = parquet.sealed(rows, self.schema, facts)
         for name, content in files.items():
             put(self.folder / name, content)
         self.held.keep(*(self.folder / name for name in files))
@@ -182,7 +179,7 @@ class Batches:
             self._whole_table()
             return
         rows = pd.concat([self.rows(batch) for batch in range(len(self.sizes))], ignore_index=True)
-        put(self.folder / TABLE, _parquet(rows, self.schema, {"plan": self.plan}))
+        put(self.folder / TABLE, parquet.sealed(rows, self.schema, {"plan": self.plan}))
 
     def _whole_table(self) -> pd.DataFrame:
         rows, facts = _read(self.folder / TABLE, sealed=self.plan is not None, rows=sum(self.sizes))
@@ -257,14 +254,6 @@ def _codes_file(batch: int) -> str:
     return f"{BATCHES}/{batch:05d}.safetensors"
 
 
-def _parquet(rows: pd.DataFrame, schema: pa.Schema | None, facts: Mapping[str, Any]) -> bytes:
-    table = pa.Table.from_pandas(rows, schema=schema, preserve_index=False)
-    own = {_SEALED: json.dumps({**facts, "seal": OPEN_SEAL})}
-    buffer = pa.BufferOutputStream()
-    pq.write_table(table.replace_schema_metadata({**(table.schema.metadata or {}), **own}), buffer)
-    return seal(buffer.getvalue().to_pybytes())
-
-
 def _read(path: Path, *, sealed: bool, rows: int | None = None) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Return the rows of a Parquet file, and the metadata that identify it.
 
@@ -275,7 +264,7 @@ def _read(path: Path, *, sealed: bool, rows: int | None = None) -> tuple[pd.Data
         if sealed:
             check_seal(path, content)
         found, facts = parquet.read(path, content, _COLUMNS, rows)
-        stated = json_of(path, facts.get(_SEALED, b"{}").decode())
+        stated = json_of(path, facts.get(parquet.SEALED, b"{}").decode())
         refuse_other(path, stated, _METADATA)
     except DamagedError as error:
         raise DamagedError(f"{error} {_REMEDY}") from None

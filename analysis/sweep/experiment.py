@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm.auto import tqdm
 
 from analysis.listening import Listener
+from analysis.store.threads import threads
 from analysis.sweep import ledger as ledgers
 from analysis.sweep import response
 from analysis.sweep.conditions import Condition, Plan, PromptSeed, packed
@@ -27,7 +28,7 @@ from analysis.sweep.engine import chosen
 from analysis.sweep.estimate import Estimate, Prepared
 from analysis.sweep.factorial import Factors
 from analysis.sweep.planned import completed, facts_of, used_engine
-from analysis.sweep.playing import Also, Making, heard_batches, threads
+from analysis.sweep.playing import Also, Making, heard_batches
 from analysis.sweep.result import SweepResult
 from analysis.sweep.storage import SoundFormat, check_sound, in_memory, into_folder, size_of, stops
 from audiolens import measure

@@ -10,7 +10,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -182,17 +181,6 @@ def clips_per_second(
         return max(1, n_workers) * batch_size / (generating + listening)
     # Workers measure while the next batch is generated.
     return batch_size / max(generating, listening / n_workers)
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """Use the number of threads with which a sweep was started. Another number would change the last bits of sums."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _further(lens: AudioLens, made: Generation | None, also: Also) -> pd.DataFrame:

@@ -23,16 +23,20 @@ from audiolens.files.bounded import json_of, read_header
 
 Change = Callable[[Tensor, str], Tensor]
 
-_FORMAT = "audiolens.activations.2"
+FORMAT = "audiolens.activations.2"
 _UNSEALED = "audiolens.activations.1"
 """The previous format, without hashes."""
 _NORMS = "norms/"
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
 
 
 class Stored(Mapping[str, Tensor]):
     """Tensors by name, each read on first use and then kept in memory.
 
-    `outlines` are meta tensors of the same shapes, which contain no data.
+    `outlines` are meta tensors of the same shapes and dtypes, which contain no data.
 
     A copy, or a pickle for another process, contains the tensors themselves.
     """
@@ -92,10 +96,15 @@ def changed(tensors: Mapping[str, Tensor], change: Change) -> Mapping[str, Tenso
     return {name: change(tensor, name) for name, tensor in tensors.items()}
 
 
-def kept(path: Path, cache: Any) -> Path:
-    """Write a cache to a file, and return the path; see `ActivationCache.save`."""
+def kept(
+    path: Path, cache: Any, further: Mapping[str, Tensor] | None = None, facts: Mapping[str, Any] | None = None
+) -> Path:
+    """Write a cache to a file, and return the path; see `ActivationCache.save`.
+
+    `further` tensors and `facts` are stored next to those of the cache. `opened` ignores them.
+    """
     labels = {
-        "format": _FORMAT,
+        "format": FORMAT,
         "axes": {name: list(axes) for name, axes in cache.axes.items()},
         "branch": cache.branch,
         "first_step": cache.first_step,
@@ -109,12 +118,20 @@ def kept(path: Path, cache: Any) -> Path:
         "weights": cache.model_weights(),
     }
     norms = {_NORMS + name: norm for name, norm in cache.norms.items()}
-    return write(path, {**cache.tensors, **norms}, labels)
+    return write(path, {**cache.tensors, **norms, **(further or {})}, {**(facts or {}), **labels})
 
 
 def opened(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read the fields of a cache from a file; see `ActivationCache.load`."""
-    labels, stored = read(path, _FORMAT, _UNSEALED)
+    return fields(path, *read(path, FORMAT, _UNSEALED))
+
+
+def fields(path: str | os.PathLike[str], labels: Mapping[str, Any], stored: Stored) -> dict[str, Any]:
+    """Return the fields of a cache from the labels and tensors of its file.
+
+    Raises:
+        InputError: if the labels are not those of an activation cache.
+    """
     try:
         axes = {name: tuple(own) for name, own in labels["axes"].items()}
         unlike = [name for name, own in axes.items() if stored.outlines[name].ndim != len(own)]
@@ -179,7 +196,10 @@ def read(path: str | os.PathLike[str], format_: str, unsealed: str) -> tuple[dic
     if sealed:
         integrity.check_header(path, labels, header.shapes)
     try:
-        outlines = {name: torch.empty(shape, device="meta") for name, shape in header.shapes.items()}
+        outlines = {
+            name: torch.empty(shape, device="meta", dtype=_DTYPES.get(header.dtypes[name]))
+            for name, shape in header.shapes.items()
+        }
     except RuntimeError as error:
         raise InputError(f"{path} is not an activation cache: {str(error).splitlines()[0]}.") from None
     return labels, Stored(outlines, _Source(absolute, stamp, labels if sealed else None).tensor)

@@ -43,10 +43,11 @@ _BITS = {
 
 @dataclass(frozen=True)
 class Header:
-    """The header of a safetensors file: the metadata of the file, and the shape of each tensor by name."""
+    """The header of a safetensors file: the metadata of the file, and the shape and dtype of each tensor by name."""
 
     metadata: Mapping[str, str]
     shapes: Mapping[str, tuple[int, ...]]
+    dtypes: Mapping[str, str]
     data_bytes: int
 
     @property
@@ -201,7 +202,8 @@ def read_header(path: Path) -> Header:
         raise _not_whole(path, str(error).removeprefix(f"{path} ").removeprefix(f"{path}: ").rstrip(".")) from None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise _not_whole(path, str(error)) from None
-    return Header(metadata, shapes, size - 8 - length)
+    dtypes = {name: str(entry["dtype"]) for name, entry in entries.items()}
+    return Header(metadata, shapes, dtypes, size - 8 - length)
 
 
 def _refuse_special(path: Path) -> None:

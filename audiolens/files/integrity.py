@@ -72,6 +72,11 @@ def check_header(path: object, facts: Mapping[str, Any], shapes: Mapping[str, Se
         raise DamagedError(f"{path} is damaged: its tensors are not the ones listed in its header.")
 
 
+def tensor_hashes(facts: Mapping[str, Any]) -> dict[str, str]:
+    """Return the hash of every tensor, by name, in a header that `check_header` accepted."""
+    return {name: found for name, (_, found) in facts[_TENSORS].items()}
+
+
 def check_tensor(path: object, facts: Mapping[str, Any], name: str, tensor: "Tensor") -> None:
     """Check a tensor against its hash in a header that `check_header` accepted.
 

@@ -254,6 +254,8 @@ def _own(lens: AudioLens, out: Generation, given: int, batch_size: int) -> Gener
         audio_prompt=out.codes[..., :given] if given else None,
         batch_size=batch_size,
         decode=False,
+        window=out.settings.get("window"),
+        overlap=out.settings.get("overlap"),
         **settings,
     )
 

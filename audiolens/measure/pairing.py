@@ -38,7 +38,7 @@ def refuse_unpaired(clips: Any, baseline: Any, called: str = "steered", *, by_or
             raise InputError(f"{called} has {name} {mine}, baseline {own}; give the same clips without steering")
     if theirs.get("interventions"):
         raise InputError("baseline was steered itself; give the same clips without steering")
-    for name in (*SAMPLING, "audio_prompt_seconds"):
+    for name in (*SAMPLING, "audio_prompt_seconds", "window", "overlap"):
         # top_k=None means all codes, so only a setting that is not stated at all is skipped.
         if name in ours and name in theirs and ours[name] != theirs[name]:
             raise InputError(

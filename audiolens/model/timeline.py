@@ -6,6 +6,7 @@ steps after step F - 1 are the tail, and only complete the delayed codebooks. A 
 pairs. If the conditioning is a prefix in the decoder's own sequence, its positions are negative steps that end at -1.
 """
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -87,8 +88,10 @@ def longest_seconds(config: "LensConfig", prefix: int = 0) -> float:
     return (config.max_steps - prefix - max(config.delays)) / config.frame_rate
 
 
-def clip_timeline(seconds: object, config: "LensConfig", prefix: int = 0) -> Timeline:
+def clip_timeline(seconds: object, config: "LensConfig", prefix: int = 0, name: str = "seconds") -> Timeline:
     """Return the timeline of a clip to be generated, after a prefix of at most `prefix` positions.
+
+    `name` is the name of the argument `seconds` in error messages.
 
     Raises:
         InputTypeError, InputError: if `seconds` is not a number, or is not a length that the model can generate.
@@ -96,14 +99,15 @@ def clip_timeline(seconds: object, config: "LensConfig", prefix: int = 0) -> Tim
     try:
         length = real_number(seconds)
     except TypeError:
-        raise InputTypeError(f"seconds={shown(seconds)}: expected a number.") from None
+        raise InputTypeError(f"{name}={shown(seconds)}: expected a number.") from None
     tail = max(config.delays)
     longest = longest_seconds(config, prefix)
     # For clips with fewer frames, transformers silently omits the delay.
     least = max(1, tail)
     shortest = least / config.frame_rate
     if not (shortest <= length + 1e-9 and length <= longest + 1e-9):
-        raise InputError(f"seconds={seconds}: this model makes clips of {shortest:g} to {longest:g} seconds.")
+        longer = " lens.generate makes longer ones with window=." if longest < length < math.inf else ""
+        raise InputError(f"{name}={seconds}: this model makes clips of {shortest:g} to {longest:g} seconds.{longer}")
     return Timeline(max(least, round(length * config.frame_rate)), config.frame_rate, config.delays, prefix)
 
 

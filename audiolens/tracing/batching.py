@@ -155,12 +155,9 @@ def read_columns(
     return columns.flatten(0, 1).repeat(layout.branches, 1)
 
 
-def start_columns(
-    codes: Int[Tensor, "row codebook frame"], config: LensConfig, layout: Layout
-) -> Int[Tensor, "sequence column"]:
+def start_columns(codes: Int[Tensor, "row codebook frame"], config: LensConfig) -> Int[Tensor, "sequence column"]:
     """Return the start token and the frames to continue, undelayed because transformers' `generate` delays them."""
-    mine = codes[list(layout.rows)]
-    return torch.cat([torch.full_like(mine[..., :1], config.pad_code), mine], dim=-1).flatten(0, 1)
+    return torch.cat([torch.full_like(codes[..., :1], config.pad_code), codes], dim=-1).flatten(0, 1)
 
 
 def of_branch(values: Tensor, halves: tuple[Half, ...], branch: str) -> Tensor:

@@ -124,7 +124,7 @@ class _Clips:
         self.timeline, self.sampler = timeline, sampler
         self.layout, self.rows = run.layout, len(run.layout.rows)
         self.config, self.decoder, self.sites = traced.config, PlainDecoder(traced), FastSites(run)
-        self.watch = run.watch or Watch(run.layout, timeline.frame_rate)
+        self.watch = run.watch or Watch(run.layout, timeline.frame_rate, origin=run.origin)
         self.forbid = Forbid() if run.forbids else None
         self.prefix: Tensor | None = inputs.get("encoder_hidden_states")
         self.positions = position_embeddings(traced, run.layout.prefix + timeline.steps)

@@ -61,7 +61,8 @@ class FastSites:
             value = point.changed(value, edits, self.start)
         if wanted and run.recorder is not None:
             heads = run.recorder.heads_of(point.site)
-            run.recorder.write(point.site, value if heads is None else value[:, :, list(heads)], self.start, run.layout)
+            mine = value if heads is None else value[:, :, list(heads)]
+            point.record(run.recorder, mine, self.start, run.layout)
         return value
 
     def pattern(self, hook: str, layer: int, attention: Attention, z: Tensor) -> Tensor:
@@ -111,9 +112,8 @@ class FastSites:
         before = compute(None if edits else heads)
         after = point.changed(before, edits, self.start)
         if wanted and recorder is not None:
-            recorder.write(
-                point.site, after[:, :, heads] if edits and heads is not None else after, self.start, self.run.layout
-            )
+            mine = after[:, :, heads] if edits and heads is not None else after
+            point.record(recorder, mine, self.start, self.run.layout)
         return (before, after) if edits else None
 
 

@@ -1,7 +1,7 @@
 """Generate clips batch by batch, with interventions and recordings, and decode them: `AudioLens.generate`."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,12 +14,13 @@ from tqdm.auto import tqdm
 from audiolens.cache.decomposition import equipped
 from audiolens.checks import one_or_listed, shown
 from audiolens.errors import AudioLensWarning, InputError
-from audiolens.interventions import checked_branch, checked_flags
+from audiolens.interventions import Intervention, checked_branch, checked_flags
 from audiolens.model import text
 from audiolens.model.text import Prompt
-from audiolens.model.timeline import Real, Timeline, clip_timeline
+from audiolens.model.timeline import Real, Timeline
 from audiolens.model.tokens import callers_level
 from audiolens.model.traced_model import TracedModel
+from audiolens.model.windows import Window, begun, clip_windows
 from audiolens.sound.codec import AudioSource
 from audiolens.tracing import fast_clips, model_calls
 from audiolens.tracing.batching import Layout, batches, start_columns
@@ -30,6 +31,7 @@ from audiolens.tracing.model_calls import alone, random_state
 from audiolens.tracing.plan import Run, checked_interventions
 from audiolens.tracing.recording import Reading, Recorder
 from audiolens.tracing.sampling import (
+    RowSampler,
     Sampling,
     checked_generation_config,
     checked_seeds,
@@ -58,6 +60,8 @@ def drawn(
     progress: bool,
     engine: Engine = "exact",
     compared: bool = False,
+    window: Real | None = None,
+    overlap: Real | None = None,
 ) -> Generation:
     """Check the arguments and generate the clips of one call; see `AudioLens.generate`.
 
@@ -72,10 +76,12 @@ def drawn(
     streams = checked_seeds(seeds, len(listed))
     checked_generation_config(traced.model, config)
     guided = sampling.guidance_scale > 1
-    timeline = clip_timeline(seconds, config, config.prefix(max(sizes)))
-    warn_beyond(timeline.seconds, traced)
+    timeline, windows = clip_windows(seconds, window, overlap, config, config.prefix(max(sizes)))
+    warn_beyond(windows[0].timeline.seconds, traced)
     todo = checked_interventions(interventions, traced, guided)
     checked_branch(reading.branch, guided or not reading.sites)
+    if len(windows) > 1:
+        _refuse_keys(traced, reading, todo)
     recorder = Recorder.of(reading, traced, len(listed), timeline)
     if exact and streams is None:
         raise InputError("exact=True needs seeds: transformers' own sampler draws a whole batch from one random state.")
@@ -83,6 +89,8 @@ def drawn(
         batches(sizes, halves=traced.family.halves(guided), exact=exact, batch_size=batch_size, prefix=config.prefix)
     )
     start = clip_start(audio_prompt, len(listed), timeline, traced)
+    if start is not None:
+        windows = begun(windows, start.shape[-1])
     if compared and engine != "auto":
         choice = Choice(engine)
     else:
@@ -90,20 +98,25 @@ def drawn(
         choice = Choice.of(traced, engine, len(parts), _unfit(streams, use_cache), logits)
     codes = torch.zeros(len(listed), config.n_codebooks, timeline.frames, dtype=torch.long, device=traced.device)
     with alone(traced.model), random_state(keep=streams is not None):
-        for layout, length in tqdm(parts, desc="generating", unit="batch", disable=not progress):
-            if recorder is not None:
-                recorder.begin(layout)
-            plan = partial(Run, traced, layout=layout, timeline=timeline, interventions=todo)
-            # Interventions that do not fit raise an error here, before the text encoder runs.
-            run = plan(recorder=recorder)
-            batch = _Batch.of(traced, layout, length, listed, streams, start, guided)
-            if choice.name == "fast" and not choice.compares:
-                made = batch.fast(traced, run, timeline, sampling)
-            else:
-                made = batch.exact(traced, run, timeline, sampling, use_cache)
-            if choice.compares:
-                choice.decide(made, partial(batch.fast, traced, plan(recorder=None), timeline, sampling))
-            codes[list(layout.rows[: layout.kept])] = made[: layout.kept]
+        bar = tqdm(
+            desc="generating",
+            unit="batch" if len(windows) == 1 else "window",
+            total=len(parts) * len(windows),
+            disable=not progress,
+        )
+        with bar:
+            for layout, length in parts:
+                if recorder is not None:
+                    recorder.begin(layout)
+                plan = partial(Run, traced, layout=layout, timeline=timeline, interventions=todo)
+                # Interventions that do not fit raise an error here, before the text encoder runs.
+                plan(recorder=recorder)
+                batch = _Batch.of(traced, layout, length, listed, streams, start, guided)
+                clips = partial(batch.codes, traced, plan, windows, sampling, use_cache)
+                made = clips("exact" if choice.compares else choice.name, recorder, bar.update)
+                if choice.compares:
+                    choice.decide(made, partial(clips, "fast", None, lambda: None))
+                codes[list(layout.rows[: layout.kept])] = made[: layout.kept]
     audio = decode_codes(traced, codes) if decode else None
     recorded = None if recorder is None else recorder.cache(listed, traced.name, config.frame_rate)
     return Generation(
@@ -117,6 +130,8 @@ def drawn(
         settings={
             "model": traced.name,
             "seconds": timeline.seconds,
+            "window": windows[0].timeline.seconds if len(windows) > 1 else None,
+            "overlap": windows[1].given / config.frame_rate if len(windows) > 1 else None,
             "audio_prompt_seconds": 0.0 if start is None else start.shape[-1] / config.frame_rate,
             "guidance_scale": float(sampling.guidance_scale),
             "temperature": float(sampling.temperature),
@@ -130,7 +145,7 @@ def drawn(
 
 @dataclass(frozen=True, eq=False)
 class _Batch:
-    """What one batch reads: its text, its seeds and the frames that it continues."""
+    """What one batch reads: its text, its seeds and the frames with which its clips begin."""
 
     layout: Layout
     encoded: text.Text
@@ -151,13 +166,49 @@ class _Batch:
     ) -> "_Batch":
         encoded = text.encode([prompts[row] for row in layout.rows], traced.model, traced.tokenizer, length)
         mine = None if seeds is None else [seeds[row] for row in layout.rows]
-        return cls(layout, encoded, mine, start, traced.family.inputs(traced.model, encoded, guided))
+        first = None if start is None else start[list(layout.rows)]
+        return cls(layout, encoded, mine, first, traced.family.inputs(traced.model, encoded, guided))
+
+    def codes(
+        self,
+        traced: TracedModel,
+        plan: Callable[..., Run],
+        windows: Sequence[Window],
+        sampling: Sampling,
+        use_cache: bool,
+        engine: str,
+        recorder: Recorder | None,
+        tell: Callable[[], object],
+    ) -> Int[Tensor, "row codebook frame"]:
+        """Generate all windows of the batch, one after another, and return the codes of the whole clips."""
+        made = self.start
+        for window in windows:
+            run = plan(recorder=recorder, origin=window.first)
+            if recorder is not None:
+                recorder.limit(*window.drawn)
+            given = None if made is None else made[..., window.first :]
+            # The noise of a row goes on from window to window.
+            skipped = window.first + window.given - (0 if self.start is None else self.start.shape[-1])
+            if engine == "fast":
+                part = self.fast(traced, run, window.timeline, sampling, given, skipped)
+            else:
+                part = self.exact(traced, run, window.timeline, sampling, use_cache, given, skipped)
+            made = part if made is None else torch.cat([made, part[..., window.given :]], dim=-1)
+            tell()
+        assert made is not None
+        return made
 
     def exact(
-        self, traced: TracedModel, run: Run, timeline: Timeline, sampling: Sampling, use_cache: bool
+        self,
+        traced: TracedModel,
+        run: Run,
+        timeline: Timeline,
+        sampling: Sampling,
+        use_cache: bool,
+        start: Int[Tensor, "row codebook start"] | None,
+        skipped: int,
     ) -> Int[Tensor, "row codebook frame"]:
-        start = self.start
-        given = {} if start is None else {"decoder_input_ids": start_columns(start, traced.config, self.layout)}
+        given = {} if start is None else {"decoder_input_ids": start_columns(start, traced.config)}
         return model_calls.generate(
             traced.nnsight,
             run,
@@ -166,16 +217,48 @@ class _Batch:
             input_ids=self.encoded.ids,
             **given,
             **self.inputs,
-            **sampling_arguments(self.seeds, traced, sampling),
+            **_from_step(sampling_arguments(self.seeds, traced, sampling), skipped),
         )
 
     def fast(
-        self, traced: TracedModel, run: Run, timeline: Timeline, sampling: Sampling
+        self,
+        traced: TracedModel,
+        run: Run,
+        timeline: Timeline,
+        sampling: Sampling,
+        start: Int[Tensor, "row codebook start"] | None,
+        skipped: int,
     ) -> Int[Tensor, "row codebook frame"]:
         assert self.seeds is not None  # `_unfit` refuses the fast engine otherwise
-        given = None if self.start is None else self.start[list(self.layout.rows)]
-        sampler = row_sampler(self.seeds, traced, sampling)
-        return fast_clips.generate(traced, run, timeline, sampler, self.inputs, given)
+        sampler = _skipping(row_sampler(self.seeds, traced, sampling), skipped)
+        return fast_clips.generate(traced, run, timeline, sampler, self.inputs, start)
+
+
+def _from_step(arguments: dict[str, Any], skipped: int) -> dict[str, Any]:
+    """Return the arguments of `generate`, with the row streams advanced by a number of steps."""
+    for processor in arguments.get("logits_processor", ()):
+        if isinstance(processor, RowSampler):
+            _skipping(processor, skipped)
+    return arguments
+
+
+def _skipping(sampler: RowSampler, skipped: int) -> RowSampler:
+    """Advance the row streams of a sampler by a number of steps, so that a step of a clip always has the same noise."""
+    for _ in range(skipped if sampler.temperature > 0 else 0):
+        sampler.streams.draw()
+    return sampler
+
+
+def _refuse_keys(traced: TracedModel, reading: Reading, interventions: Iterable[Intervention]) -> None:
+    """Raise an error if something is recorded or changed at a site that relates steps to earlier steps."""
+    asked = [(reading.sites, reading.layers), *((one.site, one.layers) for one in interventions)]
+    for sites, layers in asked:
+        for site in traced.family.find(traced.config, sites, layers):
+            if traced.family.tap(site).form.square:
+                raise InputError(
+                    f"{site.name} relates steps to all earlier steps, and a window does not read those before it: "
+                    "leave the site out, or generate a clip of one window."
+                )
 
 
 def _unfit(streams: list[int] | None, use_cache: bool) -> str | None:

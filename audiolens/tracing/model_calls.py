@@ -101,7 +101,7 @@ def generate(model: Model, run: Run, timeline: Timeline, **inputs: Any) -> Int[T
         with model.trace(fn="generate", **ready) as tracer:
             run.generation(tracer, timeline.steps)
 
-    watch = run.watch or Watch(run.layout, timeline.frame_rate)
+    watch = run.watch or Watch(run.layout, timeline.frame_rate, origin=run.origin)
     # The overflow watch comes first, so that it sees the model's own scores.
     forbid = [Forbid()] if run.forbids else []
     inputs["logits_processor"] = LogitsProcessorList([watch, *forbid, *inputs.get("logits_processor", ())])

@@ -41,10 +41,14 @@ class Watch(LogitsProcessor):
     """Checks the writes and logits of one batch. As a logits processor, it leaves the scores unchanged.
 
     `replaced` means that some edit overwrites values, so earlier writes can be missing from the stream. `traced` means
-    that a trace can write values that this object does not see.
+    that a trace can write values that this object does not see. Steps of the scores begin `origin` steps after the
+    beginning of the clip; steps of writes count from the beginning of the clip.
     """
 
-    def __init__(self, layout: Layout, frame_rate: float, replaced: bool = False, traced: bool = False) -> None:
+    def __init__(
+        self, layout: Layout, frame_rate: float, replaced: bool = False, traced: bool = False, origin: int = 0
+    ) -> None:
+        self.origin = origin
         self.layout, self.frame_rate, self.replaced, self.traced = layout, frame_rate, replaced, traced
         self.written = False
         self.kept: list[tuple[Site | str, int, Tensor]] = []
@@ -76,8 +80,8 @@ class Watch(LogitsProcessor):
 
     def check(self, scores: Float[Tensor, "branch_sequence vocab"], step: int) -> None:
         """Check all writes since the last call, and the scores of a step."""
-        if self.look(scores[:, None], step) == -math.inf:
-            self._refuse_all_forbidden(scores, step)
+        if self.look(scores[:, None], step + self.origin) == -math.inf:
+            self._refuse_all_forbidden(scores, step + self.origin)
 
     def look(self, logits: Float[Tensor, "sequence step vocab"] | None = None, start: int = 0) -> float:
         """Stop the run if the logits, or any values written since the last check, are infinite or NaN.

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from typing import Any
 
+import torch
 from nnsight.intervention.interleaver import OutOfOrderError
 from torch import Tensor
 
@@ -34,18 +35,34 @@ REOPEN = (
 
 @dataclass
 class Point:
-    """One site of one run, with nnsight's envoy for it and the edits and recordings made there."""
+    """One site of one run, with nnsight's envoy for it and the edits and recordings made there.
+
+    A forward pass is given by the model's own steps. Edits and recordings count steps from the beginning of the clip:
+    in a later window of a clip, step 0 of the model is step `origin` of the clip. Positions of a prefix are negative in
+    both.
+    """
 
     site: Site
     tap: Tap
     envoy: Any
     edits: list[BoundIntervention] = field(default_factory=list)
     watch: Watch | None = None
+    origin: int = 0
+
+    def pieces(self, start: int, length: int) -> list[tuple[int, int, int]]:
+        """Return the parts of a pass that are consecutive in the clip, each as (index, first step, length)."""
+        if not self.origin or not self.tap.form.timed:
+            return [(0, start, length)]
+        if start >= 0:
+            return [(0, start + self.origin, length)]
+        return [(0, start, -start), (-start, self.origin, length + start)]
 
     def due(self, start: int, length: int, recorder: Recorder | None) -> tuple[list[BoundIntervention], bool]:
         """Return the edits that change a forward pass over these steps, and whether the pass is recorded here."""
-        edits = [edit for edit in self.edits if edit.touches(start, length)]
-        return edits, recorder is not None and recorder.wants(self.site, start, length)
+        pieces = self.pieces(start, length)
+        edits = [edit for edit in self.edits if any(edit.touches(first, count) for _, first, count in pieces)]
+        wanted = recorder is not None and any(recorder.wants(self.site, first, count) for _, first, count in pieces)
+        return edits, wanted
 
     def visit(self, start: int, length: int, recorder: Recorder | None, layout: Layout, view: View) -> None:
         """Apply the edits and record the value, for the steps of one forward pass. This runs inside a trace."""
@@ -64,16 +81,36 @@ class Point:
         if edits:
             put(value, None)
         if wanted and recorder is not None:
-            recorder.write(self.site, value[:, :, list(heads)] if edits and heads else value, start, layout)
+            self.record(recorder, value[:, :, list(heads)] if edits and heads else value, start, layout)
 
     def changed(self, value: Tensor, edits: Sequence[BoundIntervention], start: int) -> Tensor:
         """Return a value "batch step ..." after the edits, which are watched for overflow."""
+        if not edits:
+            return value
+        pieces = self.pieces(start, value.shape[1])
+        if len(pieces) == 1:
+            return self._changed(value, edits, pieces[0][1])
+        parts = [
+            self._changed(
+                value[:, index : index + count], [edit for edit in edits if edit.touches(first, count)], first
+            )
+            for index, first, count in pieces
+        ]
+        return torch.cat(parts, dim=1)
+
+    def _changed(self, value: Tensor, edits: Sequence[BoundIntervention], start: int) -> Tensor:
         for edit in edits:
             value = edit.apply(value, start if self.tap.form.timed else 0)
         if edits and self.watch is not None:
             seen = value if self.tap.form.timed else value.flatten(1)[:, None]
             self.watch.wrote(self.site, seen, start, min([edit.start for edit in edits]))
         return value
+
+    def record(self, recorder: Recorder, value: Tensor, start: int, layout: Layout) -> None:
+        """Record a value "batch step ..." of a forward pass that begins at a step."""
+        for index, first, count in self.pieces(start, value.shape[1]):
+            if recorder.wants(self.site, first, count):
+                recorder.write(self.site, value[:, index : index + count], first, layout)
 
 
 class Run:
@@ -88,8 +125,9 @@ class Run:
         interventions: Iterable[Intervention],
         recorder: Recorder | None,
         stop: int | None = None,
+        origin: int = 0,
     ) -> None:
-        self.layout, self.recorder = layout, recorder
+        self.layout, self.recorder, self.origin = layout, recorder, origin
         self.seen, self.ended = 0, None
         """The step up to which every site was visited, and the error that ended the visits, if any."""
         family, config, model = traced.family, traced.config, traced.nnsight
@@ -108,7 +146,7 @@ class Run:
 
         def point(site: Site) -> Point:
             if site not in points:
-                points[site] = Point(site, family.tap(site), envoy_of(model, family, site))
+                points[site] = Point(site, family.tap(site), envoy_of(model, family, site), origin=origin)
             return points[site]
 
         for intervention in interventions:
@@ -133,7 +171,7 @@ class Run:
         """The modules that nnsight has to intercept."""
         edits = [edit.intervention for one in self.points for edit in one.edits]
         replaced = any(edit.overwrites for edit in edits)
-        self.watch = Watch(layout, timeline.frame_rate, replaced) if edits else None
+        self.watch = Watch(layout, timeline.frame_rate, replaced, origin=origin) if edits else None
         for one in self.points:
             one.watch = self.watch
 

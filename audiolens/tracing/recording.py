@@ -22,6 +22,8 @@ from audiolens.model.traced_model import TracedModel
 from audiolens.tracing.batching import Layout, of_branch
 
 Reduce = Literal["mean", "last", "max", "eos"]
+_EVERY = (-sys.maxsize, sys.maxsize)
+"""All steps."""
 
 
 @guarded
@@ -124,6 +126,7 @@ class Recorder:
         self.norms: dict[str, Tensor] = {}
         self.seen: dict[str, int] = {}
         """The step up to which this batch is recorded, by site name."""
+        self.within = _EVERY
         self.begun = torch.zeros(rows, dtype=torch.bool, device="cpu")
         self.prefixes = torch.zeros(rows, dtype=torch.long, device="cpu")
 
@@ -151,9 +154,16 @@ class Recorder:
         """Start a new batch of rows, at the beginning of the clip."""
         if bool(self.begun.any()):
             self._complete()
-        self.seen = {}
+        self.seen, self.within = {}, _EVERY
         self.begun[layout.indices] = True
         self.prefixes[layout.indices] = layout.prefix
+
+    def limit(self, first: int | None, end: int | None) -> None:
+        """Record only steps from `first` to `end` of the forward passes that follow; `None` means no limit.
+
+        The windows of a clip overlap, so a step can be computed in several of them.
+        """
+        self.within = _EVERY[0] if first is None else first, _EVERY[1] if end is None else end
 
     def _complete(self) -> None:
         """Check that the current batch was recorded up to its last step.
@@ -177,7 +187,7 @@ class Recorder:
             return False
         if not self.forms[site].timed:
             return site.name not in self.seen
-        return start < self.stop and start + length > self.start
+        return start < min(self.stop, self.within[1]) and start + length > max(self.start, self.within[0])
 
     def heads_of(self, site: Site) -> tuple[int, ...] | None:
         """Return the heads to record at a site; `None` means all heads, or that the site has no heads."""
@@ -190,7 +200,8 @@ class Recorder:
             self._keep(name, form, self._mine(value, layout), layout, 0)
             self.seen[name] = 0
             return
-        first, end = max(self.start, start), min(self.stop, start + value.shape[1])
+        first = max(self.start, self.within[0], start)
+        end = min(self.stop, self.within[1], start + value.shape[1])
         seen = self.seen.get(name, max(self.start, -layout.prefix))
         if first > seen:
             self._missing(site, seen)

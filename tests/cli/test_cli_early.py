@@ -11,6 +11,7 @@ import pytest
 import soundfile
 
 from analysis.commands import early
+from analysis.harvest.planned import Reduced
 from analysis.patching.grid import By, Mode, checked_by, checked_mode
 from analysis.placement.other_evidence import Computable
 from analysis.placement.rules import ALIGNMENT, RULES
@@ -48,7 +49,12 @@ REFUSED = (
     "directions tempo --codes both", "directions tempo --model nowhere", "directions tempo -o full/file",
     "generate song --strategy one-to-one", "generate song --steer none:1", "generate song --seconds 0",
     "generate song --guidance 0", "generate song --seed -1", "generate song -o full", "generate song --model nowhere",
-    "generate song --engine quick",
+    "generate song --engine quick", "generate song --overlap 1", "generate song --window 0",
+    "generate song --window 2 --overlap 2",
+    "harvest tempi -o out", "harvest none.txt -o out", "harvest full -o out", "harvest tempo -o full",
+    "harvest tempo -o out --layers a", "harvest tempo -o out --reduce sum", "harvest tempo -o out --branch both",
+    "harvest tempo -o out --store int8", "harvest tempo -o out --span 3-1", "harvest tempo -o out --seeds 0",
+    "harvest tempo -o out --seconds 0", "harvest tempo -o out --model nowhere", "harvest tempo -o out --engine auto",
     "measure none.wav", "measure full", "measure a.wav --measures some", "measure a.wav --seconds 5:1",
     "measure a.wav --jobs 0", "report full", "report nowhere", "report begun",
 )  # fmt: skip
@@ -113,6 +119,7 @@ def test_early_choices_are_those_of_the_functions() -> None:
     assert {*RULES, "norm", *get_args(Computable)} == set(early.EVIDENCE)
     assert early.EVIDENCE[0] == ALIGNMENT
     assert get_args(SoundFormat) == early.SOUND_FORMATS
+    assert get_args(Reduced) == early.REDUCED
     for check, kinds in ((checked_by, By), (checked_mode, Mode)):
         for kind in get_args(kinds):
             check(kind)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 import audiolens as al
-from analysis import Resampling, patching, pooling, statistics, sweep
+from analysis import Resampling, harvest, patching, pooling, statistics, sweep
 from audiolens.compatibility import Hook
 from hostile.drive.world import PROMPTS, RATE, World
 
@@ -42,6 +42,10 @@ INSTANCES: dict[str, Callable[[World], Any]] = {
     "audiolens.tracing.trace.SiteValue": lambda w: w.lens.site("resid_post", 1),
     "analysis.Resampling": lambda w: Resampling(n_bootstrap=5, seed=1),
     "analysis.attention.HeadAblation": lambda w: w.ablation,
+    "analysis.harvest.Harvest": lambda w: w.harvested,
+    "analysis.harvest.HarvestPlan": lambda w: harvest.plan(w.lens, PROMPTS[:2], seconds=0.2),
+    "analysis.harvest.ShardOrder": lambda w: w.harvested.vectors(layer=1).order(),
+    "analysis.harvest.Vectors": lambda w: w.harvested.vectors(layer=1),
     "analysis.attention.LagAttention": lambda w: w.lags,
     "analysis.attention.TextAttention": lambda w: w.words,
     "analysis.attribution.AttributionResult": lambda w: w.attributed,
@@ -274,6 +278,16 @@ ARGUMENTS: dict[str, Arguments] = {
     f"{ANALYSIS}.similarity.chance_cosine": lambda w: {"width": 48},
     f"{ANALYSIS}.similarity.chance_p": lambda w: {"cosines": np.array([0.1, 0.2]), "width": 48},
     f"{ANALYSIS}.similarity.compare": lambda w: {"directions": {"one": w.directions, "two": -w.directions}},
+    f"{ANALYSIS}.harvest.Harvest.load": lambda w: {"folder": w.harvested.folder},
+    f"{ANALYSIS}.harvest.Harvest.vectors": lambda w: {"layer": 1},
+    f"{ANALYSIS}.harvest.ShardOrder": lambda w: {"data": w.harvested.vectors(layer=1)},
+    f"{ANALYSIS}.harvest.ShardOrder.set_epoch": lambda w: {"epoch": 3},
+    f"{ANALYSIS}.harvest.Vectors.__getitem__": lambda w: {"index": 2},
+    f"{ANALYSIS}.harvest.Vectors.place": lambda w: {"index": 2},
+    f"{ANALYSIS}.harvest.harvest": lambda w: {**w.harvesting, "out": w.place()},
+    f"{ANALYSIS}.harvest.plan": lambda w: {
+        name: value for name, value in w.harvesting.items() if name != "progress"
+    },
     f"{ANALYSIS}.similarity.cosine_map": lambda w: {"directions": w.directions},
     f"{ANALYSIS}.pooling.pooled": lambda w: {"values": [0.1, 0.3], "stderrs": [0.1, 0.2]},
     f"{ANALYSIS}.statistics.effect": lambda w: {
@@ -343,6 +357,7 @@ ON_PLANTED = {
 }  # fmt: skip
 """Methods of a `SweepResult` that need many clips."""
 FURTHER: dict[str, tuple[str, ...]] = {
+    "analysis.harvest.plan": ("seeds", "codes", "seconds", "span", "reduce", "dtype", "heads", "batch_size"),
     "audiolens.Directions.orthogonal_to": ("*others",),
     "audiolens.orthogonalised": ("*directions",),
     "analysis.layer_attribution.gather": ("tempo",),

@@ -20,6 +20,7 @@ import audiolens as al
 from analysis import (
     attention,
     attribution,
+    harvest,
     layer_attribution,
     logit_lens,
     patching,
@@ -168,6 +169,14 @@ class World:
     @cached_property
     def lags(self) -> Any:
         return attention.by_lag(self.lens, PROMPTS, self.codes, beat_seconds=[0.12, 0.16, 0.2, 0.12], n_permutations=9)
+
+    @cached_property
+    def harvesting(self) -> dict[str, Any]:
+        return {"lens": self.lens, "prompts": PROMPTS[:2], "layers": [1], "seconds": 0.2, "progress": False}
+
+    @cached_property
+    def harvested(self) -> Any:
+        return harvest.harvest(**self.harvesting, out=self.place())
 
     @cached_property
     def ablation(self) -> Any:

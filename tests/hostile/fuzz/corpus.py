@@ -27,7 +27,7 @@ from plants import tables as planted
 from safetensors.torch import load_file, save_file
 
 import audiolens as al
-from analysis import report, resampling
+from analysis import harvest, report, resampling
 from analysis.report import index
 from analysis.study import study_set
 from audiolens.directions.evidence import Contrast
@@ -118,6 +118,12 @@ def caches(folder: Path) -> None:
 def unsealed_caches(folder: Path) -> None:
     caches(folder)
     _unseal(folder, "audiolens.activations.1")
+
+
+def harvests(folder: Path) -> None:
+    asked: dict[str, Any] = {"seconds": 0.2, "layers": [1], "batch_size": 1, "progress": False}
+    for name, reduce in {"steps": None, "mean": "mean"}.items():
+        harvest.harvest(lens(), ["calm song", "jazz"], out=folder / name, reduce=reduce, **asked)
 
 
 def checkpoints(folder: Path) -> None:

@@ -16,6 +16,7 @@ import torch
 
 import audiolens as al
 from analysis import study
+from analysis.harvest import Harvest
 from analysis.probing import Dataset
 from analysis.probing.table import numbers_or_text, read_columns
 from analysis.report import index
@@ -91,6 +92,14 @@ def _cache(folder: Path) -> Payload:
     found = al.ActivationCache.load(folder / corpus.FILE)
     labels = (found.axes, found.branch, found.prompts, found.frame_rate, found.first_step, found.reduce, repr(found))
     return {"labels": digest(labels), **{name: digest(found[name]) for name in found}}
+
+
+def _harvest(folder: Path) -> Payload:
+    found = Harvest.load(folder)
+    cache, data = found.cache(), found.vectors()
+    labels = (cache.axes, found.prompts, found.seeds, cache.frame_rate, cache.first_step, cache.reduce, data.steps)
+    return {"labels": digest(labels), "codes": digest(found.codes()), **{name: digest(cache[name]) for name in cache},
+            "vectors": digest(data[:])}  # fmt: skip
 
 
 def _checkpoint(folder: Path) -> Payload:
@@ -280,6 +289,7 @@ LOADERS = (
     Loader("model", corpus.models, _model, 4),
     Loader("CLAP", corpus.claps, _clap, 4),
     Loader("labelled sounds", corpus.labelled, _dataset, 4),
+    Loader("harvest", corpus.harvests, _harvest, 7, True, reseal.harvest),
     Loader("sweep", corpus.sweeps, _sweep, 7, True, reseal.sweep),
     Loader("sweep, format 1", corpus.unsealed_sweeps, _loose_sweep, 5),
     Loader("sweep going on", corpus.sweeps, _sweep, 4, True, reseal.sweep, _resumed, writes=True),

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors.torch import load, save_file
 
+from analysis.harvest import described
 from analysis.store.folder import SUMMARY
 from analysis.study import made, stages
 from analysis.sweep import batches, planned
@@ -39,6 +40,12 @@ def sweep(folder: Path) -> None:
     """Update the hashes of a sweep's plan, batches and table."""
     _try(_json, folder / planned.PLAN)
     _try(_batches, folder)
+
+
+def harvest(folder: Path) -> None:
+    """Update the hashes of a harvest's description, shards and tables."""
+    _try(_json, folder / described.PLAN)
+    _try(_harvested, folder)
 
 
 def study(folder: Path) -> None:
@@ -82,12 +89,25 @@ def _json(path: Path) -> None:
     path.write_bytes(sealed_json(facts))
 
 
-def _tensors(path: Path) -> None:
+def _tensors(path: Path, plan: str = "") -> None:
     content = path.read_bytes()
     length = int.from_bytes(content[:8], "little")
     facts = json.loads(json.loads(content[8 : 8 + length])["__metadata__"][HEADER])
     tensors = load(content)
+    if plan:
+        facts["harvest"]["plan"] = plan
     save_file(tensors, path, sealed_header({key: facts[key] for key in facts if key not in (SEAL, "tensors")}, tensors))
+
+
+def _harvested(folder: Path) -> None:
+    facts = json.loads((folder / described.PLAN).read_text())
+    facts.pop(SEAL)
+    plan = described.plan_hash(facts)
+    for path in folder.glob(f"{described.SHARDS}/*.safetensors"):
+        _try(_tensors, path, plan)
+    for path in (folder / described.INDEX, folder / described.CLIPS):
+        table = pq.read_table(io.BytesIO(path.read_bytes()))
+        path.write_bytes(_resealed(table, {"plan": plan}))
 
 
 def _batches(folder: Path) -> None:
@@ -97,13 +117,18 @@ def _batches(folder: Path) -> None:
     for path in (*folder.glob("batches/*.parquet"), folder / batches.TABLE):
         table = pq.read_table(io.BytesIO(path.read_bytes()))
         metadata = table.schema.metadata or {}
-        told = {**json.loads(metadata.get(b"audiolens", b"{}")), "plan": plan, "seal": OPEN_SEAL}
+        told = {**json.loads(metadata.get(b"audiolens", b"{}")), "plan": plan}
         for name in told.get("files", {}):
             with suppress(OSError):
                 told["files"][name] = digest((folder / name).read_bytes())
-        buffer = pa.BufferOutputStream()
-        pq.write_table(table.replace_schema_metadata({**metadata, b"audiolens": json.dumps(told)}), buffer)
-        path.write_bytes(seal(buffer.getvalue().to_pybytes()))
+        path.write_bytes(_resealed(table, told))
+
+
+def _resealed(table: pa.Table, told: dict[str, Any]) -> bytes:
+    metadata = {**(table.schema.metadata or {}), b"audiolens": json.dumps({**told, "seal": OPEN_SEAL})}
+    buffer = pa.BufferOutputStream()
+    pq.write_table(table.replace_schema_metadata(metadata), buffer)
+    return seal(buffer.getvalue().to_pybytes())
 
 
 def _made(folder: Path) -> None:
