@@ -3,14 +3,14 @@
 On a CPU, several processes generate: each opens the model once, and generates, decodes and measures whole batches
 (`analysis.workers`). If the model is on an accelerator, or cannot be opened in another process, this process generates,
 and the workers measure the finished batches in the meantime. Results do not depend on the number of workers.
+`analysis.distributed.ray_backend` does the same on a Ray cluster, behind the same interface.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
-from contextlib import AbstractContextManager
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,19 +19,16 @@ from joblib import cpu_count
 from torch import Tensor
 
 from analysis import workers
-from analysis.heard import Heard, Wanted, hear, one_thread
+from analysis.distributed.backend import Backend, Work
+from analysis.heard import Heard, Wanted, hear, one_thread, sound_of
 from audiolens.errors import AudioLensWarning, InputError
 from audiolens.model.tokens import callers_level
 
 if TYPE_CHECKING:
     from audiolens import AudioLens
 
-CHUNK = 32
-"""Number of clips decoded at a time on an accelerator. On a CPU, decoding one clip at a time takes about half as long
-per clip, because several clips do not fit in its cache."""
 
-
-class Listener(AbstractContextManager["Listener"]):
+class Listener(Backend):
     """Generate, decode and measure batches.
 
     A listener is a context manager that ends its worker processes on exit.
@@ -85,6 +82,16 @@ class Listener(AbstractContextManager["Listener"]):
         """The number of batches that may be unfinished at a time."""
         return 2 * self.n_jobs if self._generates else max(1, self.n_jobs) + 1
 
+    def submit(self, work: Work, number: int, wanted: Wanted) -> Future[Heard] | None:
+        """Let a worker generate and measure a batch. The result is `None` if this process must generate it."""
+        return self.play(work.asked(self.lens, number), wanted) if self.generates else None
+
+    def wait(self, pending: Collection[Future[Heard]]) -> None:
+        """Wait until at least one of these batches is done."""
+        # A cancelled batch is done, but `wait` would wait until a worker has noticed that it was cancelled.
+        if not any(one.done() for one in pending):
+            wait(pending, return_when=FIRST_COMPLETED)
+
     def play(self, asked: Mapping[str, Any], wanted: Wanted) -> Future[Heard] | None:
         """Let a worker generate a batch, given the arguments of `lens.generate`, and measure it.
 
@@ -105,9 +112,7 @@ class Listener(AbstractContextManager["Listener"]):
         config, found = self.lens.config, codes.cpu().numpy()
         audio: np.ndarray | None = None
         if self._pool is None or not self.on_cpu:
-            with one_thread():
-                parts = [self.lens.decode_codes(part) for part in codes.split(1 if self.on_cpu else CHUNK)]
-            audio = torch.cat(parts).detach().float().cpu().numpy()
+            audio = sound_of(self.lens, codes)
         if self._pool is not None:
             return self._pool.submit(workers.hear_batch, found, audio, config, wanted)
         assert audio is not None

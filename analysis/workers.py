@@ -26,7 +26,7 @@ from jaxtyping import Int
 from joblib import cpu_count
 from torch import Tensor
 
-from analysis.heard import Heard, Wanted, hear, one_thread, warm_up
+from analysis.heard import Heard, Wanted, hear, one_thread, sound_of, warm_up
 from audiolens.errors import AudioLensWarning
 from audiolens.interventions import Intervention
 from audiolens.sound.codec import decode
@@ -41,6 +41,8 @@ LIBRARIES_BYTES = 800e6
 """Memory of a worker that has opened étude (764 MB when measured), most of which is libraries."""
 FEWEST_BATCHES = 2
 """Batches per process below which starting processes that generate takes longer than it saves (7 s each)."""
+CodecParts = tuple[Any, Any, Mapping[str, Tensor]]
+"""The class, configuration and weights of a codec."""
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
 
 _content: bytes | None = None
@@ -102,11 +104,22 @@ def generating(n: int, lens: AudioLens) -> Any:
 
 def measuring(n: int, lens: AudioLens) -> Any:
     """Start processes that measure and, if the model is on the CPU, decode."""
-    if lens.device.type != "cpu":
-        return _pool(n)
-    codec = lens.model.audio_encoder
-    state = {name: tensor.detach().cpu() for name, tensor in codec.state_dict().items()}
-    return _pool(n, None, type(codec), codec.config, state)
+    return _pool(n, None, parts_of(lens.model.audio_encoder)) if lens.device.type == "cpu" else _pool(n)
+
+
+def parts_of(codec: Any) -> CodecParts:
+    """Return the class, configuration and weights of a codec, from which another process builds it."""
+    return type(codec), codec.config, {name: tensor.detach().cpu() for name, tensor in codec.state_dict().items()}
+
+
+def codec_of(parts: CodecParts) -> Any:
+    """Build a codec from its class, configuration and weights."""
+    kind, config, state = parts
+    # Use the dtype in which the model decodes. Another dtype would decode the same codes slightly differently.
+    dtype = next((part.dtype for part in state.values() if part.is_floating_point()), torch.float32)
+    codec = kind(config).to(dtype).eval()
+    codec.load_state_dict(state)
+    return codec
 
 
 def dumps(value: Any) -> bytes:
@@ -160,15 +173,16 @@ def hear_batch(
 def _heard(codes: np.ndarray, audio: np.ndarray | None, config: Any, wanted: Wanted, made: Any) -> Heard:
     with one_thread():
         if audio is None:
-            with torch.no_grad():
-                audio = torch.cat([_decoded(part, config) for part in torch.from_numpy(codes).split(1)]).float().numpy()
+            given = torch.from_numpy(codes)
+            audio = sound_of(_opened(), given) if _content is not None else decoded(given, _codec, config)
         return hear(codes, audio, config.sample_rate, wanted, made)
 
 
-def _decoded(codes: Tensor, config: Any) -> Tensor:
-    if _content is not None:
-        return _opened().decode_codes(codes)
-    return decode(codes, SimpleNamespace(audio_encoder=_codec), config)
+def decoded(codes: Tensor, codec: Any, config: Any) -> np.ndarray:
+    """Decode a batch on the CPU with a codec, in the same way as `sound_of` does with a lens."""
+    with torch.no_grad():
+        parts = [decode(part, SimpleNamespace(audio_encoder=codec), config) for part in codes.split(1)]
+        return torch.cat(parts).float().numpy()
 
 
 def _opened() -> AudioLens:
@@ -185,13 +199,7 @@ def _pool(n: int, *given: Any) -> Any:
     return ProcessPoolExecutor(n, initializer=_start, initargs=(os.getpid(), *given), env=_ENVIRONMENT)
 
 
-def _start(
-    parent: int,
-    content: bytes | None = None,
-    codec_class: Any = None,
-    config: Any = None,
-    state: dict[str, Tensor] | None = None,
-) -> None:
+def _start(parent: int, content: bytes | None = None, parts: CodecParts | None = None) -> None:
     global _content, _codec
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     # Ctrl-C reaches every process of a terminal. The one that started this worker ends it.
@@ -200,11 +208,7 @@ def _start(
     warnings.simplefilter("ignore", AudioLensWarning)
     torch.set_num_threads(1)
     _content = content
-    if codec_class is not None and state is not None:
-        # Use the dtype in which the model decodes. Another dtype would decode the same codes slightly differently.
-        dtype = next((part.dtype for part in state.values() if part.is_floating_point()), torch.float32)
-        _codec = codec_class(config).to(dtype).eval()
-        _codec.load_state_dict(state)
+    _codec = None if parts is None else codec_of(parts)
 
 
 def _end_with(parent: int) -> None:

@@ -24,7 +24,7 @@ from analysis import sweep
 from analysis.listening import Listener
 from analysis.sweep import ledger
 from analysis.sweep.factorial import Factors, conditions
-from audiolens import AudioLens, difference_in_means, measure
+from audiolens import AudioLens, Directions, difference_in_means, measure
 from audiolens.prompts import load
 
 AIM = 1.7
@@ -84,10 +84,18 @@ def main(
     out.write_text(json.dumps(facts, indent=1))
 
 
-def swept(lens: AudioLens, strengths: int, prompts: int, seeds: int) -> tuple[list[Any], list[Any]]:
+def direction(lens: AudioLens) -> Directions:
+    """A direction to steer along."""
+    sets = load("tempo", lens=lens)
+    return difference_in_means(lens, sets.positive[:16], sets.negative[:16], seconds=1.0, label="tempo")
+
+
+def swept(
+    lens: AudioLens, strengths: int, prompts: int, seeds: int, read: Directions | None = None
+) -> tuple[list[Any], list[Any]]:
     """The conditions (the baseline and one per strength) and the clips."""
     sets = load("tempo", lens=lens)
-    read = difference_in_means(lens, sets.positive[:16], sets.negative[:16], seconds=1.0, label="tempo")
+    read = read or direction(lens)
     amounts = [round(float(one), 6) for one in torch.linspace(-0.25, 0.25, strengths + 1 - strengths % 2)]
     factors = Factors(strengths=amounts, layers=lens.config.n_layers // 2, n_random=0)
     todo = [one for one in conditions({"tempo": read}, factors) if one.labels["kind"] in (sweep.BASELINE, "steered")]

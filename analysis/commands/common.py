@@ -30,6 +30,22 @@ Engine = Annotated[
         help="exact (transformers), fast (the same codes sooner, up to rounding), or auto (fast, if both agree).",
     ),
 ]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        help="Distribute the clips over a Ray cluster: auto (that of this machine, started if needed), or an address "
+        "such as 10.0.0.1:6379.",
+    ),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(help="Workers on the Ray cluster, each with its own model [default: as many as it has room for]."),
+]
+GpusPerWorker = Annotated[
+    float | None,
+    typer.Option(help="GPUs of each Ray worker, such as 1 or 0.5 [default: 1 if the model is on a GPU]."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON instead of text.")]
 
 

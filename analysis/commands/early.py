@@ -10,11 +10,15 @@ import re
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from analysis.commands.common import is_prompt_file
 from audiolens.checks import MOST_INDICES, MOST_JOBS, bounded, checked_amount, checked_count, shown
 from audiolens.errors import AudioLensWarning, InputError, nearest
 from audiolens.model.known_models import folder_of
+
+if TYPE_CHECKING:
+    from analysis.distributed.settings import Ray
 
 STRATEGIES = ("one-to-one", "one-to-all", "one-to-band", "all-to-all")
 PLACED = ("one-to-one", "one-to-all", "all-to-all")
@@ -123,6 +127,23 @@ def check_jobs(jobs: int | None) -> None:
     """Raise an error if a number of worker processes is negative or too large."""
     if jobs is not None:
         checked_count("n_jobs", jobs, 0, MOST_JOBS)
+
+
+def checked_ray(address: str | None, workers: int | None, gpus: float | None, jobs: int | None) -> Ray | None:
+    """Return the Ray cluster that the options name, if any, and raise an error if it does not answer."""
+    if address is None:
+        for name, value in (("--workers", workers), ("--gpus-per-worker", gpus)):
+            if value is not None:
+                raise InputError(f"{name} {value}: only a Ray cluster has workers; add --ray auto, or use --jobs.")
+        return None
+    if jobs is not None:
+        raise InputError("--jobs and --ray were both given: on a Ray cluster, --workers sets the number of processes.")
+    from analysis.distributed.address import found
+    from analysis.distributed.settings import Ray
+
+    ray = Ray(address, workers, gpus)
+    found(ray)
+    return ray
 
 
 def check_folder(out: Path | None) -> None:

@@ -12,8 +12,11 @@ from analysis.commands import early
 from analysis.commands.common import (
     Engine,
     Force,
+    GpusPerWorker,
     Json,
     Model,
+    RayAddress,
+    Workers,
     command_line,
     completed,
     is_prompt_file,
@@ -81,6 +84,9 @@ def study(
             help="Processes that generate and measure clips; results do not depend on it [default: one per core]."
         ),
     ] = None,
+    ray: RayAddress = None,
+    workers: Workers = None,
+    gpus_per_worker: GpusPerWorker = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -115,6 +121,7 @@ def study(
     early.check_length(seconds)
     early.check_choice("codes", codes, early.CODES)
     early.check_jobs(jobs)
+    cluster = early.checked_ray(ray, workers, gpus_per_worker, jobs)
     changes: dict[str, Any] = {"seconds": seconds, "seed": seed, "verify": verify, "measured": measured,
                                "n_jobs": jobs, "engine": engine}  # fmt: skip
     if codes is not None:
@@ -136,7 +143,7 @@ def study(
     share_cores(lens)
     options: dict[str, Any] = {
         "settings": settings, "others": compared, "overwrite": force, "progress": not as_json and sys.stderr.isatty(),
-        "tell": lambda line: say(line, err=True), "command": command_line(),
+        "tell": lambda line: say(line, err=True), "command": command_line(), "ray": cluster,
     }  # fmt: skip
     try:
         if len(sets) > 1:

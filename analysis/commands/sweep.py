@@ -12,8 +12,11 @@ import typer
 from analysis.commands import early
 from analysis.commands.common import (
     Engine,
+    GpusPerWorker,
     Json,
     Model,
+    RayAddress,
+    Workers,
     cell,
     completed,
     is_prompt_file,
@@ -91,6 +94,9 @@ def sweep(
             help="Processes that generate and measure clips; results do not depend on it [default: one per core]."
         ),
     ] = None,
+    ray: RayAddress = None,
+    workers: Workers = None,
+    gpus_per_worker: GpusPerWorker = None,
     engine: Engine = "auto",
     sound: Annotated[str | None, typer.Option(help="Save every clip, as wav or flac.")] = None,
     poles: Annotated[int, typer.Option(help="Number of prompts per pole from which directions are read.")] = 48,
@@ -122,6 +128,8 @@ def sweep(
         audiolens sweep tempo timbre --layers 4,6-7 --controls 19 --control-strengths=-1,1 -o runs/both
 
         audiolens sweep my-prompts.csv --measure brightness -o runs/mine
+
+        audiolens sweep tempo --controls 19 --ray auto --workers 8 --gpus-per-worker 1 -o runs/many
     """
     from analysis.sweep import ledger
 
@@ -158,6 +166,7 @@ def sweep(
         raise InputError(f"--sound {shown(sound)}: expected 'wav' or 'flac'.")
     early.check_model(model)
     ledger.check(as_path(out))
+    asked["ray"] = early.checked_ray(ray, workers, gpus_per_worker, jobs)
     given = _given(sources, split)
     compared = [] if others is None else _given(_listed(others), split)
     import torch

@@ -15,6 +15,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from analysis.distributed.opening import check_ray
+from analysis.distributed.settings import Ray
 from analysis.study import others as other_concepts
 from analysis.study import pipeline, stages
 from analysis.study.made import made_of
@@ -61,6 +63,7 @@ def run(
     progress: bool = True,
     tell: Callable[[str], None] = lambda _: None,
     command: str = "",
+    ray: Ray | None = None,
 ) -> Study:
     """Study a concept on a model and write the results to a folder.
 
@@ -83,6 +86,8 @@ def run(
         tell: a function that is called with each line of progress. The first lines describe the plan, and later lines
             describe each stage.
         command: the command that reproduces this study, to be shown on its page.
+        ray: a Ray cluster whose workers generate and measure the clips of the study's sweeps, as in `sweep.play`. The
+            other stages run in this process.
 
     Raises:
         InputError: before the model runs, if the concept is unknown, the settings are out of range, or the folder
@@ -93,6 +98,7 @@ def run(
     checked_flags(overwrite=overwrite, progress=progress)
     checked_text("command", command)
     chosen = settings_or_default(settings)
+    check_ray(chosen.n_jobs, ray)
     sets = prompts_of(concept, lens, chosen)
     chosen.check(lens, sets)
     compared = other_concepts.chosen(lens, sets, chosen.measure_of(sets.concept), others)
@@ -100,11 +106,11 @@ def run(
         names = [one.concept for one in compared]
         stages.refuse_other_settings(Path(out), {**asdict(chosen), "others": names})
     if out is None:
-        return _run(lens, sets, chosen, Stages(), progress, tell, compared)
+        return _run(lens, sets, chosen, Stages(), progress, tell, compared, ray)
     common = stages.common_of(lens)
     facts = {"concept": sets.concept, "model": lens.name, "weights": common["weights"], "versions": common["versions"]}
     with stages.begun(out, facts, common, overwrite=overwrite) as kept:
-        study = _run(lens, sets, chosen, kept, progress, tell, compared)
+        study = _run(lens, sets, chosen, kept, progress, tell, compared, ray)
         started = time.perf_counter()
         write(study, Path(out), command, kept.used, kept.check)
         tell(f"figures and page: {time.perf_counter() - started:.0f} s")
@@ -134,5 +140,6 @@ def _run(
     progress: bool,
     tell: Callable[[str], None],
     others: Sequence[PromptSet],
+    ray: Ray | None,
 ) -> Study:
-    return pipeline.follow(lens, sets, settings, kept, progress, tell, others)
+    return pipeline.follow(lens, sets, settings, kept, progress, tell, others, ray)

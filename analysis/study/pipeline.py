@@ -16,7 +16,9 @@ import numpy as np
 import pandas as pd
 
 from analysis import placement, sweep
-from analysis.listening import Listener
+from analysis.distributed.backend import Backend
+from analysis.distributed.opening import backend_of
+from analysis.distributed.settings import Ray
 from analysis.placement import Placement
 from analysis.placement.shifts import words_of
 from analysis.statistics import FEWEST_CONTROLS, LEVEL
@@ -55,11 +57,12 @@ def follow(
     progress: bool,
     tell: Callable[[str], None],
     others: Sequence[PromptSet] = (),
+    ray: Ray | None = None,
 ) -> Study:
     """Run every stage of a study, or read it if it is already stored, and return the study."""
     with ExitStack() as until_the_end:
-        teller = Teller(lens, sets, settings, tell, others)
-        return _Course(lens, sets, settings, stages, progress, teller, until_the_end, others).study()
+        teller = Teller(lens, sets, settings, tell, others, timed=ray is None)
+        return _Course(lens, sets, settings, stages, progress, teller, until_the_end, others, ray).study()
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,7 @@ class _Course:
     teller: Teller
     until_the_end: ExitStack
     others: Sequence[PromptSet] = ()
+    ray: Ray | None = None
 
     def study(self) -> Study:
         settings, sets = self.settings, self.sets
@@ -263,9 +267,12 @@ class _Course:
         return self.settings.measures_of(self.sets.concept)
 
     @cached_property
-    def _listener(self) -> Listener:
+    def _listener(self) -> Backend:
         """The workers that generate and measure clips. They start with the first sweep."""
-        return self.until_the_end.enter_context(Listener(self.lens, self._measures, self.settings.n_jobs))
+        backend = backend_of(self.lens, self._measures, self.settings.n_jobs, self.ray)
+        if backend.about:
+            self.teller.tell(backend.about)
+        return self.until_the_end.enter_context(backend)
 
 
 @dataclass
@@ -277,6 +284,7 @@ class Teller:
     settings: Settings
     line: Callable[[str], None]
     others: Sequence[PromptSet] = ()
+    timed: bool = True
 
     def __post_init__(self) -> None:
         settings = self.settings
@@ -328,6 +336,9 @@ class Teller:
             self.pace = (time.perf_counter() - started) / clips
 
     def _time(self) -> None:
+        if not self.timed:
+            # This machine alone does not show the speed of a cluster.
+            return
         settings = self.settings
         speed = sweep.clips_per_second(
             self.lens, self.sets.development[0], settings.seconds, settings.batch_size, settings.n_jobs

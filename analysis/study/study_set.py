@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from analysis import similarity
+from analysis.distributed.settings import Ray
 from analysis.figures.canvas import drawable
 from analysis.similarity import Comparison
 from analysis.store.folder import SUMMARY, refuse_path
@@ -114,6 +115,7 @@ def run(
     progress: bool = True,
     tell: Callable[[str], None] = lambda _: None,
     command: str = "",
+    ray: Ray | None = None,
 ) -> Several:
     """Study several concepts, each in a subfolder of `out` with its name.
 
@@ -163,6 +165,7 @@ def run(
                 progress=progress,
                 tell=tell,
                 command=command,
+                ray=ray,
             )  # fmt: skip
         )
     result = Several(tuple(found))

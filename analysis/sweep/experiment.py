@@ -9,8 +9,9 @@ call resumes it and gives the same table, bit for bit.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from inspect import signature
@@ -19,7 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
-from analysis.listening import Listener
+from analysis.distributed.backend import Backend
+from analysis.distributed.opening import backend_of, check_ray
+from analysis.distributed.settings import Ray
 from analysis.store.threads import threads
 from analysis.sweep import ledger as ledgers
 from analysis.sweep import response
@@ -30,7 +33,16 @@ from analysis.sweep.factorial import Factors
 from analysis.sweep.planned import completed, facts_of, used_engine
 from analysis.sweep.playing import Also, Making, heard_batches
 from analysis.sweep.result import SweepResult
-from analysis.sweep.storage import SoundFormat, check_sound, in_memory, into_folder, size_of, stops
+from analysis.sweep.storage import (
+    SoundFormat,
+    check_sound,
+    devices_of,
+    in_memory,
+    into_folder,
+    size_of,
+    stops,
+    with_devices,
+)  # fmt: skip
 from audiolens import measure
 from audiolens.checks import MOST_JOBS, checked_amount, checked_count, checked_flags, shown
 from audiolens.directions.directions import Directions
@@ -80,6 +92,8 @@ def plan(lens: AudioLens, directions: Any, *, timed: bool = True, **asked: Any) 
         plan, further, sound = prepared.plan, given.arguments["also"], asked.get("sound")
         facts = partial(_facts, lens, plan, settings, names=names, also=further, sound=sound)
         ledgers.refuse_begun(Path(asked["out"]), facts(ledgers.engine_of(asked["out"], facts) or "exact"))
+    # This machine alone does not show the speed of a cluster.
+    timed = timed and asked.get("ray") is None
     return prepared.estimate(lens, asked.get("out"), asked.get("sound"), timed, asked.get("n_jobs"))
 
 
@@ -114,6 +128,7 @@ def run(
     out: str | os.PathLike[str] | None = None,
     sound: SoundFormat | None = None,
     n_jobs: int | None = None,
+    ray: Ray | None = None,
     engine: Engine = "auto",
     progress: bool = True,
     tell: Callable[[str], None] | None = None,
@@ -150,9 +165,10 @@ def run(
         out: a folder for finished batches. If the sweep is interrupted, repeating the call resumes it and gives the
             same table. `None` writes nothing to disk.
         sound: "wav" or "flac", to also write each clip's sound to the folder.
-        n_jobs, engine: as in `play`.
+        n_jobs, ray, engine: as in `play`.
         progress: show a progress bar.
-        tell: a function that is called with the plan before the sweep starts. Timing the plan takes one short batch.
+        tell: a function that is called with the plan before the sweep starts. Timing the plan takes one short batch,
+            and is left out with `ray`.
         sampling: a `Sampling` that replaces guidance_scale, temperature, top_k and, if it sets a length, seconds.
 
     Raises:
@@ -168,11 +184,11 @@ def run(
         temperature=temperature, top_k=top_k, batch_size=batch_size,
     )  # fmt: skip
     if tell is not None:
-        tell(repr(prepared.estimate(lens, out, sound, n_jobs=n_jobs)))
+        tell(repr(prepared.estimate(lens, out, sound, timed=ray is None, n_jobs=n_jobs)))
     return play(
         lens, prepared.plan.conditions, prepared.plan.clips, seconds=seconds, guidance_scale=guidance_scale,
         temperature=temperature, top_k=top_k, measures=measures, also=also, batch_size=batch_size, out=out, sound=sound,
-        n_jobs=n_jobs, engine=engine, progress="sweeping" if progress else None,
+        n_jobs=n_jobs, ray=ray, engine=engine, progress="sweeping" if progress else None,
     )  # fmt: skip
 
 
@@ -192,8 +208,9 @@ def play(
     also: Also | None = None,
     batch_size: int = 64,
     n_jobs: int | None = None,
+    ray: Ray | None = None,
     engine: Engine = "auto",
-    listener: Listener | None = None,
+    listener: Backend | None = None,
     keep_audio: Callable[[Condition, PromptSeed], bool] | None = None,
     out: str | os.PathLike[str] | None = None,
     sound: SoundFormat | None = None,
@@ -218,11 +235,14 @@ def play(
             accelerator, was given in memory or was changed, this process generates and the workers only measure. Clips
             with a function of the user's (`Apply`) are also generated in this process. Results do not depend on this
             number.
+        ray: a Ray cluster whose workers generate and measure the clips instead (`analysis.distributed.Ray`). The model
+            must have been opened by name, or from a folder that every machine of the cluster has. A worker that is
+            killed is started again, and its batch is generated again.
         engine: as in `lens.generate`. With "auto", a sweep of at least 64 clips generates some of its unsteered and
             steered clips with both engines, once per model, and uses the fast one only if all their codes are equal.
             `result.settings["engine"]` states the engine that was used. A sweep that was begun in a folder keeps its
             engine.
-        listener: an open listener that several sweeps can share. If one is given, it determines the measures and the
+        listener: an open backend that several sweeps can share. If one is given, it determines the measures and the
             processes.
         keep_audio: a function that selects the rows whose sound is kept in the result (default: no rows) or, with
             `sound`, in the folder (default: all rows).
@@ -239,11 +259,17 @@ def play(
     checked_engine(engine)
     names = _names(listener.measures if listener is not None else measures, also or {})
     n_jobs = None if n_jobs is None else checked_count("n_jobs", n_jobs, 0, MOST_JOBS)
+    check_ray(n_jobs, ray)
     check_sound(sound, out)
 
-    def hearing(n_batches: int) -> AbstractContextManager[Listener]:
+    @contextmanager
+    def hearing(n_batches: int) -> Iterator[Backend]:
         # Start workers only once the folder is known to be usable, because they take seconds to start.
-        return nullcontext(listener) if listener is not None else Listener(lens, measures, n_jobs, n_batches)
+        opened = nullcontext(listener) if listener is not None else backend_of(lens, measures, n_jobs, ray, n_batches)
+        with opened as ear:
+            if listener is None and ear.about and progress is not None:
+                tqdm.write(ear.about, file=sys.stderr)
+            yield ear
 
     described = partial(_facts, lens, todo, settings, names=names, also=also, sound=sound)
     bar = partial(tqdm, total=len(todo), desc=progress, unit="clip", disable=progress is None, smoothing=0.1)
@@ -253,6 +279,7 @@ def play(
         with stops(None, todo), hearing(len(todo.batches)) as ear, bar() as bar_shown:
             heard = heard_batches(lens, todo, making, ear, keep_audio=keep_audio)
             table, codes, audio = in_memory(heard, todo, bar_shown)
+            done |= {"devices": dict(ear.differences)} if ear.differences else {}
         return SweepResult(table, names, done, lens.config.sample_rate, audio, tuple(also or ()), _codes=codes)
     ledgers.check(Path(out))
     making = replace(making, engine=chosen(lens, todo, making, engine, out, described))
@@ -269,7 +296,8 @@ def play(
             with hearing(len(todo.batches) - len(kept.done)) as ear:
                 codes_of_done = {number: partial(kept.codes, number) for number in kept.done}
                 shown = None if sound is None else keep_audio or (lambda *_: True)
-                into_folder(kept, heard_batches(lens, todo, making, ear, codes_of_done, shown), todo, sound, bar_shown)
+                heard = heard_batches(lens, todo, making, ear, codes_of_done, shown)
+                into_folder(kept, with_devices(Path(out), ear, heard), todo, sound, bar_shown)
         kept.close()
     return load_folder(out)
 
@@ -323,6 +351,8 @@ def load_folder(folder: str | os.PathLike[str]) -> SweepResult:
         {name: value for name, value in facts["settings"].items() if name not in own}
     )
     settings["engine"] = used_engine(facts)
+    if devices := devices_of(path):
+        settings["devices"] = devices
     batches = ledgers.batches_of(path, facts)
     table, done = batches.table()
     return SweepResult(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from analysis.sweep.conditions import BASELINE, Condition
@@ -174,7 +175,8 @@ def _labels(**values: Any) -> dict[str, Any]:
 
 
 def _asking(words: PromptSet, pole: str) -> Any:
-    return lambda prompt: words.prompted(prompt, pole)
+    # Unlike a lambda, this can be pickled, and so can the plan of a sweep.
+    return partial(words.prompted, pole=pole)
 
 
 def _names(name: str, given: Any) -> tuple[str, ...]:

@@ -75,7 +75,7 @@ SWEEP = Kind(
         "batches": [int],
     },
     entries=BATCHES,
-    files=(TABLE,),
+    files=(TABLE, "devices.json"),
     folders=(SOUND,),
     verify=_verify,
 )

@@ -1,4 +1,4 @@
-"""Generate and measure the batches of a plan, in this process or several at a time in worker processes.
+"""Generate and measure the batches of a plan, in this process or several at a time in workers.
 
 The rows of a batch depend on the plan alone, so that a resumed sweep generates the remaining clips unchanged.
 `sweep.play` calls this module.
@@ -7,10 +7,8 @@ The rows of a batch depend on the plan alone, so that a resumed sweep generates 
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,10 +16,10 @@ import pandas as pd
 import torch
 from numpy.typing import ArrayLike
 
+from analysis.distributed.backend import Backend, Pending
 from analysis.heard import Heard, Wanted
-from analysis.listening import Listener
 from analysis.sweep.conditions import BASELINE, Condition, Plan, PromptSeed, merge
-from analysis.workers import divided
+from analysis.workers import can_be_sent, divided, dumps
 from audiolens.checks import MOST_JOBS, checked_amount, checked_count, shown
 from audiolens.door import guarded
 from audiolens.errors import InputError
@@ -39,6 +37,8 @@ if TYPE_CHECKING:
 
 Also = Mapping[str, Callable[["AudioLens", Generation], ArrayLike]]
 """Further columns by name, as functions of a lens and the clips from `generate` that return one number per row."""
+SAMPLE = 8
+"""Number of rows with which devices are compared."""
 Batch = Sequence[tuple[Condition, int]]
 """The rows of a batch as (condition, clip number)."""
 
@@ -80,18 +80,42 @@ class Making:
         return lens.generate(**self.asked(lens, plan, batch))
 
 
+@dataclass(frozen=True)
+class Playing:
+    """The batches of a plan as work for a backend."""
+
+    plan: Plan
+    making: Making
+
+    def asked(self, lens: AudioLens, number: int) -> dict[str, Any]:
+        """Return the arguments of `lens.generate` for a batch."""
+        return self.making.asked(lens, self.plan, self.plan.batches[number])
+
+    def sample(self, lens: AudioLens) -> dict[str, Any]:
+        """Return the arguments of `lens.generate` for some of the first batch's rows, which are not steered."""
+        return self.making.asked(lens, self.plan, self.plan.batches[0][:SAMPLE])
+
+    def sent(self) -> tuple[Playing, frozenset[int]]:
+        """Return a copy without functions of the user's, and the numbers of the batches that need them."""
+        plan = self.plan
+        own = {one.name for one in plan.conditions if not _can_be_sent(one)}
+        local = (number for number, batch in enumerate(plan.batches) if own.intersection(one.name for one, _ in batch))
+        conditions = tuple(_plain(one, plan.clips, blank=one.name in own) for one in plan.conditions)
+        return Playing(replace(plan, conditions=conditions), replace(self.making, also=None)), frozenset(local)
+
+
 def heard_batches(
     lens: AudioLens,
     plan: Plan,
     making: Making,
-    ear: Listener,
+    ear: Backend,
     done: Mapping[int, Callable[[], np.ndarray]] | None = None,
     keep_audio: Callable[[Condition, PromptSeed], bool] | None = None,
 ) -> Iterator[tuple[int, Heard, pd.DataFrame]]:
-    """Yield the number, sound and table of every batch that is not `done`, in the plan's order.
+    """Yield the number, sound and table of every batch that is not `done`, as soon as it is measured.
 
-    A clip is compared with its baseline only here, and only in numbers (`Levels`). Batches therefore need not wait for
-    the baselines, whichever process generates them.
+    Batches are begun in the plan's order, and can finish in any order. A clip is compared with its baseline only here,
+    and only in numbers (`Levels`). Batches therefore need not wait for the baselines, whichever process generates them.
 
     `done` maps finished batches to functions that return their codes. Finished baselines are decoded again, because
     steered clips are compared with them. `keep_audio` selects the rows whose sound is returned (default: none). If an
@@ -106,12 +130,15 @@ def heard_batches(
         # This process generates nothing, so the warnings of `lens.generate` are given here.
         tell_unread()
         warn_beyond(making.seconds, lens.traced_model)
+    work = Playing(plan, making)
     baselines: dict[int, Levels] = {}
-    waiting: deque[tuple[int, Future[Heard], Generation | None]] = deque()
+    waiting: dict[int, tuple[Pending, Generation | None]] = {}
+    # Batches that have not been compared with their baselines yet.
+    measured: dict[int, tuple[Heard, Generation | None]] = {}
 
-    def begin(number: int) -> tuple[int, Future[Heard], Generation | None]:
+    def begin(number: int) -> tuple[Pending, Generation | None]:
         if number in finished:
-            return number, ear.hear(torch.from_numpy(finished[number]()), Wanted()), None
+            return ear.hear(torch.from_numpy(finished[number]()), Wanted()), None
         batch = plan.batches[number]
         sound = tuple(
             place
@@ -119,41 +146,65 @@ def heard_batches(
             if keep_audio is not None and keep_audio(condition, plan.clips[clip])
         )
         wanted = Wanted(ear.measures, sound, made=bool(making.also))
-        future = ear.play(making.asked(lens, plan, batch), wanted) if ear.generates else None
-        if future is not None:
-            return number, future, None
+        if (pending := ear.submit(work, number, wanted)) is not None:
+            return pending, None
         made = making.generate(lens, plan, batch)
-        return number, ear.hear(made.codes, wanted), made
+        return ear.hear(made.codes, wanted), made
 
-    def first() -> Iterator[tuple[int, Heard, pd.DataFrame]]:
-        number, future, made = waiting.popleft()
-        heard, batch = future.result(), plan.batches[number]
-        if number < n_baselines:
-            baselines.update({clip: heard.levels[place] for place, (_, clip) in enumerate(batch)})
-        if number not in finished:
-            assert heard.onsets is not None
-            lost = criteria(heard.levels, Levels.joined([baselines[clip] for _, clip in batch]), heard.onsets)
-            further = _further(lens, made or heard.made, making.also or {})
-            yield number, heard, pd.concat([heard.frame, lost, further], axis=1)
+    def taken() -> Iterator[tuple[int, Heard, pd.DataFrame]]:
+        for number in [number for number, (pending, _) in waiting.items() if pending.done()]:
+            pending, made = waiting.pop(number)
+            heard = pending.result()
+            if number < n_baselines:
+                batch = plan.batches[number]
+                baselines.update({clip: heard.levels[place] for place, (_, clip) in enumerate(batch)})
+            if number not in finished:
+                measured[number] = heard, made
+        for number in sorted(measured):
+            batch = plan.batches[number]
+            if all(clip in baselines for _, clip in batch):
+                heard, made = measured.pop(number)
+                assert heard.onsets is not None
+                lost = criteria(heard.levels, Levels.joined([baselines[clip] for _, clip in batch]), heard.onsets)
+                further = _further(lens, made or heard.made, making.also or {})
+                yield number, heard, pd.concat([heard.frame, lost, further], axis=1)
+
+    def pause() -> None:
+        ear.wait([pending for pending, _ in waiting.values()])
+
+    def left() -> Iterator[tuple[int, Heard, pd.DataFrame]]:
+        """Yield what can still be measured after an exception, which is raised afterwards."""
+        found = taken()
+        while True:
+            try:
+                yield next(found)
+            except StopIteration:
+                if not waiting:
+                    return
+                try:
+                    pause()
+                except Exception:
+                    return
+                found = taken()
+            except Exception:
+                # This batch failed too, or was not begun.
+                found = taken()
 
     try:
         for number in todo:
-            waiting.append(begin(number))
+            waiting[number] = begin(number)
             # Yield measured batches at once, so that an interrupted run loses only what is still being measured.
-            while waiting and (waiting[0][1].done() or len(waiting) > ear.ahead):
-                yield from first()
+            yield from taken()
+            while waiting and len(waiting) + len(measured) > ear.ahead:
+                pause()
+                yield from taken()
         while waiting:
-            yield from first()
+            pause()
+            yield from taken()
     except Exception:
-        for _, future, _ in waiting:
-            future.cancel()
-        while waiting:
-            try:
-                left = list(first())
-            except Exception:
-                # The first exception is raised below. This batch failed too, was not begun, or has no baseline.
-                continue
-            yield from left
+        for pending, _ in waiting.values():
+            pending.cancel()
+        yield from left()
         raise
 
 
@@ -181,6 +232,24 @@ def clips_per_second(
         return max(1, n_workers) * batch_size / (generating + listening)
     # Workers measure while the next batch is generated.
     return batch_size / max(generating, listening / n_workers)
+
+
+def _can_be_sent(condition: Condition) -> bool:
+    if not can_be_sent([*condition.interventions]):
+        return False
+    try:
+        dumps(condition.interventions)
+    except Exception:
+        # A schedule of the user's refers to something that cannot be pickled.
+        return False
+    return True
+
+
+def _plain(condition: Condition, clips: Sequence[PromptSeed], blank: bool) -> Condition:
+    """Return a condition with what it asks of each prompt as a table, and without its labels."""
+    ask = condition.ask
+    texts = None if ask is None else {prompt: ask(prompt) for prompt, _ in clips}.__getitem__
+    return replace(condition, ask=texts, labels={}, interventions=() if blank else condition.interventions)
 
 
 def _further(lens: AudioLens, made: Generation | None, also: Also) -> pd.DataFrame:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,16 +12,20 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 import pandas as pd
 
+from analysis.distributed.backend import Backend, WorkersLostError
 from analysis.heard import Heard
 from analysis.sweep import ledger as ledgers
 from analysis.sweep.batches import SOUND, Batches, small
 from analysis.sweep.conditions import Condition, Plan, PromptSeed
 from audiolens.errors import InputError, StoppedError
+from audiolens.files.atomic import put
+from audiolens.files.integrity import read_json, sealed_json
 from audiolens.sound import soundfiles
 
 if TYPE_CHECKING:
     from audiolens import AudioLens
 
+DEVICES = "devices.json"
 SoundFormat = Literal["wav", "flac"]
 _BYTES_PER_ROW = 400
 """Bytes of one stored copy of a table row. Every row is stored twice, in its batch and in the whole table."""
@@ -42,14 +46,15 @@ def in_memory(
     measured: Iterator[tuple[int, Heard, pd.DataFrame]], todo: Plan, bar: Any
 ) -> tuple[pd.DataFrame, np.ndarray, dict[int, np.ndarray]]:
     """Return the table, the codes, and the kept sound by row number, once all batches are measured."""
-    frames, codes, audio = [], [], {}
+    found, audio = {}, {}
     for number, batch, frame in measured:
         audio.update({todo.starts[number] + place: sound for place, sound in batch.audio.items()})
-        frames.append(frame)
-        codes.append(small(batch.codes))
+        found[number] = frame, small(batch.codes)
         bar.update(len(frame))
+    # Batches can finish in any order.
+    frames, codes = zip(*(found[number] for number in sorted(found)), strict=True)
     table = pd.concat([todo.labels, pd.concat(frames, ignore_index=True)], axis=1)
-    return table, np.concatenate(codes), audio
+    return table, np.concatenate(codes), {row: audio[row] for row in sorted(audio)}
 
 
 def into_folder(
@@ -82,7 +87,7 @@ def stops(out: Path | None, todo: Plan) -> Iterator[None]:
     """Raise `StoppedError`, which states what is kept, if a sweep ends because a worker died."""
     try:
         yield
-    except BrokenProcessPool as error:
+    except (BrokenProcessPool, WorkersLostError) as error:
         nothing = "Nothing was kept: give a folder (out=) to keep what is finished."
         kept = nothing if out is None else ledgers.kept_of(out, len(todo.batches))
         raise StoppedError(
@@ -98,6 +103,32 @@ def size_of(lens: AudioLens, todo: Plan, seconds: float, sound: SoundFormat | No
     # FLAC compresses music to about 0.6 of its size.
     sound_bytes = {None: 0.0, "wav": 1.0, "flac": 0.6}[sound] * samples
     return round(len(todo) * (codes + sound_bytes + 2 * _BYTES_PER_ROW))
+
+
+Measured = Iterator[tuple[int, Heard, pd.DataFrame]]
+
+
+def with_devices(folder: Path, ear: Backend, measured: Measured) -> Measured:
+    """Yield measured batches. Before, write how much the devices differ that they were generated on, if they do."""
+    written: Mapping[str, float] = {}
+    for one in measured:
+        if ear.differences != written:
+            written = dict(ear.differences)
+            put(folder / DEVICES, sealed_json({"format": "audiolens.devices.1", **devices_of(folder), **written}))
+        yield one
+
+
+def devices_of(folder: Path) -> dict[str, float]:
+    """Return what `with_devices` wrote: the share of unequal codes by device. It is empty if all devices were alike.
+
+    Raises:
+        DamagedError: if the file is damaged.
+    """
+    try:
+        found = read_json(folder / DEVICES)
+    except FileNotFoundError:
+        return {}
+    return {name: float(share) for name, share in found.items() if isinstance(share, float)}
 
 
 def _file(audio: np.ndarray, sample_rate: int, sound: SoundFormat) -> bytes:

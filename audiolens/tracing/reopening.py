@@ -8,6 +8,7 @@ import copy
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,18 @@ def packed(lens: Any, opening: Opening | None) -> tuple[Callable[..., Any], tupl
         )
     device = None if opening.device_map is not None else str(lens.device)
     return _reopened, (type(lens), opening, lens.name, device, _attention(lens.model), content_hash(lens.model))
+
+
+def elsewhere(lens: Any) -> Callable[[], Any]:
+    """Return a function that another machine can unpickle and call to open the same model there.
+
+    Unlike a pickled lens, it names the kind of device only, because devices are numbered per machine or per worker.
+
+    Raises:
+        InputError: as in `packed`.
+    """
+    function, (cls, opening, name, device, *others) = packed(lens, lens._opening)
+    return partial(function, cls, opening, name, None if device is None else device.partition(":")[0], *others)
 
 
 def opened_by_name(lens: Portable) -> bool:

@@ -11,6 +11,7 @@ import torch
 
 import audiolens as al
 from analysis import Resampling, harvest, patching, pooling, statistics, sweep
+from analysis.distributed import Ray
 from audiolens.compatibility import Hook
 from hostile.drive.world import PROMPTS, RATE, World
 
@@ -51,6 +52,7 @@ INSTANCES: dict[str, Callable[[World], Any]] = {
     "analysis.attribution.AttributionResult": lambda w: w.attributed,
     "analysis.attribution.DirectResult": lambda w: w.direct,
     "analysis.attribution.Scores": lambda w: next(iter(w.attributed.sites.values())),
+    "analysis.distributed.Ray": lambda w: Ray("local", workers=1),
     "analysis.layer_attribution.LayerEvidence": lambda w: w.gathered.evidence[0],
     "analysis.layer_attribution.LayerAttribution": lambda w: w.gathered,
     "analysis.logit_lens.Audible": lambda w: w.audible,

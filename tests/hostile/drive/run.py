@@ -144,7 +144,8 @@ def slow(name: Name) -> bool:
 
 
 AT_HAND = {
-    "analysis.Resampling", "analysis.patching.LogLikelihood", "analysis.patching.Pairs", "analysis.patching.Sound",
+    "analysis.Resampling", "analysis.distributed.Ray", "analysis.patching.LogLikelihood", "analysis.patching.Pairs",
+    "analysis.patching.Sound",
     "analysis.probing.Dataset", "analysis.study.Settings", "analysis.sweep.Condition", "audiolens.Ablate",
     "audiolens.ActivationCache", "audiolens.Add", "audiolens.Apply", "audiolens.AudioLens", "audiolens.Clamp",
     "audiolens.Directions", "audiolens.Reading", "audiolens.Replace", "audiolens.Sampling", "audiolens.Scale",

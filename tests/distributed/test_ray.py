@@ -1,0 +1,108 @@
+"""A sweep on a Ray cluster writes the bytes of a sweep in one process, whichever workers are killed meanwhile."""
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_runs import MAKING, conditions, played
+from stops import assert_same
+
+import audiolens as al
+from analysis.distributed import Ray
+from analysis.distributed.cluster import Cluster
+from analysis.distributed.connection import started
+from analysis.distributed.opening import backend_of
+from analysis.distributed.ray_backend import RayListener
+from audiolens.errors import ActivationOverflow, AudioLensWarning, InputError
+
+ray = pytest.importorskip("ray")
+
+
+@pytest.fixture(scope="module")
+def ear(lens: Any) -> Iterator[RayListener]:
+    """Two workers and one that measures, on a cluster of this machine."""
+    # The workers cannot import this file.
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    started(3, include_dashboard=False)
+    try:
+        with backend_of(lens, MAKING["measures"], ray=Ray(workers=2, listeners=1)) as found:
+            yield found
+    finally:
+        ray.shutdown()
+
+
+def test_the_bytes_are_those_of_one_process_although_a_worker_is_killed(
+    lens: Any, ear: RayListener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[int] = []
+    submit = RayListener.submit
+
+    def killing(own: RayListener, work: Any, number: int, wanted: Any) -> Any:
+        if len(begun) == 3:
+            os.kill(next(iter(own.cluster.ready.values())).process, signal.SIGKILL)
+        begun.append(number)
+        return submit(own, work, number, wanted)
+
+    monkeypatch.setattr(RayListener, "submit", killing)
+    played(lens, tmp_path / "ray", batch_size=2, listener=ear)
+    played(lens, tmp_path / "alone", batch_size=2)
+    assert_same(tmp_path / "ray", tmp_path / "alone")
+    # What is finished is not begun again.
+    assert begun == list(range(8))
+    (tmp_path / "ray" / "batches" / "00005.parquet").unlink()
+    (tmp_path / "ray" / "clips.parquet").unlink()
+    played(lens, tmp_path / "ray", batch_size=2, listener=ear)
+    assert_same(tmp_path / "ray", tmp_path / "alone")
+    assert begun == [*range(8), 5]
+
+
+def nan_once(lens: Any, file: str, number: int) -> int:
+    try:
+        Path(file).touch(exist_ok=False)
+    except FileExistsError:
+        return number
+    raise ActivationOverflow("NaN at a broken device")
+
+
+def nan(lens: Any, file: str) -> None:
+    with open(file, "a") as tries:
+        tries.write("again ")
+    raise ActivationOverflow(f"NaN in {lens.name}")
+
+
+def test_a_worker_that_returns_nan_is_asked_again_elsewhere(lens: Any, ear: RayListener, tmp_path: Path) -> None:
+    work = ear.cluster.put(str(tmp_path / "tries"))
+    call = ear.cluster.submit(nan_once, work, 7)
+    with pytest.warns(AudioLensWarning, match="its batch was made again .NaN at a broken device"):
+        assert call.result() == 7
+    call = ear.cluster.submit(nan, work)
+    with pytest.raises(ActivationOverflow, match=f"^NaN in {lens.name}$"):
+        call.result()
+    assert (tmp_path / "tries").read_text() == "again again "
+
+
+def test_devices_that_differ_are_compared_and_stated(
+    lens: Any, ear: RayListener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker, place = [*ear.cluster.ready.items()][-1]
+    monkeypatch.setitem(ear.cluster._ready, worker, replace(place, device="another"))
+    todo = conditions(lens.config.d_model)[:2]
+    with pytest.warns(AudioLensWarning, match="Of the codes of 4 clips, 0.00% on another differ from those on cpu"):
+        found = played(lens, tmp_path / "sweep", conditions=todo, listener=ear)
+    assert found.settings["devices"] == {"another": 0.0}
+
+
+def test_a_cluster_without_room_and_a_model_in_memory_are_refused(lens: Any, ear: RayListener) -> None:
+    with pytest.raises(InputError, match=r"workers=9: the Ray cluster .* has room for 3.*3 CPUs and 0 GPUs on 1 machi"):
+        Cluster(lens, Ray(workers=9))
+    with pytest.raises(InputError, match="was given in memory"):
+        Cluster(al.AudioLens(lens.model, lens.tokenizer), Ray())
+    with pytest.raises(InputError, match="this process is already connected to Ray at"):
+        Cluster(lens, Ray("192.0.2.1:6379"))
+    with pytest.raises(InputError, match="gpus_per_worker=1: the model is on 'cpu' here"):
+        Cluster(lens, Ray(gpus_per_worker=1))
