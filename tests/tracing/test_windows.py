@@ -134,9 +134,7 @@ def test_lengths_that_do_not_fit_are_refused(lens: Any, codes: torch.Tensor, mon
 
 
 def test_the_command_generates_clips_of_minutes_in_windows(run: Any, checkpoint: Any) -> None:
-    code, out, err = run(
-        "generate", "jazz song", "--model", checkpoint, "--seconds", 1, "--window", 0.6, "-o", "long"
-    )
+    code, out, err = run("generate", "jazz song", "--model", checkpoint, "--seconds", 1, "--window", 0.6, "-o", "long")
     assert (code, err) == (0, "")
     assert out.count(".wav") == 1
     code, _, err = run("generate", "jazz", "--model", checkpoint, "--seconds", 60, "-o", "short")
