@@ -147,7 +147,7 @@ class _Clips:
             self.watch.check(scores, step)
             if self.forbid is not None:
                 scores = self.forbid.among(scores, self.layout.branches)
-            drawn = self.sampler.merged(scores, guided=self.layout.branches > 1).argmax(-1)
+            drawn = self.sampler.merged(scores, self.layout.branches > 1, step).argmax(-1)
             column = columns[..., step + 1]
             columns[..., step + 1] = torch.where(column < 0, drawn.view_as(column), column)
             start = step + 1
