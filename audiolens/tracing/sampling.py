@@ -154,8 +154,8 @@ def _least_of(scores: Float[Tensor, "sequence vocab"], top_k: int) -> Float[Tens
 def sampling_arguments(
     seeds: Sequence[int] | None, traced: TracedModel, sampling: Sampling, steps: int, origin: int = 0
 ) -> dict[str, Any]:
-    """Return `generate`'s arguments for guidance, and for sampling `steps` steps of clips from step `origin` on with the
-    noise of each row's seed.
+    """Return `generate`'s arguments for guidance, and for sampling `steps` steps of clips, from their step `origin` on,
+    with the noise of each row's seed.
 
     If `seeds` is `None`, transformers' own sampler draws the codes.
     """
