@@ -43,7 +43,8 @@ class RowNoise:
         return noise[step - self._first]
 
     def _computed(self, first: int, device: torch.device) -> Float[Tensor, "step row codebook vocab"]:
-        self.seeds = self.seeds.to(device)
+        if self.seeds.device != device:
+            self.seeds = self.seeds.to(device)
         most = _AT_ONCE_ON_CPU if device.type == "cpu" else _AT_ONCE
         of_row = self.vocab_size * -(-self.n_codebooks // _WORDS)
         length = max(1, min(most // (of_row * len(self.seeds)), self.steps - first))
