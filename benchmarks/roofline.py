@@ -12,20 +12,22 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
 from pages import renewed
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerActivity, profile, record_function
 from tqdm.auto import tqdm
 from tracing import random_lens
 
 import audiolens as al
 from audiolens import AudioLens
 from audiolens.prompts import load
+from audiolens.tracing.noise import NOISE, RowNoise
 
 PAGE = Path(__file__).parents[1] / "docs" / "speed.md"
 ROWS = (1, 8, 32, 64)
@@ -34,7 +36,6 @@ GUIDANCE = 3.0
 PARTS = {
     "matrix products": ("aten::mm", "aten::addmm", "aten::bmm"),
     "attention": ("aten::_scaled_dot_product_flash_attention_for_cpu", "aten::_scaled_dot_product_attention_math"),
-    "noise": ("aten::exponential_", "aten::log"),
     "choosing codes": ("aten::kthvalue", "aten::topk", "aten::argmax", "aten::masked_fill_"),
     "activation and norms": ("aten::gelu", "aten::native_layer_norm"),
     "copies": ("aten::copy_", "aten::cat"),
@@ -134,13 +135,31 @@ def shares(lens: AudioLens, prompts: Sequence[Any], rows: int, seconds: float) -
     chosen = [prompts[row % len(prompts)] for row in range(rows)]
     given: dict[str, Any] = {"seeds": list(range(rows)), "decode": False, "engine": "fast"}
     lens.generate(chosen, 0.4, **given)
-    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+    with profile(activities=[ProfilerActivity.CPU]) as profiled, noise_named():
         start = time.process_time()
         lens.generate(chosen, seconds, **given)
         whole = time.process_time() - start
-    own = {event.key: event.self_cpu_time_total / 1e6 for event in profiled.key_averages()}
+    events = profiled.key_averages()
+    own = {event.key: event.self_cpu_time_total / 1e6 for event in events}
     found = {part: sum(own.get(key, 0.0) for key in keys) / whole for part, keys in PARTS.items()}
+    found["noise"] = sum(event.cpu_time_total for event in events if event.key == NOISE) / 1e6 / whole
     return {**found, "the rest": 1 - sum(found.values())}
+
+
+@contextmanager
+def noise_named() -> Iterator[None]:
+    """Show the computation of noise as one entry of a profile."""
+    computed = RowNoise._computed
+
+    def named(self: RowNoise, *given: Any) -> Any:
+        with record_function(NOISE):
+            return computed(self, *given)
+
+    RowNoise._computed = named
+    try:
+        yield
+    finally:
+        RowNoise._computed = computed
 
 
 def flips(lens: AudioLens, prompts: Sequence[Any], seconds: float, clips: int) -> dict[str, int]:

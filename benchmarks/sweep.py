@@ -26,7 +26,7 @@ from analysis.sweep.factorial import Factors, conditions
 from analysis.workers import share_cores
 from audiolens import AudioLens, difference_in_means
 from audiolens.prompts import load
-from audiolens.tracing.sampling import RowStreams
+from audiolens.tracing.noise import RowNoise
 
 AIM = 3.0
 
@@ -48,7 +48,7 @@ def main(
     todo, clips = swept(lens, strengths, prompts, seeds, poles)
     typer.echo(f"{len(todo)} strengths x {len(clips)} clips of {seconds:g} s, {torch.get_num_threads()} thread(s)")
     checked = same_noise(lens, todo, clips, min(1.0, seconds), batch_size)
-    typer.echo(f"noise: {checked['streams']} streams of {checked['draws']} draws each, all equal on both sides")
+    typer.echo(f"noise: {checked['rows']} rows of {checked['draws']} steps each, all equal on both sides")
     rates: dict[int, list[float]] = {batch_size: [], 1: []}
     played: dict[int, sweep.SweepResult] = {}
     with Listener(lens, ("tempo_ioi", "brightness")) as ear:
@@ -89,44 +89,44 @@ def swept(lens: AudioLens, strengths: int, prompts: int, seeds: int, poles: int)
 
 
 def same_noise(lens: AudioLens, todo: Any, clips: Any, seconds: float, batch_size: int) -> dict[str, int]:
-    """Generate everything in full batches and one clip at a time, and check that each seed has one noise stream."""
+    """Generate everything in full batches and one clip at a time, and check that each seed has the same noise."""
     sides = []
     for size in (batch_size, 1):
-        with recorded() as streams:
+        with recorded() as rows:
             sweep.play(lens, todo, clips, seconds=seconds, batch_size=size, measures=("loudness",), n_jobs=0)
-        sides.append(streams)
+        sides.append(rows)
     packed, single = ({seed: set(found) for seed, found in side.items()} for side in sides)
     counts = [sum(map(len, side.values())) for side in sides]
     if packed != single or any(len(found) > 1 for found in packed.values()) or len(set(counts)) > 1:
         raise RuntimeError(f"the noise depends on the batch: {packed} in full batches, {single} one at a time")
     draws = {count for found in packed.values() for _, count in found}
-    return {"streams": counts[0], "draws": draws.pop(), "seeds": len(packed)}
+    return {"rows": counts[0], "draws": draws.pop(), "seeds": len(packed)}
 
 
 @contextmanager
 def recorded() -> Iterator[dict[int, list[tuple[str, int]]]]:
-    """Record, during the block: seed -> digest and number of draws of each row sampled with it."""
+    """Record, during the block: seed -> digest and number of steps of the noise of each row sampled with it."""
     found: dict[int, list[tuple[str, int]]] = {}
     rows: list[tuple[int, Any, list[int]]] = []
-    begin, draw = RowStreams.__init__, RowStreams.draw
+    begin, at = RowNoise.__init__, RowNoise.at
 
     def begun(self: Any, seeds: Any, *sizes: int) -> None:
         begin(self, seeds, *sizes)
         self.rows = [(int(seed), hashlib.sha256(), [0]) for seed in seeds]
         rows.extend(self.rows)
 
-    def drawn(self: Any) -> Any:
-        noise = draw(self)
+    def drawn(self: Any, step: int, device: Any) -> Any:
+        noise = at(self, step, device)
         for (_, digest, count), row in zip(self.rows, noise, strict=True):
-            digest.update(row.numpy().tobytes())
+            digest.update(row.cpu().numpy().tobytes())
             count[0] += 1
         return noise
 
-    RowStreams.__init__, RowStreams.draw = begun, drawn
+    RowNoise.__init__, RowNoise.at = begun, drawn
     try:
         yield found
     finally:
-        RowStreams.__init__, RowStreams.draw = begin, draw
+        RowNoise.__init__, RowNoise.at = begin, at
         for seed, digest, count in rows:
             found.setdefault(seed, []).append((digest.hexdigest(), count[0]))
 

@@ -26,6 +26,7 @@ from audiolens.model.timeline import Span, checked_span, clip_timeline, codes_ti
 from audiolens.model.weight_hash import content_hash
 from audiolens.sound.codec import checked_codes
 from audiolens.tracing.batching import whole_batch_size
+from audiolens.tracing.noise import NOISE
 from audiolens.tracing.recording import Reading, Recorder
 from audiolens.tracing.sampling import Sampling
 
@@ -191,6 +192,7 @@ class Prepared:
             "temperature": sampling.temperature,
             "top_k": sampling.top_k,
             "engine": self.engine,
+            "noise": NOISE,
         }
         facts = {
             "format": HARVEST.format,

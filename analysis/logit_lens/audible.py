@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from analysis.figures.canvas import drawable
@@ -23,7 +23,8 @@ from audiolens.lens import AudioLens
 from audiolens.model.timeline import Real
 from audiolens.model.tokens import named_once
 from audiolens.tracing.generation import Generation
-from audiolens.tracing.sampling import RowStreams, checked_seeds, checked_settings
+from audiolens.tracing.noise import RowNoise
+from audiolens.tracing.sampling import checked_seeds, checked_settings
 
 
 @guarded
@@ -120,22 +121,21 @@ def listen(
     codes, listed, chosen = checked(lens, prompts, codes, layers, last=layers is None)
     streams = checked_seeds(seeds, len(listed))
     checked_settings(1.0, temperature, top_k)
-    noise = None
-    if streams is not None and temperature > 0:
-        source = RowStreams(streams, lens.config.n_codebooks, lens.config.vocab_size)
-        noise = torch.stack([source.draw() for _ in range(codes.shape[-1])], dim=2).log()
     made: dict[int, list[Tensor]] = {layer: [] for layer in chosen}
     first = 0
     for cache in lens.iter_cache(listed, codes, layers=chosen, batch_size=batch_size, progress=False):
         rows = slice(first, first + len(cache.prompts))
         first = rows.stop
+        noise = None
+        if streams is not None and temperature > 0:
+            noise = _noise(lens, streams[rows], codes.shape[-1])
         for layer in chosen:
             scores = log_probabilities(lens, cache, layer, codes, rows)
             if noise is not None:
                 scores = scores / temperature
                 if top_k and top_k < scores.shape[-1]:
                     scores = scores.masked_fill(scores < scores.topk(top_k).values[..., -1:], -torch.inf)
-                scores = scores - noise[rows].to(scores)
+                scores = scores + noise.to(scores)
             made[layer].append(scores.argmax(-1))
 
     def clips(of: Tensor, layer: int | None) -> Generation:
@@ -152,6 +152,11 @@ def listen(
         )
 
     return Audible({layer: clips(torch.cat(parts), layer) for layer, parts in made.items()}, clips(codes, None))
+
+
+def _noise(lens: AudioLens, seeds: Sequence[int], frames: int) -> Float[Tensor, "row codebook frame vocab"]:
+    noise = RowNoise(seeds, lens.config.n_codebooks, lens.config.vocab_size, frames)
+    return torch.stack([noise.at(frame, lens.device) for frame in range(frames)], dim=2)
 
 
 def _sound(clips: Generation) -> np.ndarray:

@@ -36,6 +36,7 @@ had its default (see `completed`).
 """
 _BEFORE = (
     ("format", "it has format {there}, but this version writes {here}"),
+    ("noise", "its clips were drawn with other random numbers, by another version of audiolens"),
     ("versions.*", "it was begun with {name} {there}, but this one has {here}"),
     ("settings.*", "it was begun with {name} {there}, but this one has {here}"),
     ("model.weights", "it was begun with other weights ({begun[model][name]!r}; this is {facts[model][name]!r})"),
@@ -66,6 +67,7 @@ SWEEP = Kind(
     unsealed="audiolens.sweep.1",
     shape={
         "format": str,
+        "noise?": str,
         "versions": {str: str},
         "model": {"name": str, "weights": str, "device": str, "attention": str, "threads": int},
         "settings": {"measures": [str], "also": [str]},
@@ -89,14 +91,19 @@ def used_engine(facts: Mapping[str, Any]) -> Used:
 def facts_of(
     lens: AudioLens, conditions: Sequence[Condition], settings: Mapping[str, Any], engine: str, **others: Any
 ) -> dict[str, Any]:
-    """Return all versions, weights, settings and condition hashes that a sweep's rows depend on, as plain values."""
+    """Return all versions, weights, settings and condition hashes that a sweep's rows depend on, as plain values.
+
+    `noise` names the random numbers. Plans of earlier versions lack it, because their clips were drawn with others.
+    """
     import torch
 
     from audiolens.model import provenance
     from audiolens.model.weight_hash import content_hash
+    from audiolens.tracing.noise import NOISE
 
     return {
         "format": SWEEP.format,
+        "noise": NOISE,
         "versions": {
             **provenance.versions(),
             **{name: metadata.version(name) for name in ("librosa", "numpy", "scipy")},

@@ -18,6 +18,7 @@ from audiolens.model import provenance
 from audiolens.model.provenance import Provenance
 from audiolens.model.tokens import named_once
 from audiolens.model.weight_hash import weights_hash
+from audiolens.tracing.noise import NOISE
 
 
 @guarded
@@ -140,6 +141,7 @@ def _meta(lens: AudioLens, reader: PoleReader, label: str) -> Provenance:
         seconds=float(reader.seconds) if reader.plays else None,
         seeds=reader.played_seeds,
         neutral=provenance.prompts_hash(reader.neutral) if reader.neutral else "",
+        noise=NOISE if reader.plays else "",
         n_prompts=(len(reader.positive), len(reader.negative)),
         prompts=provenance.prompts_hash(reader.positive, reader.negative),
         label=label,

@@ -33,8 +33,8 @@ UNSEALED = "audiolens.directions.1"
 SHAPE = {
     "model": str, "weights": str, "n_layers": int, "site?": str, "position?": (str, [float, float]), "branch?": str,
     "guidance_scale?": float, "source?": str, "seconds?": (float, None), "estimator?": str, "n_prompts?": [int, int],
-    "prompts?": str, "prefix?": bool, "seeds?": [int], "neutral?": str, "label?": str, "revision?": (str, None),
-    "versions?": {str: str},
+    "prompts?": str, "prefix?": bool, "seeds?": [int], "neutral?": str, "noise?": str, "label?": str,
+    "revision?": (str, None), "versions?": {str: str},
 }  # fmt: skip
 """The shape of a `Provenance` as JSON."""
 
@@ -73,6 +73,8 @@ class Provenance:
         prefix: whether the mean includes the conditioning before step 0 (MusicGen Melody).
         seeds: the seeds of the generated clips, one per prompt of a pole or one per shared clip.
         neutral: the hash of the prompts of the shared clips, or an empty string if there are no shared clips.
+        noise: the name of the random numbers with which the clips were drawn, or an empty string if no clips were
+            generated or if an earlier version generated them.
         label: the name of the direction, and the operations applied to it ("tempo", "-tempo", "tempo + timbre").
         versions: the versions of the packages with which the direction was read.
     """
@@ -92,6 +94,7 @@ class Provenance:
     prefix: bool = False
     seeds: tuple[int, ...] = ()
     neutral: str = ""
+    noise: str = ""
     label: str = ""
     revision: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict)

@@ -164,8 +164,7 @@ def of_branch(values: Tensor, halves: tuple[Half, ...], branch: str) -> Tensor:
     """Select one branch from values "branch ...", or both with the conditional branch first."""
     if branch != "both":
         return values[halves.index(branch)]
-    order = sorted(range(len(halves)), key=lambda index: halves[index])
-    return values if order == list(range(len(halves))) else values[order]
+    return values if list(halves) == sorted(halves) else values.flip(0)
 
 
 class RowBatcher(Batcher):

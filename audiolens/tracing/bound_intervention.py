@@ -43,7 +43,6 @@ class BoundIntervention:
         self.start, self.stop = self._span(timeline)
         # Shorter prefixes are left-padded to the longest, so their first keys are skipped.
         self.unkeyed = timeline.prefix - layout.prefix
-        self.branches = layout.branches
         extra = len(form.features(config))
         rows = checked_rows(intervention.rows, layout.total)
         affected = torch.zeros(layout.total, dtype=torch.bool, device="cpu")
@@ -51,8 +50,12 @@ class BoundIntervention:
         strength = torch.as_tensor(intervention.strength, device="cpu")
         per_row = self._spread(strength, rows, layout.total, "strength")
         active = layout.of(affected & (per_row != 0)) & layout.branch(intervention.branch)
-        self.active = active
         self.everything, self.anything = bool(active.all()), bool(active.any())
+        of_branches = active.unflatten(0, (layout.branches, -1)).sum(1).tolist()
+        self.called_rows = [part.to(device) for part in active.nonzero().flatten().split(of_branches) if len(part)]
+        """The affected batch rows of each branch, for which a function of the user is called separately."""
+        change = type(intervention).change
+        self.runs_users_code = intervention.called is not None or not change.__module__.startswith("audiolens.")
         self.mask = active.reshape(-1, *[1] * (extra + 1)).to(device)
         if intervention.heads is not None:
             self.mask = self.mask & self._heads(intervention.heads, config).to(device)
@@ -82,6 +85,12 @@ class BoundIntervention:
                     f"{self.site}: {held} {unit}s in {name}, but the span has {length}: give one value for every "
                     f"{unit}, or a shorter span."
                 )
+
+    @property
+    def is_steady(self) -> bool:
+        """Whether the intervention does the same at every step of its span, with values of the same shape."""
+        timed = self.form.timed and bool(self.sequences)
+        return not (self.runs_users_code or timed or self.form.square or self.schedule is not None)
 
     def touches(self, start: int, length: int) -> bool:
         """Whether the intervention changes a forward pass over these steps. At sites without steps, it changes all."""
@@ -121,11 +130,8 @@ class BoundIntervention:
 
     def _called(self, window: Tensor, function: Callable[[Tensor], Tensor | None]) -> Tensor:
         changed = window
-        for half in range(self.branches):
-            size = len(self.active) // self.branches
-            index = half * size + self.active[half * size : (half + 1) * size].nonzero().flatten().to(window.device)
-            if not len(index):
-                continue
+        for rows in self.called_rows:
+            index = rows.to(window.device)
             mine = self.form.turned(window.index_select(0, index))
             theirs = function(mine)
             if theirs is None:

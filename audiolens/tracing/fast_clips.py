@@ -21,12 +21,14 @@ from audiolens.model.hooks import acting_hooks
 from audiolens.model.plain_decoder import Attended, PlainDecoder, computed
 from audiolens.model.timeline import Timeline, delay, undelay
 from audiolens.model.traced_model import TracedModel
+from audiolens.tracing import static_step
 from audiolens.tracing.fast_sites import FastSites
 from audiolens.tracing.model_calls import device_of
 from audiolens.tracing.nnsight_source import Model, has_own_forward, only
 from audiolens.tracing.overflow import Watch
 from audiolens.tracing.plan import Run
 from audiolens.tracing.sampling import Forbid, RowSampler
+from audiolens.tracing.static_step import StaticSteps
 
 
 def refusal(traced: TracedModel) -> str | None:
@@ -80,12 +82,20 @@ class StepMemory:
     def __init__(self, decoder: PlainDecoder, rows: int, positions: int, like: Tensor) -> None:
         config = decoder.config
         shape = (rows, config.n_heads, positions, config.d_head)
-        self.keys = [like.new_empty(shape) for _ in decoder.blocks]
-        self.values = [like.new_empty(shape) for _ in decoder.blocks]
+        # Static steps attend to positions that are not filled yet, with a weight of 0, and 0 x NaN would be NaN.
+        self.keys = [like.new_zeros(shape) for _ in decoder.blocks]
+        self.values = [like.new_zeros(shape) for _ in decoder.blocks]
         self.texts: list[Attended] = []
         self.position = 0
+        self.static: tuple[Int[Tensor, "1"], Bool[Tensor, "1 1 1 key"]] | None = None
+        """In a static step: its position, and the keys that it sees."""
 
     def extended(self, layer: int, key: Tensor, value: Tensor) -> Attended:
+        if self.static is not None:
+            position, seen = self.static
+            self.keys[layer].index_copy_(2, position, key.transpose(1, 2))
+            self.values[layer].index_copy_(2, position, value.transpose(1, 2))
+            return Attended(self.keys[layer], self.values[layer], seen)
         start, end = self.position, self.position + key.shape[1]
         keys, values = self.keys[layer], self.values[layer]
         keys[:, :, start:end] = key.transpose(1, 2)
@@ -125,6 +135,8 @@ class _Clips:
         self.layout, self.rows = run.layout, len(run.layout.rows)
         self.config, self.decoder, self.sites = traced.config, PlainDecoder(traced), FastSites(run)
         self.watch = run.watch or Watch(run.layout, timeline.frame_rate, origin=run.origin)
+        users = any(edit.runs_users_code for point in run.points for edit in point.edits)
+        self.unread = 1 if users else UNREAD
         self.forbid = Forbid() if run.forbids else None
         self.prefix: Tensor | None = inputs.get("encoder_hidden_states")
         self.positions = position_embeddings(traced, run.layout.prefix + timeline.steps)
@@ -132,6 +144,13 @@ class _Clips:
         self.memory = StepMemory(self.decoder, batch, len(self.positions), self.positions)
         if self.decoder.crosses:
             self._read_text(traced, inputs)
+            self.watch.look()
+        self.static: StaticSteps | None = None
+        if traced.device.type in static_step.DEVICES and static_step.is_steady(run, _called_modules(traced)):
+            shape = self.rows, self.config.n_codebooks, 1
+            self.static = StaticSteps(self._static_pass, run, self.watch, shape, self.positions.device)
+        # A step is repeated if it overflows, but functions of the user must run once, and not on infinite values.
+        self.watch.deferred = not users
 
     def codes(self, given: Int[Tensor, "row codebook start"] | None) -> Int[Tensor, "row codebook frame"]:
         timeline, device = self.timeline, self.positions.device
@@ -141,30 +160,75 @@ class _Clips:
             frames[..., :first] = given
         # Column s + 1 is predicted at step s. A code of -1 is still to be drawn.
         columns = delay(frames, timeline.delays, self.config.pad_code)
-        start = 0
-        for step in range(first, timeline.steps):
-            scores = self._pass(columns[..., start : step + 1], start)
-            self.watch.check(scores, step)
-            if self.forbid is not None:
-                scores = self.forbid.among(scores, self.layout.branches)
-            drawn = self.sampler.merged(scores, guided=self.layout.branches > 1).argmax(-1)
-            column = columns[..., step + 1]
-            columns[..., step + 1] = torch.where(column < 0, drawn.view_as(column), column)
-            start = step + 1
+        for begin in range(first, timeline.steps, self.unread):
+            for step in range(begin, min(begin + self.unread, timeline.steps)):
+                self._step(columns, step, step if step > first else 0)
+            for step in self.watch.suspects():
+                self._repeat(columns, step, step if step > first else 0)
         self.sites.finished()
         return undelay(columns, timeline.delays, timeline.frames)
 
+    def _step(self, columns: Int[Tensor, "row codebook column"], step: int, start: int) -> None:
+        """Draw the codes of one column, after a pass over the steps from `start` on.
+
+        Unless a function of the user runs, the host neither waits for the device here nor copies anything to it.
+        """
+        if self.static is not None and start > 0:
+            self.sites.start, self.sites.length = step, 1
+            scores = self.static(columns[..., step : step + 1], step, step + self.layout.prefix)
+        else:
+            scores = self._pass(columns[..., start : step + 1], start)
+        if self.watch.deferred:
+            self.watch.note(scores, step)
+        else:
+            self.watch.check(scores, step)
+        if self.forbid is not None:
+            scores = self.forbid.among(scores, self.layout.branches)
+        drawn = self.sampler.merged(scores, self.layout.branches > 1, step).argmax(-1)
+        column = columns[..., step + 1]
+        columns[..., step + 1] = torch.where(column < 0, drawn.view_as(column), column)
+
+    def _repeat(self, columns: Int[Tensor, "row codebook column"], step: int, start: int) -> None:
+        """Repeat the pass of a step in which a value seems to be infinite or NaN, and raise an error that names it.
+
+        Earlier steps are intact, and so are their keys and values.
+        """
+        self.watch.deferred = False
+        self.watch.check(self._pass(columns[..., start : step + 1], start), step)
+        self.watch.deferred = True
+
     def _pass(self, columns: Int[Tensor, "row codebook step"], start: int) -> Float[Tensor, "branch_sequence vocab"]:
         """Run the decoder over some steps, and return the logits of the last one in transformers' layout."""
+        length, prefix = columns.shape[-1], None
+        if start == 0 and self.prefix is not None:
+            start, length, prefix = -self.layout.prefix, self.layout.prefix + length, self.prefix
+        self.sites.start, self.sites.length = start, length
+        self.memory.position = position = start + self.layout.prefix
+        return self._logits(columns, self.positions[position : position + length], prefix)
+
+    def _static_pass(
+        self, column: Int[Tensor, "row codebook 1"], position: Int[Tensor, "1"]
+    ) -> Float[Tensor, "branch_sequence vocab"]:
+        """Run the decoder over one step, with tensors whose shapes do not depend on the step."""
+        keys = torch.arange(len(self.positions), device=position.device)
+        self.memory.static = position, (keys <= position)[None, None, None]
+        try:
+            return self._logits(column, self.positions.index_select(0, position))
+        finally:
+            self.memory.static = None
+
+    def _logits(
+        self,
+        columns: Int[Tensor, "row codebook step"],
+        positions: Float[Tensor, "position d_model"],
+        prefix: Float[Tensor, "batch before d_model"] | None = None,
+    ) -> Float[Tensor, "branch_sequence vocab"]:
         stream = self.decoder.embedded(columns).repeat(self.layout.branches, 1, 1)
         sites, memory, hooks = self.sites, self.memory, self.sites.hooks(None)
-        if start == 0 and self.prefix is not None:
-            stream, start = torch.cat([self.prefix, stream], dim=1), -self.layout.prefix
-        length = stream.shape[1]
-        sites.start, sites.length, memory.position = start, length, start + self.layout.prefix
+        if prefix is not None:
+            stream = torch.cat([prefix, stream], dim=1)
         if "hook_embed" in hooks:
             stream = sites.visit("hook_embed", None, stream)
-        positions = self.positions[memory.position : memory.position + length]
         if "hook_pos_embed" in hooks:
             positions = sites.visit("hook_pos_embed", None, positions.expand(len(stream), -1, -1))
         stream = stream + positions
@@ -207,6 +271,8 @@ class _Clips:
             self.memory.texts.append(Attended(key, value, None if seen is None else seen[:rows], rows=rows))
 
 
+UNREAD = 32
+"""The number of steps after which the host asks the device whether a value overflowed."""
 ALIKE = 4
 """The number of rows from which a CPU's matrix product computes a row in the same way however many others there are.
 Smaller batches keep both halves, so that their codes are also those of the exact engine."""

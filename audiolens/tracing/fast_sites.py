@@ -60,8 +60,8 @@ class FastSites:
         if edits:
             value = point.changed(value, edits, self.start)
         if wanted and run.recorder is not None:
-            heads = run.recorder.heads_of(point.site)
-            mine = value if heads is None else value[:, :, list(heads)]
+            heads = run.recorder.head_index(point.site, value.device)
+            mine = value if heads is None else value.index_select(2, heads)
             point.record(run.recorder, mine, self.start, run.layout)
         return value
 
@@ -73,7 +73,7 @@ class FastSites:
             query, key = (one if heads is None else one[:, heads] for one in (attention.query, to.key))
             return rearrange(attention_pattern(query, key, to.mask, scaling, to.causal), "b h q k -> b q h k")
 
-        edited = self._recomputed(hook, layer, pattern)
+        edited = self._recomputed(hook, layer, z, pattern)
         if edited is None:
             return z
         before, after = edited
@@ -90,32 +90,33 @@ class FastSites:
             mine, through = (z, weights) if heads is None else (z[:, :, heads], weights[heads])
             return einsum(mine, through, "b s h d, h d m -> b s h m")
 
-        edited = self._recomputed(hook, layer, result)
+        edited = self._recomputed(hook, layer, z, result)
         if edited is None:
             return out
         (before, after), (_, bias) = edited, parts()
         summed = after.sum(2) if bias is None else after.sum(2) + bias
         return torch.where((after != before).flatten(2).any(-1)[..., None], summed, out)
 
-    def _recomputed(self, hook: str, layer: int, compute: Callable[[Heads], Tensor]) -> tuple[Tensor, Tensor] | None:
+    def _recomputed(
+        self, hook: str, layer: int, like: Tensor, compute: Callable[[Heads], Tensor]
+    ) -> tuple[Tensor, Tensor] | None:
         """Apply the edits at a value "batch step head ..." that the model never stores, and record it.
 
-        `compute` returns the value of some heads (`None`: of all). The result is the value before and after the edits,
-        or `None` if no edit changes this forward pass.
+        `compute` returns the value of some heads (`None`: of all), on the device of `like`. The result is the value
+        before and after the edits, or `None` if no edit changes this forward pass.
         """
         point, recorder = self._point(hook, layer), self.run.recorder
         edits, wanted = point.due(self.start, self.length, recorder)
         if not edits and not wanted:
             return None
-        chosen = recorder.heads_of(point.site) if recorder is not None and wanted else None
-        heads = None if chosen is None else list(chosen)
+        heads = recorder.head_index(point.site, like.device) if recorder is not None and wanted else None
         before = compute(None if edits else heads)
         after = point.changed(before, edits, self.start)
         if wanted and recorder is not None:
-            mine = after[:, :, heads] if edits and heads is not None else after
+            mine = after.index_select(2, heads) if edits and heads is not None else after
             point.record(recorder, mine, self.start, self.run.layout)
         return (before, after) if edits else None
 
 
-Heads = list[int] | None
+Heads = Tensor | None
 _NONE: frozenset[str] = frozenset()

@@ -28,10 +28,10 @@ from audiolens.tracing.engines import Choice, Engine, checked_engine
 from audiolens.tracing.generation import Generation
 from audiolens.tracing.given_sound import clip_start, decode_codes
 from audiolens.tracing.model_calls import alone, random_state
+from audiolens.tracing.noise import NOISE
 from audiolens.tracing.plan import Run, checked_interventions
 from audiolens.tracing.recording import Reading, Recorder
 from audiolens.tracing.sampling import (
-    RowSampler,
     Sampling,
     checked_generation_config,
     checked_seeds,
@@ -138,6 +138,7 @@ def drawn(
             "top_k": sampling.top_k,
             "exact": exact,
             "engine": choice.name,
+            "noise": None if streams is None else NOISE,
             "interventions": [type(intervention).__name__ for intervention in todo],
         },
     )
@@ -187,12 +188,10 @@ class _Batch:
             if recorder is not None:
                 recorder.limit(*window.drawn)
             given = None if made is None else made[..., window.first :]
-            # The noise of a row goes on from window to window.
-            skipped = window.first + window.given - (0 if self.start is None else self.start.shape[-1])
             if engine == "fast":
-                part = self.fast(traced, run, window.timeline, sampling, given, skipped)
+                part = self.fast(traced, run, window.timeline, sampling, given)
             else:
-                part = self.exact(traced, run, window.timeline, sampling, use_cache, given, skipped)
+                part = self.exact(traced, run, window.timeline, sampling, use_cache, given)
             made = part if made is None else torch.cat([made, part[..., window.given :]], dim=-1)
             tell()
         assert made is not None
@@ -206,7 +205,6 @@ class _Batch:
         sampling: Sampling,
         use_cache: bool,
         start: Int[Tensor, "row codebook start"] | None,
-        skipped: int,
     ) -> Int[Tensor, "row codebook frame"]:
         given = {} if start is None else {"decoder_input_ids": start_columns(start, traced.config)}
         return model_calls.generate(
@@ -217,7 +215,7 @@ class _Batch:
             input_ids=self.encoded.ids,
             **given,
             **self.inputs,
-            **_from_step(sampling_arguments(self.seeds, traced, sampling), skipped),
+            **sampling_arguments(self.seeds, traced, sampling, timeline.steps, run.origin),
         )
 
     def fast(
@@ -227,26 +225,10 @@ class _Batch:
         timeline: Timeline,
         sampling: Sampling,
         start: Int[Tensor, "row codebook start"] | None,
-        skipped: int,
     ) -> Int[Tensor, "row codebook frame"]:
         assert self.seeds is not None  # `_unfit` refuses the fast engine otherwise
-        sampler = _skipping(row_sampler(self.seeds, traced, sampling), skipped)
+        sampler = row_sampler(self.seeds, traced, sampling, timeline.steps, run.origin)
         return fast_clips.generate(traced, run, timeline, sampler, self.inputs, start)
-
-
-def _from_step(arguments: dict[str, Any], skipped: int) -> dict[str, Any]:
-    """Return the arguments of `generate`, with the row streams advanced by a number of steps."""
-    for processor in arguments.get("logits_processor", ()):
-        if isinstance(processor, RowSampler):
-            _skipping(processor, skipped)
-    return arguments
-
-
-def _skipping(sampler: RowSampler, skipped: int) -> RowSampler:
-    """Advance the row streams of a sampler by a number of steps, so that a step of a clip always has the same noise."""
-    for _ in range(skipped if sampler.temperature > 0 else 0):
-        sampler.streams.draw()
-    return sampler
 
 
 def _refuse_keys(traced: TracedModel, reading: Reading, interventions: Iterable[Intervention]) -> None:

@@ -2,9 +2,11 @@
 
 A strength too large for the model's number format (or a broken weight) turns activations into infinity or NaN. The
 model would still sample codes from them, and the clip would be meaningless noise. Once per step, before the next code
-is drawn, `Watch` therefore checks the sum of the logits. The check adds no synchronisation, because generation
-synchronises with the device at every step anyway. A forward pass over given codes returns NaN as the bare model does,
-and code that computes a number from logits rejects NaN (`checked_logits`).
+is drawn, `Watch` therefore checks the sum of the logits. Under transformers, which waits for the device at every step
+anyway, this reads one pair of numbers from the device. The fast engine does not wait: it notes one number per step on
+the device (`note`), reads the numbers of many steps at once, and repeats the steps that look wrong (`suspects`) with
+the check above. A forward pass over given codes returns NaN as the bare model does, and code that computes a number
+from logits rejects NaN (`checked_logits`).
 
 An infinite or NaN value in the residual stream makes the logits of its own step NaN, through the final norm. Writes to
 the stream are therefore only stored. If the logits become NaN, the stored writes show where the overflow began. Other
@@ -42,7 +44,8 @@ class Watch(LogitsProcessor):
 
     `replaced` means that some edit overwrites values, so earlier writes can be missing from the stream. `traced` means
     that a trace can write values that this object does not see. Steps of the scores begin `origin` steps after the
-    beginning of the clip; steps of writes count from the beginning of the clip.
+    beginning of the clip; steps of writes count from the beginning of the clip. While `deferred` is set, writes are not
+    stored, and steps are noted instead of checked.
     """
 
     def __init__(
@@ -50,20 +53,29 @@ class Watch(LogitsProcessor):
     ) -> None:
         self.origin = origin
         self.layout, self.frame_rate, self.replaced, self.traced = layout, frame_rate, replaced, traced
-        self.written = False
+        self.written = self.deferred = False
         self.kept: list[tuple[Site | str, int, Tensor]] = []
         """The writes in order: whole values where the logits would reveal an overflow, and elsewhere sums over features
         "batch step"."""
         self.edited_from: int | None = None
+        self.unseen: Tensor | None = None
+        """The sum of the current step's writes that the logits might not reveal."""
+        self._noted: list[tuple[int, Tensor]] = []
 
     def wrote(self, site: Site, value: Float[Tensor, "batch step ..."], start: int, edited_from: int = 0) -> None:
         """Record a value after its edits; `start` is its first step, and `edited_from` is the first edited step."""
         # This is called at every site and step, so names and final sums are computed only when needed.
         self.written = True
+        revealed = value.shape[1] == 1 and site.hook in STREAM and not self.replaced
+        if self.deferred:
+            if not revealed and site.hook != LOGITS:
+                total = value.sum(dtype=torch.float32)
+                self.unseen = total if self.unseen is None else self.unseen + total
+            return
         first = start if start > edited_from else edited_from
         if self.edited_from is None or first < self.edited_from:
             self.edited_from = first
-        if value.shape[1] == 1 and site.hook in STREAM and not self.replaced:
+        if revealed:
             self.kept.append((site, start, value))
         elif site.hook != LOGITS:
             self.kept.append((site, start, _summed(value)))
@@ -83,6 +95,19 @@ class Watch(LogitsProcessor):
         if self.look(scores[:, None], step + self.origin) == -math.inf:
             self._refuse_all_forbidden(scores, step + self.origin)
 
+    def note(self, scores: Float[Tensor, "branch_sequence vocab"], step: int) -> None:
+        """Note the scores of a step and the writes before them, without reading a number from the device."""
+        # A maximum is infinite or NaN if a logit is, and -inf if all codes of a codebook are forbidden.
+        number = scores.amax(-1).sum()
+        self._noted.append((step, number if self.unseen is None else number + self.unseen))
+        self.unseen = None
+
+    def suspects(self) -> list[int]:
+        """Return the noted steps in which a value might be infinite or NaN, and forget all noted steps."""
+        noted, self._noted = self._noted, []
+        numbers = torch.stack([number for _, number in noted]).tolist() if noted else []
+        return [step for (step, _), number in zip(noted, numbers, strict=True) if not math.isfinite(number)]
+
     def look(self, logits: Float[Tensor, "sequence step vocab"] | None = None, start: int = 0) -> float:
         """Stop the run if the logits, or any values written since the last check, are infinite or NaN.
 
@@ -94,14 +119,16 @@ class Watch(LogitsProcessor):
         """
         kept, edited_from = self.kept, self.edited_from
         self.kept, self.edited_from = [], None
-        totals = [value.sum() for _, _, value in kept if value.ndim == 2]
-        # The total is not finite if any summed value is not finite. If only the total overflows, the detailed check
-        # below finds nothing.
-        finite = not totals or math.isfinite(torch.stack([one.to(totals[0].device) for one in totals]).sum().item())
+        parts = [value.sum(dtype=torch.float32) for _, _, value in kept if value.ndim == 2]
+        if logits is not None:
+            parts.append(logits.sum(dtype=torch.float32))
+        # One copy from the device. A sum is not finite if any summed value is not finite. If only a sum overflows, the
+        # detailed check below finds nothing.
+        sums = torch.stack([one.to(parts[-1].device) for one in parts]).tolist() if parts else []
         # -inf among the logits is legitimate, because processors and edits may forbid codes. The sum of -inf and +inf
         # is NaN.
-        total = 0.0 if logits is None else logits.sum(dtype=torch.float32).item()
-        if finite and total < math.inf:
+        total = 0.0 if logits is None else sums.pop()
+        if all(map(math.isfinite, sums)) and total < math.inf:
             return total
         sites: list[tuple[Site | str, int, Tensor]] = [
             (site, at, (_summed(value) if value.ndim == 3 else value).isfinite()) for site, at, value in kept

@@ -81,7 +81,8 @@ class Point:
         if edits:
             put(value, None)
         if wanted and recorder is not None:
-            self.record(recorder, value[:, :, list(heads)] if edits and heads else value, start, layout)
+            index = recorder.head_index(self.site, value.device) if edits else None
+            self.record(recorder, value if index is None else value.index_select(2, index), start, layout)
 
     def changed(self, value: Tensor, edits: Sequence[BoundIntervention], start: int) -> Tensor:
         """Return a value "batch step ..." after the edits, which are watched for overflow."""

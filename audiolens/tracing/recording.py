@@ -1,6 +1,7 @@
 """Record activations during a run: at every position, or reduced over time without storing the steps."""
 
 import sys
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn, get_args
@@ -24,6 +25,8 @@ from audiolens.tracing.batching import Layout, of_branch
 Reduce = Literal["mean", "last", "max", "eos"]
 _EVERY = (-sys.maxsize, sys.maxsize)
 """All steps."""
+STAGED = 2**26
+"""If recordings are on another device than the model, the number of bytes that wait there to be copied together."""
 
 
 @guarded
@@ -98,6 +101,9 @@ class Recorder:
     With a prefix, step 0 and its key have the same index in all rows, because shorter prefixes are left-padded with
     zeros.
 
+    A run does not wait for its recordings: reductions stay on the model's device until the end of a batch, and whole
+    recordings are copied to another device for many steps at once.
+
     Results are returned only after every step of every row has been recorded in order.
     """
 
@@ -114,6 +120,7 @@ class Recorder:
         self.dtype = checked_dtype(reading.dtype)
         self.sites = frozenset(sites)
         self.forms, self.heads = forms, heads
+        self._head_index: Tensor | None = None
         self.rows, self.keys, self.longest = rows, timeline.prefix + timeline.steps, timeline.prefix
         self.start, self.stop = timeline.select(reading.seconds, reading.prefix)
         if reading.reduce == "eos":
@@ -127,6 +134,12 @@ class Recorder:
         self.seen: dict[str, int] = {}
         """The step up to which this batch is recorded, by site name."""
         self.within = _EVERY
+        self._running: dict[str, tuple[Tensor, Tensor]] = {}
+        """The reductions of this batch and of its norms, by site name."""
+        self._staged: list[tuple[str, int, Tensor]] = []
+        self._bytes = 0
+        self._indices: dict[torch.device, Tensor] = {}
+        self.layout: Layout | None = None
         self.begun = torch.zeros(rows, dtype=torch.bool, device="cpu")
         self.prefixes = torch.zeros(rows, dtype=torch.long, device="cpu")
 
@@ -154,7 +167,7 @@ class Recorder:
         """Start a new batch of rows, at the beginning of the clip."""
         if bool(self.begun.any()):
             self._complete()
-        self.seen, self.within = {}, _EVERY
+        self.seen, self.within, self.layout, self._indices = {}, _EVERY, layout, {}
         self.begun[layout.indices] = True
         self.prefixes[layout.indices] = layout.prefix
 
@@ -175,6 +188,14 @@ class Recorder:
             expected = self.stop if form.timed else 0
             if self.seen.get(site.name, -sys.maxsize) < expected:
                 self._missing(site, max(self.seen.get(site.name, self.start), self.start))
+        self._copy_staged()
+        for name, (sums, norms) in self._running.items():
+            for whole, part in ((self.tensors, sums), (self.norms, norms)):
+                if name not in whole:
+                    whole[name] = self._empty((part.shape[0], self.rows, *part.shape[2:]), part, part.dtype)
+                kept = whole[name]
+                kept[:, self._rows(kept.device)] = part.to(kept.device)
+        self._running = {}
 
     def _missing(self, site: Site, step: int) -> NoReturn:
         raise UnsupportedModelError(
@@ -192,6 +213,15 @@ class Recorder:
     def heads_of(self, site: Site) -> tuple[int, ...] | None:
         """Return the heads to record at a site; `None` means all heads, or that the site has no heads."""
         return self.heads if "head" in self.forms[site].axes else None
+
+    def head_index(self, site: Site, device: torch.device) -> Tensor | None:
+        """Return `heads_of` as an index on a device."""
+        heads = self.heads_of(site)
+        if heads is None:
+            return None
+        if self._head_index is None or self._head_index.device != device:
+            self._head_index = torch.tensor(heads, device=device)
+        return self._head_index
 
     def write(self, site: Site, value: Tensor, start: int, layout: Layout) -> None:
         """Record a value "batch step ..." from step `start` on, or "batch token ..." at a site without steps."""
@@ -231,7 +261,38 @@ class Recorder:
             shape = (window.shape[0], self.rows, length, *window.shape[3:])
             self.tensors[name] = self._empty(shape, window)
         kept = self.tensors[name]
-        kept[:, layout.indices, first : first + window.shape[2]] = window.to(kept.device, kept.dtype)
+        if self._stages(kept, window):
+            self._staged.append((name, first, window.to(kept.dtype, copy=True)))
+            self._bytes += window.numel() * kept.element_size()
+            if self._bytes >= STAGED:
+                self._copy_staged()
+            return
+        kept[:, self._rows(kept.device), first : first + window.shape[2]] = window.to(kept.dtype)
+
+    def _stages(self, kept: Tensor, window: Tensor) -> bool:
+        return kept.device != window.device
+
+    def _copy_staged(self) -> None:
+        """Copy the waiting recordings to the device of the recordings, once per site."""
+        waiting = defaultdict[str, list[tuple[int, Tensor]]](list)
+        for name, first, window in self._staged:
+            waiting[name].append((first, window))
+        self._staged, self._bytes = [], 0
+        for name, parts in waiting.items():
+            kept = self.tensors[name]
+            together = torch.cat([window for _, window in parts], dim=2).to(kept.device)
+            for (first, _), window in zip(parts, together.split([part.shape[2] for _, part in parts], 2), strict=True):
+                kept[:, self._rows(kept.device), first : first + window.shape[2]] = window
+
+    def _rows(self, device: torch.device) -> slice | Tensor:
+        """Return the indices of this batch's rows in the recordings, on a device."""
+        assert self.layout is not None
+        index = self.layout.indices
+        if isinstance(index, slice) or index.device == device:
+            return index
+        if device not in self._indices:
+            self._indices[device] = index.to(device)
+        return self._indices[device]
 
     def _fitted(self, name: str, form: Form, window: Tensor, layout: Layout) -> Tensor:
         """Zero-pad the window to the number of tokens or keys recorded so far, or pad the recording if it has fewer."""
@@ -245,22 +306,19 @@ class Recorder:
         return _padded(window, axis, size)
 
     def _reduce(self, name: str, form: Form, window: Tensor, layout: Layout) -> None:
-        rows = layout.indices
-        window = window if form.open is None else self._fitted(name, form, window, layout)
-        if name not in self.tensors:
-            shape = (window.shape[0], self.rows, *window.shape[3:])
+        window = (window if form.open is None else self._fitted(name, form, window, layout)).float()
+        if name not in self._running:
+            shape = (*window.shape[:2], *window.shape[3:])
             fill = -torch.inf if self.reading.reduce == "max" else 0.0
-            self.tensors[name] = self._empty(shape, window, torch.float32).fill_(fill)
-            self.norms[name] = self._empty(shape[:-1], window, torch.float32).zero_()
-        kept, norms = self.tensors[name], self.norms[name]
-        window = window.to(kept.device, torch.float32)
+            self._running[name] = window.new_full(shape, fill), window.new_zeros(shape[:-1])
+        kept, norms = self._running[name]
         if self.reading.reduce == "mean":
-            kept[:, rows] += window.sum(2)
-            norms[:, rows] += window.norm(dim=-1).sum(2)
+            kept += window.sum(2)
+            norms += window.norm(dim=-1).sum(2)
         elif self.reading.reduce in ("last", "eos"):
-            kept[:, rows] = window[:, :, -1]
+            kept.copy_(window[:, :, -1])
         else:
-            kept[:, rows] = torch.maximum(kept[:, rows], window.amax(2))
+            torch.maximum(kept, window.amax(2), out=kept)
 
     def _empty(self, shape: tuple[int, ...], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         device = like.device if self.reading.device is None else self.reading.device

@@ -1,9 +1,9 @@
-"""Sample codes from one random stream per row, so that a clip depends on its own seed and not on its batch.
+"""Sample codes with noise that depends on a row's own seed and step, so that a clip does not depend on its batch.
 
 One logits processor applies guidance, temperature and top-k, and draws the codes. It draws by an exponential race
-(Gumbel-max): it takes the code with the largest `logits / temperature - log(e)`, with exponential noise `e` from the
-row's own stream. Two rows with the same seed therefore share their noise. This pairs a steered clip with its baseline:
-their codes differ only where the change in the logits outweighs the noise.
+(Gumbel-max): it takes the code with the largest `logits / temperature - log(e)`, with exponential noise `e` of the
+row's seed and step (`noise.py`). Two rows with the same seed therefore share their noise. This pairs a steered clip
+with its baseline: their codes differ only where the change in the logits outweighs the noise.
 
 transformers applies its own guidance after a caller's processors. Under guidance, the sampler therefore returns its
 scores once per branch, so that transformers' guidance does not change them. transformers decodes greedily and therefore
@@ -30,6 +30,7 @@ from audiolens.model.config import LensConfig
 from audiolens.model.families.family import Half
 from audiolens.model.timeline import Real
 from audiolens.model.traced_model import TracedModel
+from audiolens.tracing.noise import RowNoise
 
 SECONDS = 4.0
 """The length of a clip in seconds, if no length is given."""
@@ -72,22 +73,6 @@ class Sampling:
             object.__setattr__(self, name, value)
 
 
-class RowStreams:
-    """Exponential noise for a batch; each row has a generator seeded with its own seed."""
-
-    def __init__(self, seeds: Sequence[int], n_codebooks: int, vocab_size: int) -> None:
-        # The noise is on the CPU regardless of the model's device, so that a seed gives the same stream everywhere.
-        self.generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-        self.shape = (n_codebooks, vocab_size)
-
-    def draw(self) -> Float[Tensor, "row codebook vocab"]:
-        """Return the noise of the next step."""
-        noise = torch.empty(len(self.generators), *self.shape, dtype=torch.float32, device="cpu")
-        for row, generator in zip(noise, self.generators, strict=True):
-            row.exponential_(generator=generator)
-        return noise.clamp_min_(torch.finfo(noise.dtype).tiny)
-
-
 class Forbid(LogitsProcessor):
     """Excludes codes whose logit is -inf in either branch from sampling, and does not change other codes.
 
@@ -111,19 +96,20 @@ class RowSampler(LogitsProcessor):
 
     Scores are in transformers' layout: rows and codebooks share one axis. Under guidance, the entries of one branch
     follow those of the other.
-    `temperature=0` takes the largest logit.
+    `temperature=0` takes the largest logit. Step 0 of the scores is step `origin` of the clip.
     """
 
     def __init__(
         self,
-        streams: RowStreams,
+        noise: RowNoise,
         *,
         guidance_scale: float,
         temperature: float,
         top_k: int | None,
         halves: tuple[Half, ...] = ("cond", "null"),
+        origin: int = 0,
     ) -> None:
-        self.streams, self.halves = streams, halves
+        self.noise, self.halves, self.origin = noise, halves, origin
         self.guidance_scale = guidance_scale
         self.temperature = temperature
         self.top_k = top_k
@@ -132,15 +118,17 @@ class RowSampler(LogitsProcessor):
         self, input_ids: Int[Tensor, "sequence column"], scores: Float[Tensor, "branch_sequence vocab"]
     ) -> Float[Tensor, "branch_sequence vocab"]:
         guided = scores.shape[0] == 2 * input_ids.shape[0]
-        merged = self.merged(scores, guided)
+        merged = self.merged(scores, guided, input_ids.shape[-1] - 1)
         if not guided:
             return merged
         # transformers' own guidance, x + (x - x), would be NaN for -inf.
         merged = merged.clamp_min(torch.finfo(merged.dtype).min)
         return torch.cat([merged, merged])
 
-    def merged(self, scores: Float[Tensor, "branch_sequence vocab"], guided: bool) -> Float[Tensor, "sequence vocab"]:
-        """Return the scores of which the largest is drawn, with the noise of the next step."""
+    def merged(
+        self, scores: Float[Tensor, "branch_sequence vocab"], guided: bool, step: int
+    ) -> Float[Tensor, "sequence vocab"]:
+        """Return the scores of which the largest is drawn at a step."""
         if guided:
             halves = dict(zip(self.halves, scores.chunk(2), strict=True))
             cond, null = halves["cond"], halves["null"]
@@ -148,11 +136,11 @@ class RowSampler(LogitsProcessor):
         else:
             merged = scores
         if self.temperature > 0:
-            noise = self.streams.draw().to(merged.device, non_blocking=True)
             merged = merged / self.temperature
             if self.top_k and self.top_k < merged.shape[-1]:
                 merged = merged.masked_fill(merged < _least_of(merged, self.top_k), torch.finfo(merged.dtype).min)
-            merged = merged - rearrange(noise, "row codebook vocab -> (row codebook) vocab").log()
+            noise = self.noise.at(self.origin + step, merged.device)
+            merged = merged + rearrange(noise, "row codebook vocab -> (row codebook) vocab")
         return merged
 
 
@@ -163,8 +151,11 @@ def _least_of(scores: Float[Tensor, "sequence vocab"], top_k: int) -> Float[Tens
     return scores.topk(top_k).values[..., -1:]
 
 
-def sampling_arguments(seeds: Sequence[int] | None, traced: TracedModel, sampling: Sampling) -> dict[str, Any]:
-    """Return `generate`'s arguments for guidance and for sampling with one random stream per row.
+def sampling_arguments(
+    seeds: Sequence[int] | None, traced: TracedModel, sampling: Sampling, steps: int, origin: int = 0
+) -> dict[str, Any]:
+    """Return `generate`'s arguments for guidance, and for sampling `steps` steps of clips, from their step `origin` on,
+    with the noise of each row's seed.
 
     If `seeds` is `None`, transformers' own sampler draws the codes.
     """
@@ -175,18 +166,21 @@ def sampling_arguments(seeds: Sequence[int] | None, traced: TracedModel, samplin
     return {
         "do_sample": False,
         "guidance_scale": guidance_scale,
-        "logits_processor": LogitsProcessorList([row_sampler(seeds, traced, sampling)]),
+        "logits_processor": LogitsProcessorList([row_sampler(seeds, traced, sampling, steps, origin)]),
     }
 
 
-def row_sampler(seeds: Sequence[int], traced: TracedModel, sampling: Sampling) -> RowSampler:
-    """Return the sampler of a batch, with one random stream per row."""
+def row_sampler(
+    seeds: Sequence[int], traced: TracedModel, sampling: Sampling, steps: int, origin: int = 0
+) -> RowSampler:
+    """Return the sampler for `steps` steps of a batch of clips, from their step `origin` on, with one seed per row."""
     return RowSampler(
-        RowStreams(seeds, traced.config.n_codebooks, traced.config.vocab_size),
+        RowNoise(seeds, traced.config.n_codebooks, traced.config.vocab_size, origin + steps),
         guidance_scale=float(sampling.guidance_scale),
         temperature=float(sampling.temperature),
         top_k=sampling.top_k,
         halves=traced.family.guided,
+        origin=origin,
     )
 
 

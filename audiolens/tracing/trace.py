@@ -332,7 +332,7 @@ def requested(
         encoded = text.encode(prompts, model, traced.tokenizer)
         arguments = traced.family.inputs(model, encoded, guided)
         if fn == "generate":
-            draw = sampling_arguments(drawn, traced, sampling)
+            draw = sampling_arguments(drawn, traced, sampling, timeline.steps)
             # A trace may write -inf to any logit.
             watch = Watch(layout, config.frame_rate, traced=True)
             processors = LogitsProcessorList([watch, Forbid(), *draw.pop("logits_processor", ())])

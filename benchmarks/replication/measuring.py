@@ -38,6 +38,7 @@ from audiolens.files.atomic import put
 from audiolens.files.integrity import read_json, sealed_json
 from audiolens.model.weight_hash import weights_hash
 from audiolens.prompts import PromptSet, concepts, load
+from audiolens.tracing.noise import NOISE
 from replication.estimates import Estimate, changes, quotient, steered
 from replication.sizes import MAIN, Sizes
 
@@ -73,7 +74,8 @@ class Model:
         """What the numbers are of."""
         config = self.lens.config
         return {"format": FORMAT, "name": self.name, "weights": weights_hash(self.lens.model),
-                "blocks": config.n_layers, "width": config.d_model, "prefix": config.has_prefix}  # fmt: skip
+                "blocks": config.n_layers, "width": config.d_model, "prefix": config.has_prefix,
+                "noise": NOISE}  # fmt: skip
 
     @property
     def instruments(self) -> Callable[[AudioLens], Instruments]:
@@ -122,7 +124,7 @@ class Model:
     ) -> sweep.SweepResult:
         """Clips of all conditions, in a folder whose name depends on what they are."""
         clips = sweep.clips(prompts, seeds, first_seed)
-        key = json.dumps([self.sizes.seconds, clips, measures, [(one.name, dict(one.labels)) for one in todo]])
+        key = json.dumps([NOISE, self.sizes.seconds, clips, measures, [(one.name, dict(one.labels)) for one in todo]])
         folder = self.out / f"{what}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
         return sweep.play(
             self.lens, todo, clips, seconds=self.sizes.seconds, measures=measures, out=folder, n_jobs=self.n_jobs,

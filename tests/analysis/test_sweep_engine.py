@@ -12,8 +12,8 @@ from stops import contents, killed
 
 from analysis import sweep
 from analysis.sweep import engine as engines
-from analysis.sweep import ledger
-from analysis.sweep.planned import PLAN
+from analysis.sweep import experiment, ledger
+from analysis.sweep.planned import PLAN, facts_of
 from audiolens.errors import InputError
 from audiolens.files.integrity import read_json, sealed_json
 from audiolens.tracing import fast_clips
@@ -79,14 +79,28 @@ def test_a_sweep_resumes_with_its_own_engine(lens: Any, exact: Path, tmp_path: P
     assert contents(out)["clips.parquet"] == contents(exact)["clips.parquet"]
 
 
-def test_a_folder_that_states_no_engine_was_made_by_the_exact_one(lens: Any, exact: Path, tmp_path: Path) -> None:
+def older_facts(*given: Any, **named: Any) -> dict[str, Any]:
+    """The description of a sweep by an earlier version: its only engine and its random numbers had no name."""
+    facts = facts_of(*given, **named)
+    model = {name: value for name, value in facts["model"].items() if name != "engine"}
+    return {**{name: value for name, value in facts.items() if name != "noise"}, "model": model}
+
+
+def test_a_sweep_of_an_earlier_version_is_read_but_not_resumed(
+    lens: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "sweep"
-    killed(lambda: played(lens, out, engine="exact"), 1 + 3 * 6)
+    with monkeypatch.context() as earlier:
+        earlier.setattr(experiment, "facts_of", older_facts)
+        killed(lambda: played(lens, out, engine="exact"), 1 + 3 * 6)
+    before = contents(out)
+    for engine in ("auto", "exact"):
+        with pytest.raises(InputError, match="its clips were drawn with other random numbers, by another version"):
+            played(lens, out, engine=engine)
+    assert contents(out) == before
+    assert sweep.load_folder(out).settings["engine"] == "exact"
     facts = {key: value for key, value in read_json(out / PLAN).items() if key != "sha256"}
-    del facts["model"]["engine"]
-    (out / PLAN).write_bytes(sealed_json(facts))
-    assert played(lens, out, engine="auto").settings["engine"] == "exact"
-    assert contents(out)["clips.parquet"] == contents(exact)["clips.parquet"]
+    assert "noise" not in facts
     facts["model"]["engine"] = "quick"
     (out / PLAN).write_bytes(sealed_json(facts))
     with pytest.raises(InputError, match=r"it was begun with engine 'quick'"):

@@ -5,7 +5,8 @@ import random
 import pytest
 import torch
 
-from audiolens.tracing.sampling import RowSampler, RowStreams, checked_seeds
+from audiolens.tracing.noise import RowNoise
+from audiolens.tracing.sampling import RowSampler, checked_seeds
 
 WORDS = ["fast piano", "slow dark guitar music", "calm", "the loud drums and a soft jazz song of calm music"]
 SECONDS = 0.6
@@ -52,7 +53,7 @@ def test_greedy_is_transformers_greedy(lens, top_k):
 def test_the_draw_has_the_probabilities_of_the_softmax():
     rows, vocab = 4000, 6
     logits = torch.tensor([2.0, 1.0, 0.0, -1.0, 0.5, -30.0])
-    sampler = RowSampler(RowStreams(range(rows), 1, vocab), guidance_scale=1.0, temperature=0.8, top_k=4)
+    sampler = RowSampler(RowNoise(range(rows), 1, vocab, 1), guidance_scale=1.0, temperature=0.8, top_k=4)
     drawn = sampler(torch.zeros(rows, 1, dtype=torch.long), logits.expand(rows, vocab)).argmax(-1)
     expected = torch.zeros(vocab)
     expected[[0, 1, 2, 4]] = (logits[[0, 1, 2, 4]] / 0.8).softmax(-1)
@@ -66,16 +67,22 @@ def test_guidance_is_merged_by_the_sampler_and_left_alone_by_transformers():
 
     ids, scores = torch.zeros(8, 1, dtype=torch.long), torch.randn(16, 6)
     guidance = ClassifierFreeGuidanceLogitsProcessor(3.0)
-    sampler = RowSampler(RowStreams([1, 2], 4, 6), guidance_scale=3.0, temperature=0, top_k=None)
+    sampler = RowSampler(RowNoise([1, 2], 4, 6, 1), guidance_scale=3.0, temperature=0, top_k=None)
     torch.testing.assert_close(guidance(ids, sampler(ids, scores)), guidance(ids, scores))
-    noisy = RowSampler(RowStreams([1, 2], 4, 6), guidance_scale=3.0, temperature=1.0, top_k=2)(ids, scores)
+    noisy = RowSampler(RowNoise([1, 2], 4, 6, 1), guidance_scale=3.0, temperature=1.0, top_k=2)(ids, scores)
     assert torch.equal(guidance(ids, noisy), noisy[:8])
 
 
-def test_a_steered_clip_shares_its_noise_with_its_baseline():
-    streams = [RowStreams([seed], 4, 6) for seed in (3, 3)]
-    assert torch.equal(streams[0].draw(), streams[1].draw())
-    assert torch.equal(streams[0].draw(), streams[1].draw())
+@pytest.mark.parametrize("name", ["lens", "melody_lens"])
+def test_a_continued_clip_has_the_noise_of_the_whole_one(request, name):
+    lens = request.getfixturevalue(name)
+    given = {"prompts": "calm", "seconds": SECONDS, "seeds": [3, 4], "decode": False}
+    whole = lens.generate(**given).codes
+    assert torch.equal(lens.generate(**given, audio_prompt=whole[..., :6]).codes, whole)
+    # At this temperature, the noise alone decides, whatever the clip begins with.
+    hot = lens.generate(**given, temperature=1e6, top_k=None).codes
+    other = lens.generate(**given, temperature=1e6, top_k=None, audio_prompt=(hot[..., :6] + 1) % 32).codes
+    assert torch.equal(other[..., 6:], hot[..., 6:])
 
 
 def test_seeds_are_checked():

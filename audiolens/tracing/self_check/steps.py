@@ -139,7 +139,7 @@ class _Plan:
             use_cache=True,
             input_ids=self.text.ids,
             **self.traced.family.inputs(self.traced.model, self.text, True),
-            **sampling_arguments([0] * ROWS, self.traced, Sampling(3.0, 0.0, None)),
+            **sampling_arguments([0] * ROWS, self.traced, Sampling(3.0, 0.0, None), self.timeline.steps),
         )
         return made, self._cache(recorder)
 
