@@ -44,6 +44,7 @@ def main(
     workers: Annotated[int, typer.Option(help="Number of processes, and of workers on Ray.")] = 2,
     worker_kills: Annotated[int, typer.Option(help="How often a worker is killed.")] = 20,
     driver_kills: Annotated[int, typer.Option(help="How often the process that started the sweep is killed.")] = 10,
+    kills_only: Annotated[bool, typer.Option("--kills-only", help="Time only one process and Ray.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of the moments.")] = 0,
     model: Annotated[str, typer.Option(help="étude, a folder, or a hub name.")] = "etude",
     out: Annotated[Path, typer.Option(help="JSON file for the figures.")] = Path("runs/distributed.json"),
@@ -74,6 +75,8 @@ def main(
         took: dict[str, float] = {}
         whole: dict[str, bytes] = {}
         for name, way in ways.items():
+            if kills_only and name not in ("one process", f"Ray, {workers} workers"):
+                continue
             folder = Path(work) / name.replace(" ", "-")
             finished(start(way, folder))
             took[name] = float((folder.parent / f"{folder.name}.seconds").read_text())
@@ -122,12 +125,16 @@ def run(place: Path, model: str, asked: dict[str, Any], way: dict[str, int]) -> 
 def workers_killed(
     start: Callable[[Path], subprocess.Popen[bytes]], place: Path, kills: int, length: float, rng: random.Random
 ) -> Iterator[Path]:
-    """Kill a worker of a sweep at random moments, again and again; the folders of the sweeps."""
+    """Kill a worker of a sweep at random moments, again and again; the folders of the sweeps.
+
+    A sweep whose workers died too often stops, keeps what is finished and is started again.
+    """
     left, number = kills, 0
-    while left:
-        folder = place.with_name(f"{place.name}-{number}")
+    while left or not (place.with_name(f"{place.name}-{number - 1}") / ledger.TABLE).is_file():
+        if not number or (place.with_name(f"{place.name}-{number - 1}") / ledger.TABLE).is_file():
+            number += 1
+        folder = place.with_name(f"{place.name}-{number - 1}")
         running = start(folder)
-        number += 1
         while running.poll() is None:
             until = time.monotonic() + rng.uniform(0, length / 3)
             while running.poll() is None and (time.monotonic() < until or not workers_of(running.pid)):
@@ -138,8 +145,10 @@ def workers_killed(
                     left -= 1
                     done = len(ledger.finished(folder))
                     typer.echo(f"killed a worker with {done} batches finished ({kills - left} of {kills})")
-        finished(running)
-        yield folder
+        if finished(running, stopped=True):
+            yield folder
+        else:
+            typer.echo("the sweep stopped, because its workers died too often; it is resumed")
 
 
 def drivers_killed(
@@ -183,11 +192,16 @@ def workers_of(process: int) -> list[psutil.Process]:
     return found
 
 
-def finished(running: subprocess.Popen[bytes], killed: bool = False) -> None:
-    """Wait for a sweep, and raise an error if it failed."""
+def finished(running: subprocess.Popen[bytes], killed: bool = False, stopped: bool = False) -> bool:
+    """Wait for a sweep, raise an error if it failed, and return whether it is finished.
+
+    `killed` and `stopped` state how else it may have ended: by a signal, or because its workers died.
+    """
     said = running.communicate(timeout=PATIENCE)[1]
-    if running.returncode and not (killed and running.returncode < 0):
+    expected = (killed and running.returncode < 0) or (stopped and b"StoppedError" in said)
+    if running.returncode and not expected:
         raise RuntimeError(said.decode()[-2000:])
+    return not running.returncode
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -26,7 +26,7 @@ from audiolens.tracing.reopening import elsewhere
 if TYPE_CHECKING:
     from audiolens import AudioLens
 
-REPEATS = 3
+REPEATS = 5
 """How often Ray repeats a call whose worker was killed."""
 QUEUED = 2
 """Number of calls that a worker is given at a time, so that it need not wait for the next one."""
