@@ -45,8 +45,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> Short:
     return limit
 
 
-@pytest.mark.parametrize("engine", ["exact", "fast"])
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError])
+@pytest.mark.parametrize(("engine", "error"), [("exact", RuntimeError), ("fast", torch.OutOfMemoryError)])
 def test_clips_and_recordings_of_a_divided_batch_are_those_of_a_smaller_one(
     lens: Any, vector: torch.Tensor, short: Short, engine: Any, error: Any
 ) -> None:
