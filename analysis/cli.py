@@ -84,7 +84,7 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as error:
-        refused = _refused_by_the_disk(error)
+        refused = _refused_by_the_disk(error) or _refused_by_the_memory(error)
         if refused is None:
             raise
         _refuse(refused)
@@ -125,6 +125,18 @@ def _refused_by_the_disk(error: Exception) -> str | None:
         f"a file could not be written or read ({error}). Check that the disk is not full and that the file exists."
         if isinstance(error, kinds)
         else None
+    )
+
+
+def _refused_by_the_memory(error: Exception) -> str | None:
+    """Return the error line if the device has too little memory, else `None`."""
+    # Only a command that has opened a model can run out of memory.
+    memory = sys.modules.get("audiolens.model.memory")
+    if memory is None or not memory.ran_out(error):
+        return None
+    return (
+        f"the device ran out of memory ({str(error).splitlines()[0]}). Use fewer or shorter clips, --dtype bfloat16, "
+        "or another device."
     )
 
 

@@ -56,6 +56,7 @@ class Heard:
         onsets: the number of onsets of each clip, unless no measure was wanted.
         audio: the sound of some rows, by row.
         made: what `lens.generate` returned, if it was wanted.
+        at_once: the number of rows that fitted in memory, if a worker had to divide the batch.
     """
 
     codes: Int[np.ndarray, "row codebook frame"]
@@ -65,6 +66,7 @@ class Heard:
     audio: Mapping[int, Float[np.ndarray, "channel sample"]]
     sample_rate: int
     made: Generation | None = None
+    at_once: int | None = None
 
 
 def hear(
@@ -88,6 +90,7 @@ def hear(
         audio={row: audio[row] for row in wanted.sound},
         sample_rate=sample_rate,
         made=made if wanted.made else None,
+        at_once=None if made is None else made.settings.get("at_once"),
     )
 
 

@@ -19,7 +19,7 @@ from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError
 from audiolens.interventions import Apply, Branch
 from audiolens.model.config import LensConfig
-from audiolens.model.loading import checked_device
+from audiolens.model.devices import checked_device
 from audiolens.model.sites import Site
 from audiolens.model.text import Prompt
 from audiolens.model.timeline import Real

@@ -82,6 +82,10 @@ class StoppedError(AudioLensError, RuntimeError):
     """A long run could not continue because a disk was full or a process died. Finished work is not lost."""
 
 
+class TooLittleMemoryError(AudioLensError, MemoryError):
+    """A model, or a single row of a batch, does not fit in the memory of a device; the message states what it needs."""
+
+
 class MissingPackageError(AudioLensError, ImportError):
     """A feature needs a package that is not installed."""
 

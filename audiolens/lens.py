@@ -7,7 +7,7 @@ generation configuration and the global random state are left as they were.
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -23,8 +23,9 @@ from audiolens.interventions import Branch, Intervention
 from audiolens.model import weights
 from audiolens.model.conditioning import refuse_melody
 from audiolens.model.config import config_of
+from audiolens.model.devices import chosen_device, chosen_dtype, mapped_device, refuse_attention
 from audiolens.model.families import family_of
-from audiolens.model.loading import checked_device, load, refuse_tokenizer
+from audiolens.model.loading import load, moved, refuse_tokenizer
 from audiolens.model.opened_model import OpenedModel
 from audiolens.model.text import Prompt
 from audiolens.model.timeline import Real, Span, one_span
@@ -43,6 +44,7 @@ from audiolens.tracing.self_check.sites import prove
 from audiolens.tracing.trace import TracedLens
 
 Interventions = Intervention | Iterable[Intervention]
+Attention = Literal["sdpa", "flash_attention_2", "eager"]
 
 
 @guarded
@@ -91,27 +93,41 @@ class AudioLens(OpenedModel, TracedLens, OtherNames, Portable):
         dtype: str | torch.dtype | None = None,
         revision: str | None = None,
         device_map: Any = None,
+        attention: Attention | None = None,
     ) -> "AudioLens":
         """Open a bundled model ("etude"), a folder written by `save_pretrained`, or a hub model.
 
-        `dtype=None` keeps the dtype of the saved weights. `device_map` (such as "auto", which requires accelerate)
-        replaces `device` and distributes the model over several devices, as in transformers.
+        Args:
+            device: a device such as "cuda:1". "auto" takes a GPU if there is one. `None` leaves the model on the CPU.
+            dtype: a floating-point dtype. "auto" is bfloat16 on a CUDA device that computes in it natively, and float32
+                elsewhere. `None` keeps the dtype of the saved weights.
+            revision: the branch, tag or commit of a hub model.
+            device_map: replaces `device` and distributes the model over several devices, as in transformers ("auto"
+                requires accelerate).
+            attention: how the decoder computes attention: "sdpa", "eager", or "flash_attention_2" (on a CUDA device, in
+                bfloat16 or float16, and if flash-attn is installed). `None` is transformers' choice, which is "sdpa".
 
         Raises:
             ModelNotFoundError: if there is no model with the given name or in the given folder, or if the hub cannot be
                 reached.
             ModelFilesError: if the folder does not contain a complete model with its tokenizer.
             UnsupportedModelError: if the model's family is not supported.
+            InputError: if this machine does not have the device, or if the device does not support the dtype or the
+                attention implementation.
+            TooLittleMemoryError: if the weights do not fit on the device.
         """
         if device is not None and device_map is not None:
             raise InputError("device and device_map were both given: device_map places the model by itself.")
-        target = None if device is None else checked_device(device)
-        model, tokenizer = load(name, dtype=dtype, revision=revision, device_map=device_map)
+        target = chosen_device(device)
+        place = target if device_map is None else mapped_device()
+        kind = chosen_dtype(dtype, place)
+        refuse_attention(attention, place, kind)
+        model, tokenizer = load(name, dtype=kind, revision=revision, device_map=device_map, attention=attention)
         model.eval()
-        lens = cls(model if target is None else model.to(target), tokenizer, name=os.fspath(name))
+        lens = cls(model if target is None else moved(model, target), tokenizer, name=os.fspath(name))
         # A branch on the hub may move, so record the commit that was loaded.
         commit = getattr(model.config, "_commit_hash", None) or revision
-        lens._opening = Opening.of(name, dtype, commit, device_map)
+        lens._opening = Opening.of(name, kind, commit, device_map, attention)
         return lens
 
     def encode_audio(self, waveform: Any, sample_rate: int) -> Int[Tensor, "row codebook frame"]:

@@ -20,9 +20,10 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
-from tracing import BLOCKS, N_CODEBOOKS, VOCABULARY, _status_kib, random_lens
+from tracing import BLOCKS, _status_kib, random_lens
 
 from analysis import patching
+from audiolens import AudioLens
 from audiolens.model.timeline import delay
 
 STEPS, WINDOWS = 64, 16
@@ -40,7 +41,7 @@ def main(
     """Print the ratio of the times, the largest difference between cells, and the peak memory of each side."""
     if threads:
         torch.set_num_threads(threads)
-    sides: dict[str, Callable[[], np.ndarray]] = dict(zip(("naive", "engine"), grids(), strict=True))
+    sides: dict[str, Callable[[], np.ndarray]] = dict(zip(("naive", "engine"), grids(random_lens(BLOCKS)), strict=True))
     if memory_of:
         typer.echo(json.dumps(peak_mib(sides[memory_of])))
         return
@@ -80,19 +81,22 @@ def main(
         raise typer.Exit(1)
 
 
-def grids() -> tuple[Callable[[], np.ndarray], Callable[[], np.ndarray]]:
+def grids(
+    lens: AudioLens, steps: int = STEPS, windows: int = WINDOWS, memory_gib: float = 1.0
+) -> tuple[Callable[[], np.ndarray], Callable[[], np.ndarray]]:
     """Functions that compute the grid "layer window codebook" by a naive loop and by the engine."""
-    lens = random_lens(BLOCKS)
-    delays = lens.config.delays
-    frames = STEPS - max(delays)
-    codes = torch.randint(VOCABULARY, (1, N_CODEBOOKS, frames), generator=torch.Generator().manual_seed(0))
-    columns = delay(codes, delays, VOCABULARY)[0, :, :-1]
-    bounds = np.linspace(0, STEPS, WINDOWS + 1).round().astype(int).tolist()
+    config, device = lens.config, lens.device
+    delays = config.delays
+    frames = steps - max(delays)
+    shape = (1, config.n_codebooks, frames)
+    codes = torch.randint(config.vocab_size, shape, generator=torch.Generator().manual_seed(0)).to(device)
+    columns = delay(codes, delays, config.pad_code)[0, :, :-1]
+    bounds = np.linspace(0, steps, windows + 1).round().astype(int).tolist()
     layers = lens.model.decoder.model.decoder.layers
     whole = patching.LogLikelihood((0.0, frames / lens.config.frame_rate))
 
     def inputs(prompt: str) -> dict[str, Any]:
-        words = lens.tokenizer([prompt], return_tensors="pt")
+        words = lens.tokenizer([prompt], return_tensors="pt").to(device)
         with torch.no_grad():
             states = lens.model.text_encoder(**words).last_hidden_state
         return {"encoder_outputs": (states,), "attention_mask": words["attention_mask"]}
@@ -102,7 +106,7 @@ def grids() -> tuple[Callable[[], np.ndarray], Callable[[], np.ndarray]]:
             return lens.model(**given, decoder_input_ids=columns, use_cache=False).logits
 
     def score(logits: torch.Tensor) -> list[float]:
-        table = logits.log_softmax(-1)
+        table = logits.float().log_softmax(-1)
         return [
             float(table[k, shift : shift + frames].gather(-1, codes[0, k, :, None]).double().sum())
             for k, shift in enumerate(delays)
@@ -115,9 +119,9 @@ def grids() -> tuple[Callable[[], np.ndarray], Callable[[], np.ndarray]]:
         forward(clean)
         for handle in handles:
             handle.remove()
-        grid = np.empty((BLOCKS, WINDOWS, N_CODEBOOKS))
+        grid = np.empty((config.n_layers, windows, config.n_codebooks))
         for row, layer in enumerate(layers):
-            for column in range(WINDOWS):
+            for column in range(windows):
 
                 def put(_: Any, __: Any, output: torch.Tensor, row: int = row, column: int = column) -> torch.Tensor:
                     output[:, bounds[column] : bounds[column + 1]] = kept[row][:, bounds[column] : bounds[column + 1]]
@@ -129,7 +133,8 @@ def grids() -> tuple[Callable[[], np.ndarray], Callable[[], np.ndarray]]:
         return grid
 
     def engine() -> np.ndarray:
-        result = patching.patch(lens, [CLEAN], [CORRUPTED], codes, whole, "resid_post", windows=WINDOWS, progress=False)
+        given: dict[str, Any] = {"windows": windows, "memory_gib": memory_gib, "progress": False}
+        result = patching.patch(lens, [CLEAN], [CORRUPTED], codes, whole, "resid_post", **given)
         return np.moveaxis(result.patched[0], 0, -1)
 
     return naive, engine

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import shlex
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -20,8 +23,43 @@ if TYPE_CHECKING:
     from audiolens import AudioLens
     from audiolens.prompts import PromptSet
 
+_PANEL = "Model and device"
 Model = Annotated[
-    str, typer.Option("--model", "-m", help="`etude` (bundled), a folder, or a hub name like facebook/musicgen-small.")
+    str,
+    typer.Option(
+        "--model", "-m", help="`etude` (bundled), a folder, or a hub name like facebook/musicgen-small.",
+        rich_help_panel=_PANEL,
+    ),
+]  # fmt: skip
+Device = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|cpu|cuda|cuda:1|mps", help="Device of the model. auto takes a GPU if there is one, and says so.",
+        rich_help_panel=_PANEL,
+    ),
+]  # fmt: skip
+Dtype = Annotated[
+    Literal["auto", "float32", "bfloat16", "float16"],
+    typer.Option(
+        help="Number format. auto is bfloat16 on a GPU that computes in it natively, and float32 elsewhere.",
+        rich_help_panel=_PANEL,
+    ),
+]
+Revision = Annotated[
+    str | None,
+    typer.Option(help="Branch, tag or commit of a hub model [default: the newest].", rich_help_panel=_PANEL),
+]
+DeviceMap = Annotated[
+    Literal["auto", "balanced", "balanced_low_0", "sequential"] | None,
+    typer.Option(help="Distribute the model over several GPUs (needs accelerate).", rich_help_panel=_PANEL),
+]
+Attention = Annotated[
+    Literal["sdpa", "flash_attention_2", "eager"] | None,
+    typer.Option(
+        help="Attention of the decoder. flash_attention_2 needs flash-attn, a CUDA GPU and half precision "
+        "[default: sdpa].",
+        rich_help_panel=_PANEL,
+    ),
 ]
 Force = Annotated[bool, typer.Option("--force", "--overwrite", help="Replace an existing result.")]
 Engine = Annotated[
@@ -46,13 +84,71 @@ GpusPerWorker = Annotated[
     float | None,
     typer.Option(help="GPUs of each Ray worker, such as 1 or 0.5 [default: 1 if the model is on a GPU]."),
 ]
+Batch = Annotated[
+    str,
+    typer.Option(
+        "--batch-size",
+        "--batch",
+        metavar="auto|N",
+        help="Maximum number of clips per batch; auto is 64. A batch that does not fit in memory is halved.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON instead of text.")]
 
 
-def open_lens(model: str) -> AudioLens:
+@dataclass(frozen=True)
+class ModelOptions:
+    """The model that a command opens, and the device, dtype and attention with which it runs."""
+
+    model: Model = "etude"
+    device: Device = "auto"
+    dtype: Dtype = "auto"
+    revision: Revision = None
+    device_map: DeviceMap = None
+    attention: Attention = None
+
+
+ETUDE = ModelOptions()
+"""The defaults of the options."""
+
+
+def opens_model(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command all options in `ModelOptions`. It receives them as one value, its parameter `model`."""
+    options = inspect.signature(ModelOptions, eval_str=True).parameters
+    parameters: dict[str, inspect.Parameter] = {}
+    for name, parameter in inspect.signature(command, eval_str=True).parameters.items():
+        parameters |= options if name == "model" else {name: parameter}
+
+    @wraps(command)
+    def given(**arguments: Any) -> None:
+        chosen = {name: arguments.pop(name) for name in options}
+        command(**arguments, model=ModelOptions(**chosen))
+
+    vars(given)["__signature__"] = inspect.Signature([*parameters.values()])
+    return given
+
+
+def open_lens(options: ModelOptions) -> AudioLens:
+    """Open the model of a command, and print a line if `--device auto` has found a GPU."""
     from audiolens import AudioLens
 
-    return AudioLens.from_pretrained(model)
+    lens = AudioLens.from_pretrained(
+        options.model,
+        device=None if options.device_map else options.device,
+        dtype=options.dtype,
+        revision=options.revision,
+        device_map=options.device_map,
+        attention=options.attention,
+    )
+    if options.device == "auto" and lens.device.type != "cpu":
+        from audiolens.model.devices import described
+
+        say(
+            f"audiolens: running on {described(lens.device)} in {str(lens.dtype).removeprefix('torch.')} (--device cpu "
+            "and --dtype float32 change this).",
+            err=True,
+        )
+    return lens
 
 
 def prompt_set(concept: str, lens: AudioLens) -> PromptSet:

@@ -10,17 +10,20 @@ from typer.core import TyperGroup
 
 from analysis.commands import early
 from analysis.commands.common import (
+    ETUDE,
     Force,
     Json,
-    Model,
+    ModelOptions,
     cell,
     completed,
     open_lens,
+    opens_model,
     own_prompts,
     print_table,
     say,
     to_json,
 )
+from analysis.commands.sizes import Sizes
 
 
 class _Read(TyperGroup):
@@ -40,10 +43,11 @@ app = typer.Typer(
 
 
 @app.command("read")
+@opens_model
 def directions_read(
     concept: Annotated[str, typer.Argument(help="A bundled concept, or a .csv, .json or .toml file of prompts.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write.")] = Path("directions.safetensors"),
-    model: Model = "etude",
+    model: ModelOptions = ETUDE,
     position: Annotated[str, typer.Option(help="mean, first, last, or eos (MusicGen Melody).")] = "mean",
     branch: Annotated[str, typer.Option(help="Guidance branch to read: cond, null or both.")] = "cond",
     codes: Annotated[
@@ -72,9 +76,11 @@ def directions_read(
     early.check_choice("branch", branch, early.BRANCHES)
     early.check_choice("codes", codes, early.CODES)
     early.check_length(seconds)
-    early.check_model(model)
     own = bool(Path(concept).suffix)
     sets = own_prompts(concept) if own else sets_of.load(concept, vocabulary)
+    early.check_model(model)
+    if (sizes := Sizes.stated(model)) is not None:
+        sizes.check(seconds=seconds, eos=position == "eos")
     from audiolens import difference_in_means
 
     lens = open_lens(model)
@@ -114,5 +120,6 @@ def _show(found: Any, file: Path, as_json: bool) -> None:
     say(f"{file}: {found!r}")
     say(f"read at position {meta.position}, branch {meta.branch}, guidance {meta.guidance_scale:g}, "
                f"from {meta.source}{clips}")  # fmt: skip
-    say(f"weights {meta.weights}, revision {meta.revision or 'none'}, prompts {meta.prompts}; {versions}")
+    place = f"; {meta.device}, {meta.dtype}" if meta.device else ""
+    say(f"weights {meta.weights}, revision {meta.revision or 'none'}, prompts {meta.prompts}{place}; {versions}")
     print_table([{key: cell(value) for key, value in row.items()} for row in facts["layers"]])

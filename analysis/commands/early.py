@@ -7,12 +7,14 @@ listed here repeat those in modules that import torch; `tests/cli/test_cli_early
 from __future__ import annotations
 
 import re
+import sys
 import warnings
 from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analysis.commands.common import is_prompt_file
+from analysis.commands.common import ModelOptions, is_prompt_file
 from audiolens.checks import MOST_INDICES, MOST_JOBS, bounded, checked_amount, checked_count, shown
 from audiolens.errors import AudioLensWarning, InputError, nearest
 from audiolens.model.known_models import folder_of
@@ -25,17 +27,67 @@ PLACED = ("one-to-one", "one-to-all", "all-to-all")
 BRANCHES = ("cond", "null", "both")
 CODES = ("own", "shared")
 POSITIONS = ("mean", "first", "last", "eos")
+PROBED_POSITIONS = ("mean", "first", "last", "max", "eos")
 PROBES = ("logistic", "ridge", "mlp")
 EVIDENCE = (
     "alignment", "middle", "equal_damage", "constancy", "norm", "probe", "patching", "attribution",
 )  # fmt: skip
 SOUND_FORMATS = ("wav", "flac")
 REDUCED = ("mean", "first", "last", "max", "eos")
+REPETITIONS = 100
+"""Number of values of a study's seed."""
+_DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d{1,3})?")
 
 
-def check_model(name: str) -> None:
-    """Raise an error if no model on this machine has this name, and it is not a hub name either."""
-    folder_of(name)
+def check_model(options: ModelOptions) -> None:
+    """Raise an error if a model cannot be opened in this way: an unknown name, or a device that is not there.
+
+    Only the check for a GPU imports torch, and it is the last one.
+    """
+    folder = folder_of(options.model)
+    if folder is not None and options.revision is not None:
+        raise InputError(
+            f"--revision {shown(options.revision)}: only models on the hub have revisions, and {options.model} is on "
+            "this machine: leave it out."
+        )
+    device = options.device
+    if not _DEVICE.fullmatch(device):
+        raise InputError(f"--device {shown(device)}: expected auto, cpu, cuda, cuda:1 (the second GPU) or mps.")
+    if options.device_map is not None:
+        if device != "auto":
+            raise InputError("--device and --device-map exclude each other: --device-map places the model by itself.")
+        if find_spec("accelerate") is None:
+            raise InputError("--device-map needs accelerate, which is not installed: pip install accelerate.")
+    if options.attention == "flash_attention_2":
+        _check_flash(options)
+    if device in ("auto", "cpu"):
+        return
+    if (device == "mps") != (sys.platform == "darwin"):
+        raise InputError(f"--device {device}: this machine has no such device. Use --device auto or cpu.")
+    from audiolens.model.devices import chosen_device, chosen_dtype
+
+    chosen_dtype(options.dtype, chosen_device(device))
+
+
+def _check_flash(options: ModelOptions) -> None:
+    if find_spec("flash_attn") is None:
+        raise InputError(
+            "--attention flash_attention_2 needs the package flash-attn, which is not installed: use sdpa, or pip "
+            "install flash-attn."
+        )
+    if options.device in ("cpu", "mps"):
+        raise InputError(f"--attention flash_attention_2 runs only on a CUDA GPU, not on {options.device}: use sdpa.")
+    if options.dtype == "float32":
+        raise InputError("--attention flash_attention_2 computes only in bfloat16 or float16: use sdpa for float32.")
+
+
+def check_batch_size(text: str) -> int | None:
+    """Return the number of rows that `--batch-size` gives; `None` for auto."""
+    if text == "auto":
+        return None
+    if not re.fullmatch(r"\d{1,9}", text):
+        raise InputError(f"--batch-size {shown(text)}: expected auto, or a number of clips.")
+    return checked_count("--batch-size", int(text))
 
 
 def check_choice(name: str, value: str | None, known: Iterable[str]) -> None:
@@ -57,6 +109,41 @@ def check_concept(concept: str, vocabulary: str | None = None) -> None:
             prompts.from_file(concept)
     else:
         prompts.load(concept, vocabulary)
+
+
+def check_matched(concept: str) -> None:
+    """Raise an error if a concept is unknown, or if its prompt file has poles with different numbers of prompts."""
+    check_concept(concept)
+    if is_prompt_file(concept):
+        from audiolens import prompts
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", AudioLensWarning)
+            if not prompts.from_file(concept).matched:
+                raise InputError(
+                    f"{concept}: its poles have different numbers of prompts, so none are matched: give the same "
+                    "number for each pole."
+                )
+
+
+def check_prompts(count: int, concept: str | None, split: str = "development") -> None:
+    """Raise an error if a number of neutral prompts is less than 1, or more than a concept's prompt set has.
+
+    A prompt file without neutral prompts is completed with bundled ones, at most as many as those of tempo.
+    """
+    from audiolens import prompts
+
+    sets = prompts.load("tempo")
+    if concept is not None and is_prompt_file(concept):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", AudioLensWarning)
+            own = prompts.from_file(concept)
+        sets = own if getattr(own, split) else sets
+    elif concept in prompts.concepts():
+        sets = prompts.load(concept)
+    there = len(getattr(sets, split))
+    if not 1 <= count <= there:
+        raise InputError(f"--prompts={count}: expected at least 1, and there are {there} neutral {split} prompts.")
 
 
 def check_measures(option: str, *names: str | None) -> None:
@@ -99,6 +186,20 @@ def check_windows(window: float | None, overlap: float | None) -> None:
             checked_amount(name, seconds, above=0)
     if window is not None and overlap is not None and overlap >= window:
         raise InputError(f"overlap={overlap}: expected less than window={window}.")
+
+
+def check_study(seconds: float, seed: int) -> None:
+    """Raise an error if the clips of a study are too short to be measured, or if its seed is out of range."""
+    from audiolens.measure.rhythm import FASTEST_BPM, FEWEST_ONSETS
+
+    check_length(seconds)
+    if seconds < (least := FEWEST_ONSETS * 60 / FASTEST_BPM):
+        raise InputError(
+            f"seconds={seconds}: expected at least {least:g} (a clip of fewer than {FEWEST_ONSETS} onsets counts as "
+            "failed)."
+        )
+    if not 0 <= seed < REPETITIONS:
+        raise InputError(f"seed={seed}: expected 0 to {REPETITIONS - 1}, one per repetition.")
 
 
 def check_guidance(scale: float) -> None:

@@ -8,11 +8,13 @@ from typing import Annotated, Any
 import typer
 
 from analysis.commands import early, steering
-from analysis.commands.common import Engine, Json, Model, open_lens, say, to_json
+from analysis.commands.common import ETUDE, Engine, Json, ModelOptions, open_lens, opens_model, say, to_json
+from analysis.commands.sizes import Sizes
 from audiolens.checks import checked_seed
 from audiolens.errors import InputError
 
 
+@opens_model
 def generate(
     prompts: Annotated[list[str], typer.Argument(help="One or more prompts, each in quotes.")],
     steer: Annotated[
@@ -44,7 +46,7 @@ def generate(
     guidance: Annotated[float, typer.Option(help="Classifier-free guidance scale; 1 means no guidance.")] = 3.0,
     engine: Engine = "exact",
     out: Annotated[Path, typer.Option("--out", "-o", help="New folder for the WAV files.")] = Path("clips"),
-    model: Model = "etude",
+    model: ModelOptions = ETUDE,
     as_json: Json = False,
 ) -> None:
     """Generate clips, with or without steering. The same prompt, seed and settings always give the same clip.
@@ -75,12 +77,16 @@ def generate(
     early.check_windows(window, overlap)
     early.check_guidance(guidance)
     checked_seed(seed)
-    early.check_model(model)
     folder.check(out, overwrite=None)
-    lens = open_lens(model)
-    steps, cautions = steering.placed(
-        todo, lens, layer=layer, strategy=strategy, band=blocks, branch=branch or "both", orthogonal=orthogonal
+    early.check_model(model)
+    if (sizes := Sizes.stated(model)) is not None:
+        sizes.check(seconds=seconds, window=window, overlap=overlap)
+    steered = steering.placed(
+        todo, layer=layer, strategy=strategy, band=blocks, branch=branch or "both", orthogonal=orthogonal
     )
+    lens = open_lens(model)
+    for directions in steered.directions:
+        directions.meta.refuse_other(lens)
     made: dict[str, Any] = {
         "seconds": seconds,
         "window": window,
@@ -90,13 +96,13 @@ def generate(
         "engine": engine,
     }
     with folder.fresh(out, overwrite=None) as work:
-        clips = lens.generate(prompts, interventions=steps, **made)
-        if baseline and steps:
+        clips = lens.generate(prompts, interventions=steered.steps, **made)
+        if baseline and steered.steps:
             lens.generate(prompts, **made).save(work / "baseline")
             clips.save(work / "steered")
         else:
             clips.save(work)
-    for caution in cautions:
+    for caution in steered.cautions:
         say(caution, err=True)
     written = sorted(str(path) for path in out.rglob("*.wav"))
     say(to_json(written) if as_json else "\n".join(written))

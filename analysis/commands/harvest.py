@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from analysis.commands import early
-from analysis.commands.common import Json, Model, is_prompt_file, open_lens, own_prompts, say, to_json
+from analysis.commands.common import (
+    ETUDE,
+    Json,
+    ModelOptions,
+    is_prompt_file,
+    open_lens,
+    opens_model,
+    own_prompts,
+    say,
+    to_json,
+)
+from analysis.commands.sizes import Sizes
 from audiolens.checks import checked_count
 from audiolens.errors import InputError
 
@@ -17,6 +28,7 @@ if TYPE_CHECKING:
     from audiolens import AudioLens
 
 
+@opens_model
 def harvest(
     source: Annotated[
         str,
@@ -52,7 +64,7 @@ def harvest(
     verify: Annotated[
         bool, typer.Option("--verify", help="Check every stored value, and harvest damaged shards again.")
     ] = False,
-    model: Model = "etude",
+    model: ModelOptions = ETUDE,
     as_json: Json = False,
 ) -> None:
     """Record activations of many clips in a folder, for probes, sparse autoencoders and directions.
@@ -81,8 +93,10 @@ def harvest(
         prompts = sources.prompts_in(Path(source))
     else:
         early.check_concept(source)
-    early.check_model(model)
     described.check(out)
+    early.check_model(model)
+    if (sizes := Sizes.stated(model)) is not None:
+        sizes.check(layers=blocks)
     from analysis import harvest as harvests
 
     codes = None if given is None else given.codes()

@@ -9,17 +9,20 @@ import typer
 
 from analysis.commands import early
 from analysis.commands.common import (
+    ETUDE,
     Json,
-    Model,
+    ModelOptions,
     as_facts,
     is_prompt_file,
     open_lens,
+    opens_model,
     print_result,
     prompt_set,
     say,
     to_json,
     write_result,
 )
+from analysis.commands.sizes import Sizes
 
 if TYPE_CHECKING:
     from analysis.patching import Sound
@@ -30,11 +33,12 @@ _HEARD_PAIRS, _HEARD_SECONDS = 8, 5.0
 """
 
 
+@opens_model
 def patch(
     concept: Annotated[
         str, typer.Argument(help="A bundled concept or a file of prompts; its matched prompts are the pairs.")
     ],
-    model: Model = "etude",
+    model: ModelOptions = ETUDE,
     by: Annotated[str, typer.Option(help="Columns of the grid: seconds, head, component or token.")] = "seconds",
     site: Annotated[
         str | None, typer.Option(help="Site to patch, such as resid_post [default: depends on --by].")
@@ -87,9 +91,11 @@ def patch(
     checked_mode(mode)
     early.check_measures("--sound", sound)
     early.check_length(seconds)
-    early.check_model(model)
-    early.check_concept(concept)
+    early.check_matched(concept)
     early.check_folder(out)
+    early.check_model(model)
+    if (sizes := Sizes.stated(model)) is not None:
+        sizes.check(site=site, seconds=seconds)
     from analysis import patching
 
     ear = None if no_sound else _ear(concept, by, sound, pairs, seed)

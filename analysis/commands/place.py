@@ -10,18 +10,32 @@ from typing import Annotated, Any
 import typer
 
 from analysis.commands import early
-from analysis.commands.common import Json, Model, open_lens, print_result, prompt_set, say, words_unread, write_result
+from analysis.commands.common import (
+    ETUDE,
+    Json,
+    ModelOptions,
+    open_lens,
+    opens_model,
+    print_result,
+    prompt_set,
+    say,
+    words_unread,
+    write_result,
+)
+from analysis.commands.sizes import Sizes
+from audiolens.checks import MOST_SEED, checked_amount, checked_count
 from audiolens.errors import InputError
 
 _SHOWN = ("strategy", "layer", "alignment", "low", "high", "gain", "strength", "equal_damage", "chosen", "rules",
           "norm", "probe", "patching", "attribution")  # fmt: skip
 
 
+@opens_model
 def place(
     concept: Annotated[
         str, typer.Argument(help="A bundled concept such as tempo, or a .csv, .json or .toml file of prompts.")
     ],
-    model: Model = "etude",
+    model: ModelOptions = ETUDE,
     read: Annotated[
         Path | None,
         typer.Option("--directions", help="A file from `audiolens directions` [default: read the directions again]."),
@@ -83,15 +97,23 @@ def place(
     early.check_choice("codes", codes, early.CODES)
     early.check_confirm(confirm, by, measure, concept)
     early.check_length(seconds)
-    early.check_model(model)
+    checked_amount("--screen", screen)
+    checked_count("--seed", seed, 0, MOST_SEED)
     early.check_concept(concept)
+    early.check_prompts(prompts, concept)
     if read is not None and not read.is_file():
         raise InputError(f"{read}: no such file.")
     early.check_folder(out)
+    early.check_model(model)
+    if (sizes := Sizes.stated(model)) is not None:
+        sizes.check(seconds=seconds)
     from analysis import placement
     from audiolens import Directions
 
+    directions = None if read is None else Directions.load(read)
     lens = open_lens(model)
+    if directions is not None:
+        directions.meta.refuse_other(lens)
     sets = prompt_set(concept, lens)
     if warning := words_unread(sets, lens):
         say(f"{warning}; the file's own prompt pairs are compared instead.", err=True)
@@ -102,7 +124,7 @@ def place(
     found = placement.place(
         lens,
         sets,
-        None if read is None else Directions.load(read, lens=lens),
+        directions,
         prompts=_neutral(sets.development, prompts, concept),
         seconds=seconds,
         screen_seconds=screen,

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from analysis.commands import early
-from analysis.commands.common import Json, Model, open_lens, print_result, write_result
+from analysis.commands.common import ETUDE, Json, ModelOptions, open_lens, opens_model, print_result, write_result
+from analysis.commands.sizes import Sizes
 from audiolens.checks import MOST_SEED, checked_count
 from audiolens.errors import InputError
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 _SHOWN = ("place", "score", "low", "high", "auc", "shuffled", "shuffled_high", "selectivity", "p")
 
 
+@opens_model
 def probe(
     concept: Annotated[
         str,
@@ -28,13 +30,13 @@ def probe(
             "with --audio, a column of --labels."
         ),
     ],
-    model: Model = "etude",
+    model: ModelOptions = ETUDE,
     site: Annotated[str, typer.Option(help="Any site with one vector per step: resid_post, attn_out, attn.z, ...")] = (
         "resid_post"
     ),
     layers: Annotated[str | None, typer.Option(help="Blocks, such as 0,3 or 2-5 [default: all].")] = None,
     heads: Annotated[str | None, typer.Option(help="Probe each of these heads separately, such as 0-3.")] = None,
-    position: Annotated[str, typer.Option(help="mean, last, max, or a span in seconds such as 0-1.5.")] = "mean",
+    position: Annotated[str, typer.Option(help="mean, first, last, max, eos, or seconds such as 0-1.5.")] = "mean",
     n: Annotated[int, typer.Option("--n", help="Number of synthesised clips.")] = 200,
     kind: Annotated[str, typer.Option("--probe", help="ridge, logistic or mlp.")] = "ridge",
     quantity: Annotated[
@@ -69,7 +71,7 @@ def probe(
     if (audio is None) != (labels is None):
         raise InputError("--audio and --labels go together: a folder, and a CSV that labels its files.")
     options: dict[str, Any] = {"layers": early.numbers(layers, "--layers"), "heads": early.numbers(heads, "--heads")}
-    span = _position(position)
+    span: Any = _position(position)
     if audio is None:
         from audiolens.etude.labels import attribute_of
 
@@ -79,8 +81,20 @@ def probe(
     early.check_choice("kind", kind, early.PROBES)
     early.check_length(seconds)
     checked_count("seed", seed, 0, MOST_SEED)
-    early.check_model(model)
+    for name, value, least in (("--n", n, 2), ("--folds", folds, 2), ("--shuffles", shuffles, 1)):
+        checked_count(name, value, least)
+    if isinstance(span, str):
+        early.check_choice("position", span, early.PROBED_POSITIONS)
+    elif seconds is not None and span[1] > seconds:
+        raise InputError(f"--position {position} ends after the clips, which last {seconds:g} s.")
+    if audio is not None and labels is not None:
+        for path, kind_of, there in ((audio, "folder", audio.is_dir()), (labels, "file", labels.is_file())):
+            if not there:
+                raise InputError(f"{path}: no such {kind_of}.")
     early.check_folder(out)
+    early.check_model(model)
+    if (sizes := Sizes.stated(model)) is not None:
+        sizes.check(**options, site=site, per_step=True, seconds=seconds, eos=span == "eos")
     from analysis import probing
 
     lens = open_lens(model)
@@ -91,7 +105,7 @@ def probe(
         kind=kind,  # pyright: ignore[reportArgumentType]  # checked there
         task="regression" if quantity else None,
         site=site,
-        position=span,
+        position=span,  # pyright: ignore[reportArgumentType]  # checked above
         folds=folds,
         n_shuffles=shuffles,
         seed=seed,

@@ -1,9 +1,10 @@
-"""Turn the option `--steer FILE:STRENGTH` into interventions on an open model."""
+"""Turn the option `--steer FILE:STRENGTH` into interventions."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from audiolens.checks import shown
 from audiolens.errors import InputError
 
 if TYPE_CHECKING:
-    from audiolens import AudioLens, Directions
+    from audiolens import Directions
     from audiolens.interventions import Intervention
 
 _STEER = re.compile(r"^(?P<file>.+?):(?P<strength>[^:]+)$")
@@ -44,7 +45,10 @@ def band_of(text: str | None) -> tuple[int, int] | None:
     parts = _BAND.match(text)
     if parts is None:
         raise InputError(f"--band {shown(text)}: expected FIRST-LAST, such as 4-8, both blocks included.")
-    return int(parts["first"]), int(parts["last"])
+    first, last = int(parts["first"]), int(parts["last"])
+    if first > last:
+        raise InputError(f"--band {shown(text)}: the first block comes after the last.")
+    return first, last
 
 
 def drowning(file: Path, directions: Directions, strength: float) -> str | None:
@@ -62,27 +66,41 @@ def drowning(file: Path, directions: Directions, strength: float) -> str | None:
     )
 
 
+@dataclass(frozen=True)
+class Steered:
+    """The interventions for direction files.
+
+    Attributes:
+        directions: the directions in the files.
+        cautions: warnings about strengths, to print after generation.
+    """
+
+    steps: list[Intervention]
+    directions: list[Directions]
+    cautions: list[str]
+
+
 def placed(
     todo: Sequence[tuple[Path, float]],
-    lens: AudioLens,
     *,
     layer: int | None,
     strategy: str | None,
     band: tuple[int, int] | None,
     branch: str,
     orthogonal: bool,
-) -> tuple[list[Intervention], list[str]]:
-    """Return the interventions for several direction files, and warnings about strengths to print after generation.
+) -> Steered:
+    """Read direction files and return their interventions. This does not need the model to be open.
 
     `strategy=None` means one-to-band if a band is given, else one-to-one.
     """
+    if not todo:
+        return Steered([], [], [])
     from audiolens import Directions, orthogonalised, steer
     from audiolens.directions.strategies import described
 
     chosen = strategy or ("one-to-one" if band is None else "one-to-band")
-    found = [Directions.load(file, lens=lens) for file, _ in todo]
-    if orthogonal:
-        found = orthogonalised(*found)
+    read = [Directions.load(file) for file, _ in todo]
+    found = orthogonalised(*read) if orthogonal else read
     steps: list[Intervention] = []
     for directions, (_, strength) in zip(found, todo, strict=True):
         where: dict[str, Any] = {"band": band}
@@ -92,4 +110,4 @@ def placed(
             raise InputError(f"--strategy {chosen} adds every block's own direction: leave --layer out.")
         steps += steer(directions, chosen, strength=strength, branch=branch, **where)  # pyright: ignore[reportArgumentType]
     cautions = [drowning(file, directions, strength) for directions, (file, strength) in zip(found, todo, strict=True)]
-    return steps, [caution for caution in cautions if caution is not None]
+    return Steered(steps, read, [caution for caution in cautions if caution is not None])

@@ -10,17 +10,20 @@ import typer
 
 from analysis.commands import early
 from analysis.commands.common import (
+    ETUDE,
+    Batch,
     Engine,
     Force,
     GpusPerWorker,
     Json,
-    Model,
+    ModelOptions,
     RayAddress,
     Workers,
     command_line,
     completed,
     is_prompt_file,
     open_lens,
+    opens_model,
     own_prompts,
     say,
     say_json,
@@ -33,12 +36,13 @@ if TYPE_CHECKING:
 _STOPPED = 130
 
 
+@opens_model
 def study(
     concept: Annotated[
         str | None,
         typer.Argument(help="tempo, timbre, density or register; or a .csv, .json or .toml file of prompts."),
     ] = None,
-    model: Model = "etude",
+    model: ModelOptions = ETUDE,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write [default: study-CONCEPT].")] = None,
     full: Annotated[bool, typer.Option("--full", help="Run more controls on more prompts; takes hours.")] = False,
     quick: Annotated[
@@ -77,6 +81,7 @@ def study(
     ] = None,
     seconds: Annotated[float, typer.Option(help="Length of each clip.")] = 5.0,
     seed: Annotated[int, typer.Option(help="Seed, 0 to 99; each seed gives an independent repetition.")] = 0,
+    batch: Batch = "auto",
     engine: Engine = "auto",
     jobs: Annotated[
         int | None,
@@ -117,20 +122,23 @@ def study(
     asked = _asked(concept, concepts, positive, negative)
     if concepts is not None and measured is not None:
         raise InputError("--measure and --concepts were both given, but each concept has its own measure: give one.")
-    early.check_model(model)
-    early.check_length(seconds)
+    early.check_study(seconds, seed)
     early.check_choice("codes", codes, early.CODES)
     early.check_jobs(jobs)
     cluster = early.checked_ray(ray, workers, gpus_per_worker, jobs)
+    rows = early.check_batch_size(batch)
     changes: dict[str, Any] = {"seconds": seconds, "seed": seed, "verify": verify, "measured": measured,
                                "n_jobs": jobs, "engine": engine}  # fmt: skip
     if codes is not None:
         changes["codes"] = codes
+    if rows is not None:
+        changes["batch_size"] = rows
     target = out or Path("studies" if len(asked) > 1 else f"study-{_name(asked[0])}")
     own_words, compared = _words(words), _others(others)
     given = [_given(one, words, measured) for one in asked]
     for one in asked:
         stages.check(target / one if len(asked) > 1 else target, overwrite=force)
+    early.check_model(model)
     from analysis import study as studies
     from analysis.workers import share_cores
 

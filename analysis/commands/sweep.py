@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,22 +12,26 @@ import typer
 
 from analysis.commands import early
 from analysis.commands.common import (
+    ETUDE,
+    Batch,
     Engine,
     GpusPerWorker,
     Json,
-    Model,
+    ModelOptions,
     RayAddress,
     Workers,
     cell,
     completed,
     is_prompt_file,
     open_lens,
+    opens_model,
     own_prompts,
     print_table,
     say,
     to_json,
     words_unread,
 )
+from analysis.commands.sizes import Sizes
 from audiolens.checks import MOST_INDICES, bounded, checked_count, shown
 from audiolens.errors import InputError
 from audiolens.files.atomic import as_path
@@ -41,6 +46,7 @@ _RANGE = re.compile(r"^(?P<first>[^:]+):(?P<last>[^:]+):(?P<count>\d{1,6})$")
 _MOST_STRENGTHS = 1000
 
 
+@opens_model
 def sweep(
     sources: Annotated[
         list[str],
@@ -87,7 +93,7 @@ def sweep(
     ] = False,
     seconds: Annotated[float, typer.Option(help="Length of each clip.")] = 5.0,
     guidance: Annotated[float, typer.Option(help="Classifier-free guidance scale; 1 means no guidance.")] = 3.0,
-    batch: Annotated[int, typer.Option(help="Maximum number of clips per batch.")] = 64,
+    batch: Batch = "auto",
     jobs: Annotated[
         int | None,
         typer.Option(
@@ -110,7 +116,7 @@ def sweep(
     plan: Annotated[
         bool, typer.Option("--plan", help="Print what would be done and how long it would take, then stop.")
     ] = False,
-    model: Model = "etude",
+    model: ModelOptions = ETUDE,
     as_json: Json = False,
 ) -> None:
     """Steer in every combination of the factors and measure every clip, with one table row per clip.
@@ -145,10 +151,11 @@ def sweep(
         "seeds": seeds,
         "seconds": seconds,
         "guidance_scale": guidance,
-        "batch_size": batch,
         "sound": sound,
         "n_jobs": jobs,
     }
+    if (rows := early.check_batch_size(batch)) is not None:
+        asked["batch_size"] = rows
     blocks = _blocks(layers)
     early.check_measures("--measure", measured)
     for one in asked["strategies"]:
@@ -164,17 +171,31 @@ def sweep(
     early.check_jobs(jobs)
     if sound not in (None, *early.SOUND_FORMATS):
         raise InputError(f"--sound {shown(sound)}: expected 'wav' or 'flac'.")
-    early.check_model(model)
+    early.check_choice("split", split, ("development", "test"))
+    checked_count("--poles", poles)
+    files = [Path(source).suffix == ".safetensors" for source in sources]
+    if shuffled and any(files):
+        raise InputError("--shuffled needs one vector per prompt (keep_samples=True), which files lack: leave it out.")
+    first = next((one for one, is_file in zip(sources, files, strict=True) if not is_file), None)
+    early.check_prompts(prompts, first, split)
     ledger.check(as_path(out))
     asked["ray"] = early.checked_ray(ray, workers, gpus_per_worker, jobs)
-    given = _given(sources, split)
-    compared = [] if others is None else _given(_listed(others), split)
+    early.check_model(model)
+    given = _given(sources)
+    compared = [] if others is None else _given(_listed(others))
+    wanted: dict[str, Any] = {"layers": [*(blocks or ()), *(asked["band"] or ())], "seconds": seconds}
+    if (sizes := Sizes.stated(model)) is not None:
+        sizes.check(**wanted)
     import torch
 
     from analysis import sweep as sweeps
+    from analysis.sweep.factorial import Factors
     from analysis.workers import share_cores
 
+    Factors(layers=blocks, **{one.name: asked[one.name] for one in fields(Factors) if one.name in asked})
     lens = open_lens(model)
+    if sizes is None:
+        Sizes.of(lens).check(**wanted)
     share_cores(lens)
     # A resumed sweep estimates its directions again, and a different number of threads would change their last bits.
     if (begun := ledger.threads_of(out)) is not None:
@@ -232,13 +253,11 @@ def _plan_facts(estimate: Any) -> dict[str, Any]:
     }
 
 
-def _given(sources: list[str], split: str) -> list[Directions | PromptSet | str]:
+def _given(sources: list[str]) -> list[Directions | PromptSet | str]:
     """Load directions and prompts from files, and check concept names, before a model is opened."""
     from audiolens.errors import nearest
     from audiolens.prompts import concepts
 
-    if split not in ("development", "test"):
-        raise InputError(f"--split {shown(split)}: expected development or test.")
     found: list[Directions | PromptSet | str] = []
     for source in sources:
         if Path(source).suffix == ".safetensors":

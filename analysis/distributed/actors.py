@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import os
 import pickle
-import platform
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from analysis.store.versions import versions
 from analysis.workers import CodecParts, codec_of, decoded
 from audiolens.errors import AudioLensError, AudioLensWarning, InputError
 from audiolens.model.config import LensConfig
+from audiolens.model.devices import described
 
 if TYPE_CHECKING:
     from audiolens import AudioLens
@@ -44,11 +44,15 @@ class Place:
 
 @dataclass(frozen=True)
 class Generated:
-    """A batch that is not measured yet. On a CPU, `audio` is `None`, because those who measure decode the codes."""
+    """A batch that is not measured yet. On a CPU, `audio` is `None`, because those who measure decode the codes.
+
+    `at_once` is the number of rows that fitted in memory, if the batch was divided.
+    """
 
     codes: np.ndarray
     audio: np.ndarray | None
     made: Generation | None
+    at_once: int | None = None
 
 
 class Worker:
@@ -71,7 +75,7 @@ class Worker:
             InputError: if this worker has other versions of packages, or another model.
         """
         lens = self._opened()
-        return Place(_node(), os.getpid(), device_of(lens))
+        return Place(_node(), os.getpid(), described(lens.device))
 
     def call(self, function: Callable[..., Any], work: list[Any], settings: Mapping[str, Any], *arguments: Any) -> Any:
         """Return `function(lens, work, *arguments)`.
@@ -129,7 +133,8 @@ class Ear:
             codes, audio = np.array(generated.codes), generated.audio
             if audio is None:
                 audio = decoded(torch.from_numpy(codes), self._codec, self._config)
-            return hear(codes, audio, self._config.sample_rate, wanted, generated.made)
+            heard = hear(codes, audio, self._config.sample_rate, wanted, generated.made)
+        return replace(heard, at_once=generated.at_once)
 
     def _prepare(self) -> None:
         if not self._checked:
@@ -149,7 +154,8 @@ def played(lens: AudioLens, work: Work, number: int, wanted: Wanted) -> Heard:
 def generated(lens: AudioLens, work: Work, number: int, wanted: Wanted) -> Generated:
     """Generate a batch, and decode it if the model is on an accelerator."""
     made = lens.generate(**work.asked(lens, number))
-    return Generated(made.codes.cpu().numpy(), _sound(lens, made.codes), made if wanted.made else None)
+    codes, sound = made.codes.cpu().numpy(), _sound(lens, made.codes)
+    return Generated(codes, sound, made if wanted.made else None, made.settings.get("at_once"))
 
 
 def sampled(lens: AudioLens, work: Work) -> np.ndarray:
@@ -162,14 +168,6 @@ def redone(lens: AudioLens, _: Any, codes: np.ndarray, wanted: Wanted) -> Heard:
     given = torch.from_numpy(np.array(codes))
     with one_thread():
         return hear(given.numpy(), sound_of(lens, given.to(lens.device)), lens.config.sample_rate, wanted)
-
-
-def device_of(lens: AudioLens) -> str:
-    """Return the name of the device that a model is on, such as "NVIDIA H200"."""
-    if lens.device.type == "cuda":
-        return torch.cuda.get_device_name(lens.device)
-    # The instructions that torch uses change the last bits of sums.
-    return f"{lens.device.type} {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
 
 
 def refuse_other_versions(expected: Mapping[str, str]) -> None:

@@ -55,11 +55,15 @@ class Backend(AbstractContextManager["Backend"]):
         measures: the names of the measures.
         differences: by device, if the workers have several kinds of devices, the share of the codes of a few clips that
             differ from those that the first kind generated.
+        devices: the names of the devices on which workers elsewhere generate, once known (`audiolens.model.devices`).
+        elsewhere: whether the workers are not those of this machine.
         about: a line about where the batches are generated, for people, or an empty string.
     """
 
     measures: tuple[str, ...]
     differences: Mapping[str, float] = MappingProxyType({})
+    devices: frozenset[str] = frozenset()
+    elsewhere: bool = False
     about: str = ""
 
     @property

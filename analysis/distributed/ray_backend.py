@@ -45,10 +45,11 @@ class RayListener(Backend):
         InputError, MissingPackageError: as `Cluster` does.
     """
 
+    elsewhere = True
+
     def __init__(self, lens: AudioLens, measures: Sequence[str], where: Ray, n_batches: int | None = None) -> None:
         self.measures = tuple(measures)
         self.differences = {}
-        self._devices: set[str] = set()
         self.cluster = Cluster(lens, where, n_batches)
         self.about = self.cluster.about
         self._sent: tuple[Work | None, list[Any], frozenset[int]] = (None, [None], frozenset())
@@ -96,10 +97,10 @@ class RayListener(Backend):
 
     def _compare_devices(self, work: list[Any]) -> None:
         """Measure how much clips differ between the kinds of devices that the workers have, once per kind."""
-        devices = {place.device for place in self.cluster.ready.values()}
-        if devices <= self._devices:
+        devices = frozenset(place.device for place in self.cluster.ready.values())
+        if devices <= self.devices:
             return
-        self._devices = devices
+        self.devices = devices
         if len(devices) > 1:
             (first, codes), *others = self.cluster.on_each_device(sampled, work).items()
             self.differences = {device: float(np.mean(other != codes)) for device, other in others}

@@ -320,4 +320,5 @@ def _meta(
         label=rows.name,
         revision=getattr(lens.model.config, "_commit_hash", None),
         versions=provenance.versions(),
+        **provenance.computed_on(lens),
     )

@@ -148,6 +148,7 @@ def summary(study: Study, command: str) -> dict[str, Any]:
             "settings": {**asdict(study.settings), "others": study.others},
             "directions": study.directions.meta.as_dict(),
             "versions": versions(),
+            "devices": list(dict.fromkeys(run.device for run in study.runs)),
             "command": command,
         }
     )

@@ -64,6 +64,7 @@ def assembled(
         same_clips = test_result.on_same_clips(tested.table, controls, measured)
         # The sweep of the controls repeats baseline clips of the test, so these are left out.
         clips.append(controls[controls["kind"] != BASELINE])
+    sweeps = (*parts.tried.values(), tested, parts.controlled)
     return Study(
         concept=concept,
         poles=poles,
@@ -87,6 +88,7 @@ def assembled(
         where=parts.where,
         placement=parts.placement,
         side_effects=side_effects.table(tested.table, parts.scored),
+        runs=tuple(run for one in sweeps if one is not None for run in one.runs),
     )
 
 

@@ -24,6 +24,7 @@ from analysis.study.settings import Settings
 from analysis.study.test_result import Outcome
 from analysis.study.where import Where
 from analysis.sweep.controls import KINDS
+from analysis.sweep.runs import Made, told
 from audiolens.checks import checked_flags, checked_text
 from audiolens.directions.directions import Directions
 from audiolens.door import guarded
@@ -58,6 +59,7 @@ class Study:
         seconds: the time that each stage took.
         where, placement: the patching grids, and the place chosen from the evidence (`None` if not computed).
         side_effects: the side effects of steering, from `analysis.study.side_effects.table`.
+        runs: the devices on which the clips of the sweeps were generated, with the number of clips of each.
 
     A study does not show that the direction *is* the concept, only that it separates these prompts and changes this
     measure. It does not show that the concept is computed in the chosen block, because steering works wherever later
@@ -88,6 +90,7 @@ class Study:
     where: Where | None = None
     placement: Placement | None = None
     side_effects: pd.DataFrame | None = None
+    runs: tuple[Made, ...] = ()
 
     def to_frame(self) -> pd.DataFrame:
         """Return the dose-response table, with one row per condition on test prompts."""
@@ -158,6 +161,8 @@ class Study:
         sentences += by_the_beat(self.measure, self.cross, self.choice.strength)
         if any(one.towards and not one.testable for one in self.outcomes):
             sentences.append("Too few controls were run to say whether another direction would do the same.")
+        if devices := told(self.runs):
+            sentences.append(f"Clips were generated on different devices, which can round differently: {devices}.")
         return " ".join(sentences)
 
     def __repr__(self) -> str:

@@ -25,7 +25,7 @@ from analysis.distributed.opening import backend_of, check_ray
 from analysis.distributed.settings import Ray
 from analysis.store.threads import threads
 from analysis.sweep import ledger as ledgers
-from analysis.sweep import response
+from analysis.sweep import response, runs
 from analysis.sweep.conditions import Condition, Plan, PromptSeed, packed
 from analysis.sweep.engine import chosen
 from analysis.sweep.estimate import Estimate, Prepared
@@ -53,6 +53,7 @@ from audiolens.errors import InputError, nearest
 from audiolens.files.atomic import as_path, refuse_links
 from audiolens.groups import loosened, takes
 from audiolens.interventions import Branch
+from audiolens.model import devices
 from audiolens.model.timeline import clip_timeline
 from audiolens.model.tokens import named_once
 from audiolens.prompts import PromptSet
@@ -161,7 +162,8 @@ def run(
         seconds, guidance_scale, temperature, top_k: as in `lens.generate`.
         measures: names from `audiolens.measure.MEASURES` or `EXTRA_MEASURES`.
         also: further columns (see `play`).
-        batch_size: maximum number of rows per batch.
+        batch_size: maximum number of rows per batch. A batch that does not fit in memory is generated in halves, with a
+            warning; the batches of the plan stay the same.
         out: a folder for finished batches. If the sweep is interrupted, repeating the call resumes it and gives the
             same table. `None` writes nothing to disk.
         sound: "wav" or "flac", to also write each clip's sound to the folder.
@@ -227,7 +229,9 @@ def play(
         measures: names from `audiolens.measure.MEASURES` or `EXTRA_MEASURES`.
         also: further columns by name, as functions of (lens, generated clips) that return one number per row. They run
             in this process. A column `nats` (nats per code under the unsteered model) is used for `drift`.
-        batch_size: maximum number of rows per batch. The rows of each batch depend on the arguments alone.
+        batch_size: maximum number of rows per batch. The rows of each batch depend on the arguments alone. A batch that
+            does not fit in memory is generated in halves, with a warning, and the following ones begin with the number
+            of rows that fitted, also if the sweep is resumed. `result.runs` states that number and the device.
         n_jobs: number of worker processes. Each opens the model, and generates and measures whole batches, with as many
             threads as `torch.get_num_threads()`, because another number could change results. Call
             `torch.set_num_threads(1)` first to use one core per process. 0 uses no further process. `None` uses all
@@ -271,16 +275,24 @@ def play(
                 tqdm.write(ear.about, file=sys.stderr)
             yield ear
 
-    described = partial(_facts, lens, todo, settings, names=names, also=also, sound=sound)
+    elsewhere = ray is not None or (listener is not None and listener.elsewhere)
+    described = partial(_facts, lens, todo, settings, names=names, also=also, sound=sound, elsewhere=elsewhere)
     bar = partial(tqdm, total=len(todo), desc=progress, unit="clip", disable=progress is None, smoothing=0.1)
     if out is None:
         making = replace(making, engine=chosen(lens, todo, making, engine, None, described))
         done = {"model": lens.name, **settings, "engine": making.engine}
+        # The whole facts contain a hash of the weights, which takes long for a large model.
+        facts = _run_facts(lens, todo, elsewhere)
+
+        def note(left: list[int], **change: Any) -> None:
+            facts.update(runs.changed(facts, left, **change))
+
         with stops(None, todo), hearing(len(todo.batches)) as ear, bar() as bar_shown:
-            heard = heard_batches(lens, todo, making, ear, keep_audio=keep_audio)
+            heard = heard_batches(lens, todo, making, ear, keep_audio=keep_audio, note=note)
             table, codes, audio = in_memory(heard, todo, bar_shown)
             done |= {"devices": dict(ear.differences)} if ear.differences else {}
-        return SweepResult(table, names, done, lens.config.sample_rate, audio, tuple(also or ()), _codes=codes)
+        rate, made = lens.config.sample_rate, runs.made(facts, range(len(todo.batches)))
+        return SweepResult(table, names, done, rate, audio, tuple(also or ()), runs=made, _codes=codes)
     ledgers.check(Path(out))
     making = replace(making, engine=chosen(lens, todo, making, engine, out, described))
     facts = described(making.engine)
@@ -296,7 +308,8 @@ def play(
             with hearing(len(todo.batches) - len(kept.done)) as ear:
                 codes_of_done = {number: partial(kept.codes, number) for number in kept.done}
                 shown = None if sound is None else keep_audio or (lambda *_: True)
-                heard = heard_batches(lens, todo, making, ear, codes_of_done, shown)
+                making, note = replace(making, at_once=ledgers.at_once_of(out)), partial(ledgers.note_run, kept)
+                heard = heard_batches(lens, todo, making, ear, codes_of_done, shown, note)
                 into_folder(kept, with_devices(Path(out), ear, heard), todo, sound, bar_shown)
         kept.close()
     return load_folder(out)
@@ -316,6 +329,7 @@ def _facts(
     names: Sequence[str],
     also: Also | None,
     sound: SoundFormat | None,
+    elsewhere: bool = False,
 ) -> dict[str, Any]:
     """Return the facts about a sweep that `plan.json` records."""
     further = {"measures": list(names), "also": sorted(also or ()), "sound": sound}
@@ -326,10 +340,16 @@ def _facts(
         engine,
         clips=[list(clip) for clip in todo.clips],
         asked={one.name: [one.asked(prompt) for prompt, _ in todo.clips] for one in todo.conditions if one.ask},
-        batches=[len(batch) for batch in todo.batches],
+        **_run_facts(lens, todo, elsewhere),
         sample_rate=lens.config.sample_rate,
         rows=len(todo),
     )
+
+
+def _run_facts(lens: AudioLens, todo: Plan, elsewhere: bool) -> dict[str, Any]:
+    """Return the sizes of the batches, and where they are generated."""
+    device = lens.device.type if elsewhere else devices.described(lens.device)
+    return {"batches": [len(batch) for batch in todo.batches], "runs": runs.first(device, len(todo.batches))}
 
 
 @guarded
@@ -351,8 +371,8 @@ def load_folder(folder: str | os.PathLike[str]) -> SweepResult:
         {name: value for name, value in facts["settings"].items() if name not in own}
     )
     settings["engine"] = used_engine(facts)
-    if devices := devices_of(path):
-        settings["devices"] = devices
+    if found := devices_of(path):
+        settings["devices"] = found
     batches = ledgers.batches_of(path, facts)
     table, done = batches.table()
     return SweepResult(
@@ -363,6 +383,7 @@ def load_folder(folder: str | os.PathLike[str]) -> SweepResult:
         also=tuple(facts["settings"]["also"]),
         folder=path,
         planned=facts["rows"],
+        runs=runs.made(facts, done),
         _batches=batches,
         _done=done,
     )

@@ -71,6 +71,8 @@ class Factors:
             object.__setattr__(self, name, checked_count(name, getattr(self, name), least=0))
         if self.band is not None and "one-to-band" not in self.strategies:
             raise InputError(f"band={self.band} needs the strategy 'one-to-band': add it, or leave out band.")
+        if self.band is None and "one-to-band" in self.strategies:
+            raise InputError("strategy='one-to-band' needs band=(first, last), both included.")
 
     @property
     def controlled(self) -> Sequence[float]:

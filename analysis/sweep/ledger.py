@@ -23,10 +23,12 @@ import pandas as pd
 import pyarrow as pa
 
 from analysis.store.resumable import OtherResultsError
+from analysis.sweep import runs
 from analysis.sweep.batches import BATCHES, SOUND, TABLE, Batches, finished, plans_of
 from analysis.sweep.planned import ENGINES, PLAN, SWEEP, Used, difference, plan_hash, used_engine
 from audiolens.errors import DamagedError, DamageWarning, InputError
-from audiolens.files.atomic import as_path
+from audiolens.files.atomic import as_path, put
+from audiolens.files.integrity import sealed_json
 from audiolens.model.tokens import callers_level
 
 _SUFFIXES = (".parquet", ".safetensors", ".flac", ".wav")
@@ -66,7 +68,8 @@ def ledger(folder: str | os.PathLike[str], facts: Mapping[str, Any], labels: pd.
         if missing > free:
             raise InputError(f"{place}: the sweep needs about {missing / 1e6:,.0f} MB, but only {free / 1e6:,.0f} "
                              "MB are free. Free some space, keep less sound, or choose another disk.")  # fmt: skip
-        return begun
+        left = sorted(frozenset(range(n_batches)) - there.done)
+        return runs.continued(begun, facts, left, place)
 
     with SWEEP.opened(place, settled, lambda: kept_of(place, n_batches)) as (lock, begun):
         # Damaged batches must be removed before this line, because this run generates them again.
@@ -126,6 +129,19 @@ def batches_of(folder: Path, facts: Mapping[str, Any]) -> Batches:
     """Return the batches of a folder with this plan."""
     sealed = facts["format"] == SWEEP.format
     return Batches(folder, tuple(facts["batches"]), plan_hash(facts) if sealed else None, facts["model"]["threads"])
+
+
+def at_once_of(folder: str | os.PathLike[str]) -> int | None:
+    """Return the number of rows of a batch that fitted in memory when a folder's sweep last ran; see `runs`."""
+    return runs.at_once(read_facts(folder))
+
+
+def note_run(kept: Batches, left: Sequence[int], **change: Any) -> None:
+    """Record in the plan of an open folder how the batches that are left are generated; see `runs.changed`."""
+    begun = read_facts(kept.folder)
+    facts = runs.changed(begun, left, kept.folder, **change)
+    if facts != begun:
+        put(kept.folder / PLAN, sealed_json(facts))
 
 
 def kept_of(folder: Path, n_batches: int) -> str:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from analysis.store.resumable import Kind, first_difference
+from analysis.sweep import runs
 from analysis.sweep.batches import BATCHES, SOUND, TABLE, are_threads
 from audiolens.checks import MOST, RATES_HZ, shown
 from audiolens.errors import InputError
@@ -39,8 +40,9 @@ _BEFORE = (
     ("noise", "its clips were drawn with other random numbers, by another version of audiolens"),
     ("versions.*", "it was begun with {name} {there}, but this one has {here}"),
     ("settings.*", "it was begun with {name} {there}, but this one has {here}"),
-    ("model.weights", "it was begun with other weights ({begun[model][name]!r}; this is {facts[model][name]!r})"),
     ("model.device", "it was begun with device {there}, but this is {here}"),
+    ("model.dtype", "it was begun with dtype {there}, but this is {here}"),
+    ("model.weights", "it was begun with other weights ({begun[model][name]!r}; this is {facts[model][name]!r})"),
     ("model.attention", "it was begun with attention {there}, but this is {here}"),
 )
 _AFTER = (("clips", "its clips differ"), ("asked", "its prompts differ"), ("batches", "its batches differ"))
@@ -55,6 +57,7 @@ def _verify(path: Path, facts: Mapping[str, Any]) -> None:
         raise InputError(f"{path} cannot be used: it was begun with {facts['model']['threads']} threads.")
     if facts["model"].get("engine", "exact") not in ENGINES:
         raise InputError(f"{path} cannot be used: it was begun with engine {shown(facts['model']['engine'])}.")
+    runs.check(path, facts)
     if not RATES_HZ[0] <= facts["sample_rate"] <= RATES_HZ[1]:
         raise InputError(f"{path} cannot be used: its sample rate is {facts['sample_rate']} Hz.")
 
@@ -69,12 +72,13 @@ SWEEP = Kind(
         "format": str,
         "noise?": str,
         "versions": {str: str},
-        "model": {"name": str, "weights": str, "device": str, "attention": str, "threads": int},
+        "model": {"name": str, "weights": str, "device": str, "dtype?": str, "attention": str, "threads": int},
         "settings": {"measures": [str], "also": [str]},
         "conditions": {str: str},
         "sample_rate": int,
         "rows": int,
         "batches": [int],
+        "runs?": [runs.SHAPE],
     },
     entries=BATCHES,
     files=(TABLE, "devices.json"),
@@ -112,7 +116,8 @@ def facts_of(
             "name": lens.name,
             "weights": content_hash(lens.model),
             "device": lens.device.type,
-            "attention": str(getattr(lens.model.config, "_attn_implementation", None)),
+            "dtype": str(lens.dtype).removeprefix("torch."),
+            "attention": str(getattr(lens.model.decoder.config, "_attn_implementation", None)),
             "threads": torch.get_num_threads(),
             "engine": engine,
         },
@@ -134,12 +139,15 @@ def completed(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def plan_hash(facts: Mapping[str, Any]) -> str:
-    """Return a hash of what a sweep's rows depend on: all facts except the model's name and the number of threads.
+    """Return a hash of what a sweep's rows depend on: all facts except the model's name, the threads and the runs.
+
+    The kind of device is included, but not the card, on which a sweep may go on (`runs`). The hash of the weights
+    depends on the dtype, which is therefore stated only to be named in messages.
 
     A later setting does not change the hash while it has its default, so it can be missing from a plan. The same
     applies to the engine, of which the first versions had only the exact one.
     """
-    model = {key: value for key, value in facts["model"].items() if key not in ("name", "threads", "engine")}
+    model = {key: value for key, value in facts["model"].items() if key not in ("name", "threads", "engine", "dtype")}
     if used_engine(facts) != "exact":
         model["engine"] = used_engine(facts)
     defaults = _defaults()
@@ -148,7 +156,7 @@ def plan_hash(facts: Mapping[str, Any]) -> str:
         for name, value in facts["settings"].items()
         if name in _ALWAYS or name not in defaults or value != defaults[name]
     }
-    whole = {**facts, "model": model, "settings": settings}
+    whole = {**{key: value for key, value in facts.items() if key != "runs"}, "model": model, "settings": settings}
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
 
 
@@ -161,6 +169,8 @@ def _defaults() -> dict[str, Any]:
 def difference(begun: Mapping[str, Any], facts: Mapping[str, Any]) -> str | None:
     """Return a description of the first difference that matters; `None` if there is none."""
     begun, facts = ({**one, "settings": completed(one["settings"])} for one in (begun, facts))
+    # The first versions did not record the dtype.
+    begun["model"] = {"dtype": facts["model"].get("dtype"), **begun["model"]}
     changed = first_difference(begun, facts, _BEFORE) or _other_conditions(begun["conditions"], facts["conditions"])
     changed = changed or first_difference(begun, facts, _AFTER)
     if changed is None and plan_hash(begun) != plan_hash(facts):

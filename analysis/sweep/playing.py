@@ -7,6 +7,7 @@ The rows of a batch depend on the plan alone, so that a resumed sweep generates 
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -26,8 +27,9 @@ from audiolens.errors import InputError
 from audiolens.measure.failure import Levels, criteria
 from audiolens.model import text
 from audiolens.model.timeline import clip_timeline
-from audiolens.model.tokens import tell_unread
+from audiolens.model.tokens import callers_level, tell_unread
 from audiolens.tracing.engines import Engine
+from audiolens.tracing.fitting import divided as divided_batch
 from audiolens.tracing.generate_clips import warn_beyond
 from audiolens.tracing.generation import Generation
 from audiolens.tracing.sampling import checked_seeds, checked_settings
@@ -53,6 +55,8 @@ class Making:
     top_k: int | None = 250
     also: Also | None = None
     engine: Engine = "exact"
+    at_once: int | None = None
+    """The number of rows of a batch that fit in memory, if it is known to be less than the whole batch."""
 
     def check(self, lens: AudioLens, plan: Plan) -> None:
         """Raise an error now for input that `lens.generate` would reject in a later batch."""
@@ -73,6 +77,7 @@ class Making:
             "interventions": list(merge([condition for condition, _ in batch], lens.config.n_layers)),
             "decode": False,
             "engine": self.engine,
+            **({} if self.at_once is None else {"batch_size": self.at_once}),
         }
 
     def generate(self, lens: AudioLens, plan: Plan, batch: Batch) -> Generation:
@@ -111,6 +116,7 @@ def heard_batches(
     ear: Backend,
     done: Mapping[int, Callable[[], np.ndarray]] | None = None,
     keep_audio: Callable[[Condition, PromptSeed], bool] | None = None,
+    note: Callable[..., object] | None = None,
 ) -> Iterator[tuple[int, Heard, pd.DataFrame]]:
     """Yield the number, sound and table of every batch that is not `done`, as soon as it is measured.
 
@@ -120,6 +126,10 @@ def heard_batches(
     `done` maps finished batches to functions that return their codes. Finished baselines are decoded again, because
     steered clips are compared with them. `keep_audio` selects the rows whose sound is returned (default: none). If an
     exception occurs, all batches that could be measured are yielded before the exception is raised.
+
+    A batch that does not fit in memory is divided in half, and later batches begin with the number of rows that fitted.
+    `note` is called with the numbers of the batches that are left, and with this number (`at_once=`) or the devices of
+    workers elsewhere (`device=`), once either is known.
     """
     finished = {} if done is None else done
     todo = [number for number in range(len(plan.batches)) if number not in finished]
@@ -135,6 +145,25 @@ def heard_batches(
     waiting: dict[int, tuple[Pending, Generation | None]] = {}
     # Batches that have not been compared with their baselines yet.
     measured: dict[int, tuple[Heard, Generation | None]] = {}
+    yielded: set[int] = set()
+    devices: frozenset[str] = frozenset()
+
+    def noted(**change: Any) -> None:
+        if note is not None:
+            note([number for number in todo if number not in finished and number not in yielded], **change)
+
+    def fit(at_once: int | None) -> None:
+        nonlocal work
+        before = work.making.at_once
+        if at_once is not None and (before is None or at_once < before):
+            work = replace(work, making=replace(work.making, at_once=at_once))
+            noted(at_once=at_once)
+
+    def look_at_devices() -> None:
+        nonlocal devices
+        if ear.devices != devices:
+            devices = ear.devices
+            noted(device=" and ".join(sorted(devices)))
 
     def begin(number: int) -> tuple[Pending, Generation | None]:
         if number in finished:
@@ -148,13 +177,20 @@ def heard_batches(
         wanted = Wanted(ear.measures, sound, made=bool(making.also))
         if (pending := ear.submit(work, number, wanted)) is not None:
             return pending, None
-        made = making.generate(lens, plan, batch)
+        made = work.making.generate(lens, plan, batch)
+        fit(made.settings.get("at_once"))
         return ear.hear(made.codes, wanted), made
 
     def taken() -> Iterator[tuple[int, Heard, pd.DataFrame]]:
         for number in [number for number, (pending, _) in waiting.items() if pending.done()]:
             pending, made = waiting.pop(number)
             heard = pending.result()
+            if made is None and heard.at_once is not None:
+                # Workers do not show warnings.
+                told = divided_batch(len(plan.batches[number]), heard.at_once, "clips", "a worker's device")
+                warnings.warn(told, stacklevel=callers_level())
+                fit(heard.at_once)
+            look_at_devices()
             if number < n_baselines:
                 batch = plan.batches[number]
                 baselines.update({clip: heard.levels[place] for place, (_, clip) in enumerate(batch)})
@@ -167,6 +203,7 @@ def heard_batches(
                 assert heard.onsets is not None
                 lost = criteria(heard.levels, Levels.joined([baselines[clip] for _, clip in batch]), heard.onsets)
                 further = _further(lens, made or heard.made, making.also or {})
+                yielded.add(number)
                 yield number, heard, pd.concat([heard.frame, lost, further], axis=1)
 
     def pause() -> None:

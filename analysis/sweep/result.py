@@ -20,6 +20,7 @@ from analysis.sweep import dose, response, tradeoff
 from analysis.sweep.batches import Batches
 from analysis.sweep.conditions import BASELINE
 from analysis.sweep.dose import CrossEffects, DoseResponse
+from analysis.sweep.runs import Made, told
 from analysis.sweep.tradeoff import Front, LayerMap, Limits, Strategies
 from audiolens.checks import checked_text, real_number, shown
 from audiolens.door import guarded
@@ -43,6 +44,7 @@ class SweepResult:
         folder: the sweep's folder, if it has one.
         planned: number of rows of the whole sweep. `table` has fewer rows if it was loaded before the sweep ended.
         distances: the columns that `compared` added, one row per condition.
+        runs: the devices on which the clips were generated, with the number of clips of each.
 
     A sweep does not show that a direction represents the concept in its label. Compare the direction with its controls.
     """
@@ -56,6 +58,7 @@ class SweepResult:
     folder: Path | None = None
     planned: int | None = None
     distances: pd.DataFrame | None = None
+    runs: tuple[Made, ...] = ()
     _codes: Int[np.ndarray, "row codebook frame"] | None = None
     _batches: Batches | None = None
     _done: tuple[int, ...] = ()
@@ -283,9 +286,10 @@ class SweepResult:
     def __repr__(self) -> str:
         lost = self.table["failed"].mean()
         there = "" if self.whole else f" of {self.planned} so far"
+        devices = told(self.runs)
         return (
             f"SweepResult({len(self.table)} clips{there}: {self.table['condition'].nunique()} conditions, "
-            f"{self.table['prompt'].nunique()} prompts, {lost:.0%} failed)"
+            f"{self.table['prompt'].nunique()} prompts, {lost:.0%} failed{f', {devices}' if devices else ''})"
         )
 
 

@@ -14,7 +14,7 @@ from audiolens.cache.lazy_tensors import changed, outlines, some
 from audiolens.checks import shown
 from audiolens.errors import InputError, SiteError, nearest, shortened
 from audiolens.interventions import checked_rows
-from audiolens.model.loading import checked_device, checked_dtype
+from audiolens.model.devices import checked_device, checked_dtype
 from audiolens.model.sites import Site, named, names_once
 from audiolens.model.timeline import Span, checked_span
 

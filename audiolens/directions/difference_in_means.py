@@ -147,4 +147,5 @@ def _meta(lens: AudioLens, reader: PoleReader, label: str) -> Provenance:
         label=label,
         revision=getattr(lens.model.config, "_commit_hash", None),
         versions=provenance.versions(),
+        **provenance.computed_on(lens),
     )

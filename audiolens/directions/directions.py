@@ -189,7 +189,7 @@ class Directions(AsArray):
             )
         names = ", ".join(other.meta.label for other in others)
         changed = self._changed(rest, f"({self.meta.label}).orthogonal_to({names})")
-        return replace(changed, meta=replace(changed.meta, source=_sources(self, *others)))
+        return replace(changed, meta=replace(changed.meta, **_origins(self, *others)))
 
     def cosine(self, other: "Directions") -> Float[Tensor, " layer"]:
         """Return the cosine similarity between the two vectors at each layer."""
@@ -351,7 +351,7 @@ class Directions(AsArray):
         # The result must be symmetric in the operands, so its residual norm is the mean of both.
         lengths = (self.residual_norms + other.residual_norms) / 2
         changed = self._changed(vectors, label)
-        return replace(changed, residual_norms=lengths, meta=replace(changed.meta, source=_sources(self, other)))
+        return replace(changed, residual_norms=lengths, meta=replace(changed.meta, **_origins(self, other)))
 
     def _refuse_foreign(self, other: Any) -> None:
         if not isinstance(other, Directions):
@@ -366,10 +366,13 @@ class Directions(AsArray):
                 raise InputError(f"directions of different {name} cannot be combined: {mine} and {theirs}.")
 
 
-def _sources(*directions: Directions) -> str:
-    """Return the source of the codes on which these directions were computed, naming every source if they differ."""
-    named = {part for one in directions for part in one.meta.source.split(", ")}
-    return ", ".join(sorted(named))
+def _origins(*directions: Directions) -> dict[str, Any]:
+    """Return the source of the directions' codes, their device and their dtype, naming every value if they differ."""
+    found = {}
+    for name in ("source", "device", "dtype"):
+        values = {part for one in directions for part in getattr(one.meta, name).split(", ")}
+        found[name] = ", ".join(sorted(part for part in values if part))
+    return found
 
 
 @guarded

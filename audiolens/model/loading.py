@@ -1,6 +1,5 @@
 """Load a model and its tokenizer by name, with errors that state what is wrong with the name or the files."""
 
-import importlib.util
 import logging
 import os
 from collections.abc import Iterator, Mapping
@@ -15,16 +14,17 @@ from audiolens.errors import (
     InputTypeError,
     ModelFilesError,
     ModelNotFoundError,
+    TooLittleMemoryError,
     UnsupportedModelError,
     nearest,
 )
 from audiolens.model import tokens
+from audiolens.model.devices import checked_device_map, checked_dtype
 from audiolens.model.families import FAMILIES
 from audiolens.model.known_models import HUB, folder_of
+from audiolens.model.memory import amount, freed, memory_text, ran_out, weight_bytes
 from audiolens.model.model_files import downloaded, staged
 
-_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
-_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _PARTS = {"text_encoder": ("t5", "mt5", "umt5"), "audio_encoder": ("encodec",)}
 
 
@@ -34,8 +34,11 @@ def load(
     dtype: str | torch.dtype | None = None,
     revision: str | None = None,
     device_map: Any = None,
+    attention: str | None = None,
 ) -> tuple[Any, Any]:
     """Load a model and its tokenizer, given a bundled name, a folder or a hub name.
+
+    `attention` is the implementation that the decoder uses; `None` is transformers' choice.
 
     Raises:
         ModelNotFoundError: if there is no model with the given name or in the given folder, or if the hub cannot be
@@ -48,12 +51,13 @@ def load(
     if not isinstance(name, str | os.PathLike):
         raise InputTypeError(f"model {shown(name)}: expected 'etude', a hub name or a folder.")
     checked_device_map(device_map)
-    if device_map is not None and importlib.util.find_spec("accelerate") is None:
-        raise InputError(
-            f"device_map={shown(device_map)} needs accelerate, which is not installed: pip install accelerate."
-        )
     source, wanted = str(name), checked_dtype(dtype)
     local = folder = folder_of(os.fspath(name))
+    if local is not None and revision is not None:
+        raise InputError(
+            f"revision={shown(revision)}: only models on the hub have revisions, and {shown(source)} is a folder on "
+            "this machine: leave it out."
+        )
     try:
         with _without_chatter():
             folder = folder or downloaded(source, revision)
@@ -67,6 +71,9 @@ def load(
             loading = {**options, "dtype": wanted or "auto", "use_safetensors": True}
             if device_map is not None:
                 loading["device_map"] = device_map
+            if attention is not None:
+                # T5 and the codec do not have every implementation.
+                loading["attn_implementation"] = {"decoder": attention}
             with _without_chatter(), _plain_defaults(device_map is None):
                 model, report = model_class.from_pretrained(files.folder, output_loading_info=True, **loading)
             missing = sorted(report.get("missing_keys", ()))
@@ -94,29 +101,22 @@ def load(
     return model, tokenizer
 
 
-def checked_device_map(device_map: Any) -> None:
-    """Reject a device map that contains a device that this machine does not have.
+def moved(model: Any, device: torch.device) -> Any:
+    """Return a model on another device.
 
     Raises:
-        InputTypeError, InputError: if the map is not accepted; the message states which maps are accepted.
+        TooLittleMemoryError: if its weights do not fit there.
     """
-    if device_map is None or (isinstance(device_map, str) and device_map in _MAPS):
-        return
-    if isinstance(device_map, bool) or not isinstance(device_map, str | int | torch.device | Mapping):
-        raise InputTypeError(
-            f"device_map={shown(device_map)}: expected {', '.join(_MAPS)}, a device, or a dict of devices."
-        )
-    for device in device_map.values() if isinstance(device_map, Mapping) else [device_map]:
-        if device == "disk":
-            raise InputError(
-                f"device_map={shown(device_map)}: activations cannot be read from parts offloaded to disk."
-            )
-        try:
-            checked_device(device)
-        except InputError as error:
-            raise InputError(
-                f"device_map={shown(device_map)}: expected {', '.join(_MAPS)}, or devices; {error}"
-            ) from None
+    try:
+        return model.to(device)
+    except Exception as error:
+        if not ran_out(error):
+            raise
+    freed(device)
+    raise TooLittleMemoryError(
+        f"the weights take {amount(weight_bytes(model))}, more than is free on {memory_text(device)}: use a narrower "
+        "dtype ('bfloat16'), another device, or device_map='auto'."
+    )
 
 
 def refuse_tokenizer(tokenizer: Any, model: Any, name: str | None = None) -> None:
@@ -147,28 +147,6 @@ def _plain_defaults(on_cpu: bool) -> Iterator[None]:
             yield
     finally:
         torch.set_default_dtype(before)
-
-
-def checked_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    """Check a floating-point dtype, given as a `torch.dtype` or by name, and return it; `None` stays `None`."""
-    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if found is not None and found not in _DTYPES:
-        raise InputError(f"dtype={shown(dtype)}: expected a floating-point dtype such as 'float32' or 'bfloat16'.")
-    if found is None and dtype is not None:
-        raise InputError(f"dtype={shown(dtype)}: expected a floating-point dtype such as 'float32' or 'bfloat16'.")
-    return found
-
-
-def checked_device(device: str | int | torch.device) -> torch.device:
-    """Return a device, after checking that it exists on this machine."""
-    try:
-        found = torch.device(device)
-        torch.empty(0, device=found)
-    except (RuntimeError, AssertionError, TypeError, ValueError, OverflowError) as error:
-        raise InputError(f"device={shown(str(device))} is not available: {str(error).splitlines()[0]}") from None
-    if found.type == "meta":
-        raise InputError(f"device={shown(str(device))} stores no values: give a real device, such as 'cpu'.")
-    return found
 
 
 def _class_of(name: str, config: Mapping[str, Any]) -> Any:

@@ -25,6 +25,7 @@ from audiolens.files import integrity
 from audiolens.files.atomic import written
 from audiolens.files.bounded import json_of, read_header
 from audiolens.model.config import LensConfig
+from audiolens.model.devices import described
 from audiolens.model.weight_hash import weights_hash
 
 FORMAT = "audiolens.directions.2"
@@ -34,7 +35,7 @@ SHAPE = {
     "model": str, "weights": str, "n_layers": int, "site?": str, "position?": (str, [float, float]), "branch?": str,
     "guidance_scale?": float, "source?": str, "seconds?": (float, None), "estimator?": str, "n_prompts?": [int, int],
     "prompts?": str, "prefix?": bool, "seeds?": [int], "neutral?": str, "noise?": str, "label?": str,
-    "revision?": (str, None), "versions?": {str: str},
+    "revision?": (str, None), "versions?": {str: str}, "device?": str, "dtype?": str,
 }  # fmt: skip
 """The shape of a `Provenance` as JSON."""
 
@@ -77,6 +78,8 @@ class Provenance:
             generated or if an earlier version generated them.
         label: the name of the direction, and the operations applied to it ("tempo", "-tempo", "tempo + timbre").
         versions: the versions of the packages with which the direction was read.
+        device, dtype: where the model ran, such as "NVIDIA H200", and in which dtype. They are empty in files written
+            by earlier versions. A combination of directions names all devices and dtypes.
     """
 
     model: str
@@ -98,6 +101,8 @@ class Provenance:
     label: str = ""
     revision: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
+    device: str = ""
+    dtype: str = ""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -139,6 +144,12 @@ class Provenance:
 def prompts_hash(*lists: Sequence[str | None]) -> str:
     """Return a hash of lists of prompts, such as those of both poles, in order."""
     return hashlib.sha256(json.dumps([list(prompts) for prompts in lists]).encode()).hexdigest()[:16]
+
+
+def computed_on(lens: Opened) -> dict[str, str]:
+    """Return the device and the dtype of a model, as fields of a `Provenance`."""
+    parameter = next(lens.model.decoder.parameters())
+    return {"device": described(parameter.device), "dtype": str(parameter.dtype).removeprefix("torch.")}
 
 
 def versions() -> dict[str, str]:

@@ -68,6 +68,13 @@ class Layout:
         batch."""
         return values[torch.tensor(self.rows, device=values.device)].repeat(self.branches, *[1] * (values.ndim - 1))
 
+    def part(self, rows: slice) -> "Layout":
+        """Return the layout of some rows of this batch."""
+        if rows == slice(0, len(self.rows)):
+            return self
+        mine = self.rows[rows]
+        return replace(self, rows=mine, kept=len(mine))
+
     def branch(self, branch: str) -> Tensor:
         """Return a mask of the batch rows that belong to a branch."""
         return torch.tensor([branch in (half, "both") for half in self.halves for _ in self.rows], device="cpu")

@@ -16,6 +16,7 @@ from audiolens.checks import one_or_listed, shown
 from audiolens.errors import AudioLensWarning, InputError
 from audiolens.interventions import Intervention, checked_branch, checked_flags
 from audiolens.model import text
+from audiolens.model.memory import Need
 from audiolens.model.text import Prompt
 from audiolens.model.timeline import Real, Timeline
 from audiolens.model.tokens import callers_level
@@ -25,6 +26,7 @@ from audiolens.sound.codec import AudioSource
 from audiolens.tracing import fast_clips, model_calls
 from audiolens.tracing.batching import Layout, batches, start_columns
 from audiolens.tracing.engines import Choice, Engine, checked_engine
+from audiolens.tracing.fitting import Fitting
 from audiolens.tracing.generation import Generation
 from audiolens.tracing.given_sound import clip_start, decode_codes
 from audiolens.tracing.model_calls import alone, random_state
@@ -77,6 +79,7 @@ def drawn(
     checked_generation_config(traced.model, config)
     guided = sampling.guidance_scale > 1
     timeline, windows = clip_windows(seconds, window, overlap, config, config.prefix(max(sizes)))
+    steps = windows[0].timeline.steps
     warn_beyond(windows[0].timeline.seconds, traced)
     todo = checked_interventions(interventions, traced, guided)
     checked_branch(reading.branch, guided or not reading.sites)
@@ -85,9 +88,8 @@ def drawn(
     recorder = Recorder.of(reading, traced, len(listed), timeline)
     if exact and streams is None:
         raise InputError("exact=True needs seeds: transformers' own sampler draws a whole batch from one random state.")
-    parts = list(
-        batches(sizes, halves=traced.family.halves(guided), exact=exact, batch_size=batch_size, prefix=config.prefix)
-    )
+    halves = traced.family.halves(guided)
+    parts = list(batches(sizes, halves=halves, exact=exact, batch_size=batch_size, prefix=config.prefix))
     start = clip_start(audio_prompt, len(listed), timeline, traced)
     if start is not None:
         windows = begun(windows, start.shape[-1])
@@ -97,6 +99,37 @@ def drawn(
         logits = partial(_first_logits, traced, listed[0], guided)
         choice = Choice.of(traced, engine, len(parts), _unfit(streams, use_cache), logits)
     codes = torch.zeros(len(listed), config.n_codebooks, timeline.frames, dtype=torch.long, device=traced.device)
+    need = partial(
+        Need.of,
+        traced.model,
+        config,
+        positions=timeline.prefix + steps,
+        at_once=1 + timeline.prefix,
+        branches=len(halves),
+        tokens=max(sizes),
+    )
+    recordings = None if recorder is None else "cache_device='cpu'"
+    fit = Fitting(traced.device, f"clips of {timeline.seconds:g} s", need, _whole(exact, streams, todo), recordings)
+
+    def made_of(whole: Layout, length: int | None, rows: slice) -> Int[Tensor, "row codebook frame"]:
+        layout = whole.part(rows)
+        if recorder is not None:
+            recorder.begin(layout)
+        plan = partial(Run, traced, layout=layout, timeline=timeline, interventions=todo)
+        # Interventions that do not fit raise an error here, before the text encoder runs.
+        plan(recorder=recorder)
+        batch = _Batch.of(traced, layout, length, listed, streams, start, guided)
+        clips = partial(batch.codes, traced, plan, windows, sampling, use_cache)
+        tell = bar.update if rows.stop == len(whole.rows) else lambda: None
+        made = clips("exact" if choice.compares else choice.name, recorder, tell)
+        if choice.compares:
+            choice.decide(made, partial(clips, "fast", None, lambda: None))
+        return made
+
+    def undo(whole: Layout, rows: slice) -> None:
+        if recorder is not None:
+            recorder.drop(whole.part(rows))
+
     with alone(traced.model), random_state(keep=streams is not None):
         bar = tqdm(
             desc="generating",
@@ -105,18 +138,10 @@ def drawn(
             disable=not progress,
         )
         with bar:
-            for layout, length in parts:
-                if recorder is not None:
-                    recorder.begin(layout)
-                plan = partial(Run, traced, layout=layout, timeline=timeline, interventions=todo)
-                # Interventions that do not fit raise an error here, before the text encoder runs.
-                plan(recorder=recorder)
-                batch = _Batch.of(traced, layout, length, listed, streams, start, guided)
-                clips = partial(batch.codes, traced, plan, windows, sampling, use_cache)
-                made = clips("exact" if choice.compares else choice.name, recorder, bar.update)
-                if choice.compares:
-                    choice.decide(made, partial(clips, "fast", None, lambda: None))
-                codes[list(layout.rows[: layout.kept])] = made[: layout.kept]
+            for whole, length in parts:
+                for rows, made in fit.run(len(whole.rows), partial(made_of, whole, length), partial(undo, whole)):
+                    layout = whole.part(rows)
+                    codes[list(layout.rows[: layout.kept])] = made[: layout.kept]
     audio = decode_codes(traced, codes) if decode else None
     recorded = None if recorder is None else recorder.cache(listed, traced.name, config.frame_rate)
     return Generation(
@@ -140,6 +165,7 @@ def drawn(
             "engine": choice.name,
             "noise": None if streams is None else NOISE,
             "interventions": [type(intervention).__name__ for intervention in todo],
+            **({} if fit.at_once is None else {"at_once": fit.at_once}),
         },
     )
 
@@ -241,6 +267,17 @@ def _refuse_keys(traced: TracedModel, reading: Reading, interventions: Iterable[
                     f"{site.name} relates steps to all earlier steps, and a window does not read those before it: "
                     "leave the site out, or generate a clip of one window."
                 )
+
+
+def _whole(exact: bool, streams: list[int] | None, interventions: Sequence[Intervention]) -> str | None:
+    """Return why the batches of a call cannot be divided, and what to do instead, if that is so."""
+    if exact:
+        return "exact=True fixes the number of rows: leave it out"
+    if streams is None:
+        return "transformers' own sampler draws a batch from one random state: give seeds=, or a smaller batch_size="
+    if any(one.called for one in interventions):
+        return "a function of an Apply would be called again for the same steps: give a smaller batch_size="
+    return None
 
 
 def _unfit(streams: list[int] | None, use_cache: bool) -> str | None:

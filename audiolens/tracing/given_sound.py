@@ -1,6 +1,7 @@
 """Convert audio to codes and back through the model's codec, while holding the model's lock."""
 
 import os
+from functools import partial
 from typing import Any
 
 import torch
@@ -8,11 +9,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from audiolens.errors import InputError, InputTypeError, shortened
+from audiolens.model.memory import Need
 from audiolens.model.timeline import Timeline
 from audiolens.model.traced_model import TracedModel
 from audiolens.sound import soundfiles
 from audiolens.sound.codec import checked_codes, decode, encode
 from audiolens.tensors import tensor_of
+from audiolens.tracing.fitting import Fitting
 from audiolens.tracing.model_calls import alone
 
 
@@ -23,9 +26,15 @@ def encode_audio(traced: TracedModel, waveform: Any, sample_rate: int) -> Int[Te
 
 
 def decode_codes(traced: TracedModel, codes: Int[Tensor, "row codebook frame"]) -> Float[Tensor, "row channel sample"]:
-    """Decode undelayed codes to a waveform."""
-    with alone(traced.model), torch.no_grad():
-        return decode(checked_codes(codes, traced.config).to(traced.device), traced.model, traced.config)
+    """Decode undelayed codes to a waveform, in several parts if not all rows fit in memory at once."""
+    config, model = traced.config, traced.model
+    found = checked_codes(codes, config).to(traced.device)
+    seconds = found.shape[-1] / config.frame_rate
+    need = partial(Need.of, model, config, positions=0, samples=round(seconds * config.sample_rate))
+    fit = Fitting(traced.device, f"clips of {seconds:g} s being decoded", need)
+    with alone(model), torch.no_grad():
+        parts = [sound for _, sound in fit.run(len(found), lambda rows: decode(found[rows], model, config))]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def codes_of(audio: Any, traced: TracedModel, name: str = "audio") -> Int[Tensor, "row codebook frame"]:

@@ -15,7 +15,7 @@ from audiolens.door import guarded
 from audiolens.errors import InputError, UnsupportedModelError
 from audiolens.interventions import checked_branch, checked_flags
 from audiolens.model.config import LensConfig
-from audiolens.model.loading import checked_device, checked_dtype
+from audiolens.model.devices import checked_device, checked_dtype
 from audiolens.model.site_access import Form
 from audiolens.model.sites import Site, checked_heads, head_numbers, layers_once, names_once
 from audiolens.model.timeline import Span, Timeline, checked_span
@@ -140,6 +140,7 @@ class Recorder:
         self._bytes = 0
         self._indices: dict[torch.device, Tensor] = {}
         self.layout: Layout | None = None
+        """The layout of the batch that has begun, and must be recorded up to its last step."""
         self.begun = torch.zeros(rows, dtype=torch.bool, device="cpu")
         self.prefixes = torch.zeros(rows, dtype=torch.long, device="cpu")
 
@@ -165,11 +166,19 @@ class Recorder:
 
     def begin(self, layout: Layout) -> None:
         """Start a new batch of rows, at the beginning of the clip."""
-        if bool(self.begun.any()):
+        if self.layout is not None:
             self._complete()
         self.seen, self.within, self.layout, self._indices = {}, _EVERY, layout, {}
         self.begun[layout.indices] = True
         self.prefixes[layout.indices] = layout.prefix
+
+    def drop(self, layout: Layout) -> None:
+        """Forget what was recorded of a batch that could not be finished. Its rows can then begin again."""
+        if self.layout != layout:
+            # It failed before it had begun, so the batch before it is still kept.
+            return
+        self.layout, self.seen, self._running, self._staged, self._bytes = None, {}, {}, [], 0
+        self.begun[layout.indices] = False
 
     def limit(self, first: int | None, end: int | None) -> None:
         """Record only steps from `first` to `end` of the forward passes that follow; `None` means no limit.
@@ -277,12 +286,13 @@ class Recorder:
         waiting = defaultdict[str, list[tuple[int, Tensor]]](list)
         for name, first, window in self._staged:
             waiting[name].append((first, window))
-        self._staged, self._bytes = [], 0
         for name, parts in waiting.items():
             kept = self.tensors[name]
             together = torch.cat([window for _, window in parts], dim=2).to(kept.device)
             for (first, _), window in zip(parts, together.split([part.shape[2] for _, part in parts], 2), strict=True):
                 kept[:, self._rows(kept.device), first : first + window.shape[2]] = window
+        # Only now, because copying can fail for lack of memory, and is then repeated.
+        self._staged, self._bytes = [], 0
 
     def _rows(self, device: torch.device) -> slice | Tensor:
         """Return the indices of this batch's rows in the recordings, on a device."""
@@ -331,7 +341,8 @@ class Recorder:
         Raises:
             UnsupportedModelError: if a step or a row was never recorded.
         """
-        self._complete()
+        if self.layout is not None:
+            self._complete()
         if not bool(self.begun.all()):
             row = int(self.begun.int().argmin())
             raise UnsupportedModelError(f"row {row} was in no batch of this run, so its recording is missing.")

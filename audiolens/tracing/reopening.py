@@ -34,6 +34,7 @@ class Opening:
     dtype: str | None
     revision: str | None
     device_map: Any
+    attention: str | None = None
 
     @classmethod
     def of(
@@ -42,6 +43,7 @@ class Opening:
         dtype: str | torch.dtype | None,
         revision: str | None,
         device_map: Any,
+        attention: str | None = None,
     ) -> "Opening":
         """Record the arguments of a successful call."""
         folder = Path(name).expanduser()
@@ -51,6 +53,7 @@ class Opening:
             None if dtype is None else str(dtype).removeprefix("torch."),
             revision,
             device_map,
+            attention,
         )
 
 
@@ -125,7 +128,12 @@ def _reopened(
     cls: "type[Any]", opening: Opening, name: str, device: str | None, attention: str | None, weights: str
 ) -> Any:
     lens = cls.from_pretrained(
-        opening.name, device=device, dtype=opening.dtype, revision=opening.revision, device_map=opening.device_map
+        opening.name,
+        device=device,
+        dtype=opening.dtype,
+        revision=opening.revision,
+        device_map=opening.device_map,
+        attention=opening.attention,
     )
     if content_hash(lens.model) != weights:
         raise InputError(

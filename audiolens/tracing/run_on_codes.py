@@ -5,6 +5,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from jaxtyping import Float, Int
@@ -18,12 +19,14 @@ from audiolens.errors import InputError, SiteError
 from audiolens.interventions import Intervention, checked_branch, checked_flags
 from audiolens.model import text, tokens
 from audiolens.model.families.family import Half
+from audiolens.model.memory import Need
 from audiolens.model.text import Prompt
 from audiolens.model.timeline import Real, Timeline, codes_timeline
 from audiolens.model.traced_model import TracedModel
 from audiolens.sound.codec import AudioSource, checked_codes
 from audiolens.tracing import model_calls
 from audiolens.tracing.batching import Layout, batches, checked_batch_size, chunks, in_order, of_branch, read_columns
+from audiolens.tracing.fitting import Fitting
 from audiolens.tracing.given_sound import codes_of
 from audiolens.tracing.model_calls import alone, random_state
 from audiolens.tracing.plan import Run, beyond, checked_interventions
@@ -105,9 +108,10 @@ class Forward:
         recorder = self._recorder(len(self.prompts))
         prefix = self.traced.config.prefix
         cut = batches(self.sizes, halves=self.halves, exact=False, batch_size=self.batch_size, prefix=prefix)
-        layouts = [layout for layout, _ in cut]
+        fit = self._fitting()
         with alone(self.traced.model), random_state(keep=True):
-            parts = [self._batch(layout, recorder) for layout in layouts]
+            done = [one for layout, _ in cut for one in self._parts(layout, recorder, fit)]
+        layouts, parts = zip(*done, strict=True)
         whole = in_order(parts, layouts, axis=1 if self.reading.branch == "both" else 0)
         return whole, self._cache(recorder, self.prompts)
 
@@ -129,13 +133,15 @@ class Forward:
         return plan._each(parts, progress)
 
     def _each(self, parts: Sequence[tuple[Layout, ...]], progress: bool) -> Iterator[ActivationCache]:
+        fit = self._fitting()
         for layouts in tqdm(parts, desc="reading", unit="batch", disable=not progress):
             first, rows = layouts[0].first, sum(layout.kept for layout in layouts)
             recorder = self._recorder(rows)
             # The lock is not held during the yield, because the caller may use the model between two batches.
             with alone(self.traced.model), random_state(keep=True):
                 for layout in layouts:
-                    self._batch(layout, recorder)
+                    for _ in self._parts(layout, recorder, fit):
+                        pass
             yield self._cache(recorder, self.prompts[first : first + rows])
 
     def _recorder(self, rows: int) -> Recorder | None:
@@ -155,6 +161,34 @@ class Forward:
             recorder=recorder,
             stop=self.stop,
         )
+
+    def _fitting(self) -> Fitting:
+        config, positions = self.traced.config, self.timeline.prefix + self.timeline.steps
+        need = partial(
+            Need.of,
+            self.traced.model,
+            config,
+            positions=positions,
+            at_once=positions,
+            branches=len(self.halves),
+            tokens=max(self.sizes),
+        )
+        repeated = any(one.called for one in self.interventions)
+        whole = "a function of an Apply would be called again: give a smaller batch_size=" if repeated else None
+        rows = f"rows of {self.timeline.seconds:g} s of codes"
+        return Fitting(self.traced.device, rows, need, whole, "device='cpu'" if self.reading.sites else None)
+
+    def _parts(
+        self, layout: Layout, recorder: Recorder | None, fit: Fitting
+    ) -> Iterator[tuple[Layout, Float[Tensor, "..."]]]:
+        """Run one batch in as few parts as fit in memory, and yield each part's layout and result."""
+
+        def undo(rows: slice) -> None:
+            if recorder is not None:
+                recorder.drop(layout.part(rows))
+
+        for rows, out in fit.run(len(layout.rows), lambda rows: self._batch(layout.part(rows), recorder), undo):
+            yield layout.part(rows), out
 
     def _batch(self, layout: Layout, recorder: Recorder | None) -> Float[Tensor, "..."]:
         """Return one batch's logits "row codebook step vocab", or the residual stream "row step d_model" at `stop`."""

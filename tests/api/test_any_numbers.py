@@ -244,7 +244,7 @@ def test_a_device_map_that_names_no_device_is_refused(device_map: Any, message: 
 
 def test_what_placing_fails_on_is_not_told_as_damaged_files(monkeypatch: pytest.MonkeyPatch, checkpoint: Any) -> None:
     if importlib.util.find_spec("accelerate") is None:
-        monkeypatch.setattr("audiolens.model.loading.importlib.util.find_spec", lambda _: object())
+        monkeypatch.setattr("importlib.util.find_spec", lambda _: object())
     with pytest.raises(InputError, match="could not be placed by device_map"):
         load(checkpoint, device_map={"nowhere": "cpu"})
 

@@ -4,26 +4,37 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 import numpy as np
 import pytest
 import soundfile
 
-from analysis.commands import early
+from analysis.commands import common, early
 from analysis.harvest.planned import Reduced
 from analysis.patching.grid import By, Mode, checked_by, checked_mode
 from analysis.placement.other_evidence import Computable
 from analysis.placement.rules import ALIGNMENT, RULES
 from analysis.placement.shifts import PLACED
+from analysis.probing.features import FeaturePosition
 from analysis.probing.probes import KINDS
+from analysis.study import settings
 from analysis.sweep.storage import SoundFormat
 from audiolens.directions.pole_reader import CodesSource, Position
 from audiolens.directions.steering import Strategy
 from audiolens.errors import InputError
 from audiolens.interventions import Branch
+from audiolens.model import devices
 
 HEAVY = ("torch", "transformers", "nnsight")
+OPENING = ("study tempo", "sweep tempo -o out", "place tempo", "probe tempo", "patch tempo", "directions tempo",
+           "generate song", "harvest tempo -o out")  # fmt: skip
+UNAVAILABLE = (
+    "--device gpu", "--device cuda:x", f"--device {'cuda' if sys.platform == 'darwin' else 'mps'}", "--dtype int8",
+    "--attention flash", "--attention flash_attention_2", "--device-map some", "--device cpu --device-map auto",
+    "--revision main",
+)  # fmt: skip
+"""Options that are unknown, or for which a device or a package is missing here."""
 REFUSED = (
     "study tempi", "study tempo --model nowhere", "study tempo --full --quick", "study bells",
     "study tempo --measure loudness", "study tempo --measure brightnes", "study tempo --words a,b",
@@ -55,6 +66,16 @@ REFUSED = (
     "harvest tempo -o out --layers a", "harvest tempo -o out --reduce sum", "harvest tempo -o out --branch both",
     "harvest tempo -o out --store int8", "harvest tempo -o out --span 3-1", "harvest tempo -o out --seeds 0",
     "harvest tempo -o out --seconds 0", "harvest tempo -o out --model nowhere", "harvest tempo -o out --engine auto",
+    "study tempo --seed 100", "study tempo --seconds 0.5", "study tempo --batch-size 0",
+    "sweep tempo -o out --prompts 99", "sweep tempo -o out --batch-size some", "sweep tempo -o out --layers 0-8",
+    "sweep tempo -o out --poles 0", "sweep tempo -o out --strategy one-to-band --band 3-2",
+    "sweep d.safetensors -o out --shuffled 1",
+    "place tempo --prompts 41", "place tempo --screen nan", "place tempo --seed -1",
+    "probe tempo --layers 12", "probe tempo --heads 6", "probe tempo --position end", "probe tempo --folds 1",
+    "probe tempo --shuffles 0", "probe tempo --n 1", "probe tempo --position 0-2 --seconds 1",
+    "probe tempo --audio none --labels one.csv", "probe tempo --audio full --labels none.csv", "patch three.csv",
+    "harvest tempo -o out --layers 12",
+    *(f"generate song {options}" for options in UNAVAILABLE), *(f"{command} --device gpu" for command in OPENING),
     "measure none.wav", "measure full", "measure a.wav --measures some", "measure a.wav --seconds 5:1",
     "measure a.wav --jobs 0", "report full", "report nowhere", "report begun",
 )  # fmt: skip
@@ -82,6 +103,7 @@ def place(tmp_path: Path) -> Path:
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun" / "study.json").write_text("{}")
     (tmp_path / "one.csv").write_text("fast,slow\na fast song,a slow song\n")
+    (tmp_path / "three.csv").write_text("fast,slow\na fast song,a slow song\nfast drums,\n")
     soundfile.write(tmp_path / "a.wav", 0.1 * np.sin(np.arange(32_000) / 8), 16_000)
     return tmp_path
 
@@ -120,6 +142,10 @@ def test_early_choices_are_those_of_the_functions() -> None:
     assert early.EVIDENCE[0] == ALIGNMENT
     assert get_args(SoundFormat) == early.SOUND_FORMATS
     assert get_args(Reduced) == early.REDUCED
+    assert get_args(get_args(FeaturePosition)[0]) == early.PROBED_POSITIONS
+    assert settings.REPETITIONS == early.REPETITIONS
+    early.check_study(settings.LEAST_SECONDS, 0)
+    assert get_args(get_args(common.Attention)[0])[:-1] == (Literal[devices.ATTENTIONS],)
     for check, kinds in ((checked_by, By), (checked_mode, Mode)):
         for kind in get_args(kinds):
             check(kind)

@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 from command_line import Run
 
+import audiolens as al
+from audiolens.errors import InputError
+
 
 def test_place_names_a_place_and_writes_why(run: Run, checkpoint: Path, tmp_path: Path) -> None:
     arguments = ("-m", checkpoint, "--prompts", 2, "--seconds", 0.5)
@@ -55,13 +58,17 @@ def test_poles_whose_names_the_model_does_not_know_are_compared_by_their_prompts
 
 
 @pytest.mark.parametrize("command", ["place", "patch", "directions", "sweep"])
-def test_what_gives_the_poles_away_is_one_line(run: Run, checkpoint: Path, tmp_path: Path, command: str) -> None:
+def test_what_gives_the_poles_away_is_one_line(
+    run: Run, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
     (tmp_path / "mine.csv").write_text("loud,soft\na loud song,a soft song\nloud drums,soft drums\n")
-    options = {
-        "place": ("--prompts", 0), "patch": ("--seconds", 99), "directions": ("--position", "eos"),
-        "sweep": ("--prompts", 0, "-o", "out"),
-    }  # fmt: skip
-    code, _, err = run(command, "mine.csv", "-m", checkpoint, *options[command])
+
+    def stopped(*_: object, **__: object) -> None:
+        raise InputError("the first clip was asked for.")
+
+    monkeypatch.setattr(al.AudioLens, "generate", stopped)
+    options = ("--seconds", 0.4, *(("-o", "out") if command == "sweep" else ()))
+    code, _, err = run(command, "mine.csv", "-m", checkpoint, *options)
     lines = err.strip().splitlines()
     assert code == 2
     told = "audiolens: mine.csv: {!r} occurs in 100% of the {} prompts and in no others"

@@ -118,7 +118,7 @@ def test_stopping_keeps_what_is_finished_and_says_how_to_go_on(
         (("{file}", "--strategy", "one-to-one,one-to-some"), "one-to-some"),
         (("{file}", "--strategy", "one-to-band", "--band", "4"), "expected FIRST-LAST"),
         (("{file}", "--branch", "neither"), "branch='neither'"),
-        (("{file}", "--split", "train"), "expected development or test"),
+        (("{file}", "--split", "train"), "expected 'development', 'test'"),
         (("{file}", "--prompts", "0"), "there are 40 neutral development prompts"),
         (("{file}", "--seconds", "nan"), "seconds=nan"),
         (("{file}", "--sound", "mp3"), "expected 'wav' or 'flac'"),
