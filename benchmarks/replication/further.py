@@ -9,19 +9,19 @@ import concepts
 import numpy as np
 import pandas as pd
 import selectivity
-from placement import HEARD, MOST_FAILED, Truth, chosen_strengths
+from brute_force import HALVINGS, Truth, chosen_strengths, with_spoilt
+from placement import HEARD
 
 from analysis import study as studies
 from analysis.placement.capacity import MOST_DRIFT
-from analysis.placement.shifts import place_name
+from analysis.placement.rules import place_name
 from analysis.resampling import resampled
+from analysis.statistics import MOST_FAILED
 from analysis.study import scan
 from analysis.study.settings import TEST_SEED
 from analysis.sweep import BASELINE
 from analysis.sweep.response import KEYS
 from audiolens import Directions
-from audiolens.measure.failure import LEAST_ENTROPY_RATIO
-from audiolens.measure.rhythm import FEWEST_ONSETS
 from replication.estimates import Estimate, changes, mean, steered
 from replication.measuring import Model, Numbers
 from replication.sizes import MAIN, SCANNED
@@ -114,8 +114,7 @@ def placed(model: Model, names: Mapping[str, str]) -> Numbers:
             if table.loc[table["condition"] == BASELINE, measure].isna().all():
                 numbers[f"placed/{concept}"] = Estimate(float("nan"), unit="share", note="no clip can be measured")
                 continue
-            varied = (table["entropy_ratio"] >= LEAST_ENTROPY_RATIO) & (table["onsets"] >= FEWEST_ONSETS)
-            truth = Truth.of(table.assign(spoilt=~varied), measure, failed)
+            truth = Truth.of(with_spoilt(table), measure, failed)
             numbers |= of_truth(truth, concept, names[concept], place_name("one-to-one", middle), n_layers)
         return numbers, None
 
@@ -126,7 +125,7 @@ def of_truth(truth: Truth, concept: str, placed_at: str, middle: str, n_layers: 
     """The numbers of one concept from a sweep of every place."""
     spans = chosen_strengths(truth.spans())["span"]
     ours = [name for name in (placed_at, middle) if name in spans.index]
-    shares = dict(zip(ours, truth.shares(ours, 20), strict=True)) if spans.max() > 0 else {}
+    shares = dict(zip(ours, truth.shares(ours, HALVINGS), strict=True)) if spans.max() > 0 else {}
     numbers = {
         f"placed/{concept}": Estimate(shares.get(placed_at, float("nan")), unit="share", note=placed_at),
         f"middle/{concept}": Estimate(shares.get(middle, float("nan")), unit="share", note=middle),

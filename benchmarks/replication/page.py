@@ -154,7 +154,8 @@ def _legend() -> list[str]:
         "",
         f"Brackets show {COVERAGE} intervals over prompts. ✓: the claim holds in this model; ✗: it does not; {_NONE}: "
         "it does not apply, or was not measured. The mean is that of a random-effects model (`analysis.pooling`), over "
-        "the number of models in brackets, and ratios are pooled as logarithms. \"Between models\" is the estimated "
+        "the number of models in brackets, and ratios are pooled as logarithms. Models without a value or without a "
+        "standard error are left out of it. \"Between models\" is the estimated "
         "standard deviation of the true value between models. \"Between seeds\" is the standard deviation of the "
         f"measured value between {', '.join(SEEDS)}, which differ only in their seeds.",
     ]  # fmt: skip
