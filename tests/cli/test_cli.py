@@ -339,7 +339,7 @@ def test_no_arguments_print_the_help(run: Run, command: tuple[str, ...]) -> None
 
 
 def test_stopping_is_said_and_told_by_the_exit_code(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stopped(*_: object) -> None:
+    def stopped(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("audiolens.lens.AudioLens.from_pretrained", stopped)

@@ -51,7 +51,7 @@ def test_poles_whose_names_the_model_does_not_know_are_compared_by_their_prompts
     code, _, err = run("place", "known.csv", *arguments)
     assert code == 0, err
     assert "alike" not in err
-    code, _, err = run("study", "unknown.csv", "-m", checkpoint, "--measure", "pitch", "--seconds", 0.5)
+    code, _, err = run("study", "unknown.csv", "-m", checkpoint, "--measure", "pitch", "--seconds", 1)
     assert code == 2
     assert "give words that it knows (--words" in err
     assert not (tmp_path / "study-unknown").exists()

@@ -10,6 +10,7 @@ import pytest
 from analysis.study import prompts_of
 from audiolens import prompts
 from audiolens.errors import InputError
+from audiolens.etude.training import recipes
 
 CONCEPTS = ("tempo", "timbre")
 HINTS = {
@@ -159,6 +160,9 @@ def test_a_lens_reads_free_english_where_it_knows_every_word_of_it(lens: Any) ->
     assert prompts.load("tempo", "etude", lens=knowing(True)).vocabulary == "etude"
     # Only étude's grammar has this one.
     assert prompts.load("density", lens=knowing(True)).vocabulary == "etude"
+    # The newer études have no unknown token, but spell most English words.
+    spelling: Any = SimpleNamespace(tokenizer=recipes.named("etude").reading.tokenizer())
+    assert prompts.load("tempo", lens=spelling).vocabulary == "etude"
     assert prompts_of("tempo", knowing(True)).vocabulary == "english"
     with pytest.raises(InputError, match=r"no prompts for concept 'density' in vocabulary 'english'"):
         prompts.load("density", "english")
