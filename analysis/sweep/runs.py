@@ -8,7 +8,7 @@ state both. `plan.json` lists the runs in order. A batch belongs to the last run
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -87,7 +87,10 @@ def changed(
             ),
             stacklevel=callers_level(),
         )
-    return {**begun, "runs": [*runs, _run(device or there, at_once, left)]}
+    missing = frozenset(left)
+    # A run of which no batch is finished is replaced, so that plans of equal sweeps are equal.
+    kept = [run for run in runs if not missing.issuperset(_numbers(run))]
+    return {**begun, "runs": [*kept, _run(device or there, at_once, left)]}
 
 
 def at_once(facts: Mapping[str, Any]) -> int | None:
@@ -132,6 +135,10 @@ def _runs(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _run(device: str, at_once: int | None, batches: Sequence[int]) -> dict[str, Any]:
     return {"device": device, "at_once": at_once, "batches": _ranges(batches)}
+
+
+def _numbers(run: Mapping[str, Any]) -> Iterator[int]:
+    return (batch for start, end in run["batches"] for batch in range(start, end + 1))
 
 
 def _ranges(numbers: Sequence[int]) -> list[list[int]]:
