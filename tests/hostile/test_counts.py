@@ -13,7 +13,7 @@ from ends import ends
 
 import audiolens as al
 from analysis import attention, logit_lens, pca, reading_comparison, statistics, study, sweep
-from analysis.commands import probe as probe_command
+from analysis.commands import early
 from analysis.commands import sweep as sweep_command
 from audiolens import measure
 from audiolens.checks import MOST, MOST_ITEMS, bounded, checked_count
@@ -119,7 +119,7 @@ def test_sweeps_and_measures_refuse_what_has_no_end(lens: Any) -> None:
 @pytest.mark.parametrize("text", [f"0-{HUGE}", "0-999999999", "9" * 6_000])
 def test_ranges_of_the_command_line_have_an_end(text: str) -> None:
     refused(lambda: sweep_command._blocks(text))
-    refused(lambda: probe_command._numbers(text, "--layers"))
+    refused(lambda: early.numbers(text, "--layers"))
 
 
 def test_strengths_of_the_command_line_have_an_end() -> None:

@@ -57,6 +57,8 @@ def read_codec(path: Path, n_codebooks: int) -> EncodecModel:
     """
     if path.is_dir() and (path / CONFIG).is_file():
         found: Any = EncodecModel.from_pretrained(path, dtype=torch.float32)
+        # Otherwise the configuration of every model with this codec would state this folder.
+        found.config._name_or_path = ""
     elif path.is_file():
         found = codec.build(n_codebooks)
         checkpoint.load(path, {"codec": found})
