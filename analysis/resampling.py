@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,8 @@ from audiolens.checks import MOST_SEED, checked_amount, checked_count, checked_s
 from audiolens.door import guarded
 from audiolens.errors import InputError
 
+_CELLS = 1_000_000
+"""The most numbers (of draws x rows) that are in memory at a time."""
 CONFIDENCE = 0.95
 """The coverage of every interval, unless a caller gives another one."""
 COVERAGE = f"{100 * CONFIDENCE:g}%"
@@ -87,6 +91,35 @@ def bootstrap(
     return interval_of(values, groups.fewest, confidence, n_clusters=len(groups.members))
 
 
+def bootstrap_median(
+    values: Float[np.ndarray, " row"],
+    clusters: np.ndarray,
+    confidence: float = CONFIDENCE,
+    n_bootstrap: int = 1000,
+    seed: int = 0,
+) -> Interval:
+    """Return the interval of `bootstrap` for the median of `values`, in less time and memory.
+
+    A draw is represented by how often each cluster was chosen, which the conditions of a sweep share.
+    """
+    checked_resampling(confidence, n_bootstrap)
+    _, which = np.unique(clusters, return_inverse=True)
+    groups = _Groups.of(which, None)
+    order = np.argsort(values, kind="stable")
+    ranked, cluster = values[order], which[order]
+    medians = []
+    few = n_bootstrap * len(groups.members) <= _CELLS
+    times_chosen = _kept_times(which.tobytes(), n_bootstrap, seed) if few else _times_chosen(groups, n_bootstrap, seed)
+    for times in times_chosen:
+        last = np.cumsum(times[:, cluster], axis=1)
+        # The middle of the draw, or the mean of the two rows next to it.
+        low, high = (last[:, -1:] - 1) // 2, last[:, -1:] // 2
+        ends = [ranked[(last <= place).sum(1)] for place in (low, high)]
+        medians.append((ends[0] + ends[1]) / 2)
+    found = np.concatenate(medians) if medians else np.empty(0)
+    return interval_of(found, groups.fewest, confidence, n_clusters=len(groups.members))
+
+
 def checked_resampling(confidence: object, n_bootstrap: object) -> None:
     """Reject settings that would silently give an inverted interval, or no interval.
 
@@ -105,7 +138,7 @@ def resampled(
 
     Whole clusters are drawn with replacement. The list is empty if there are fewer than two clusters.
     """
-    return _Groups.of(np.asarray(clusters), strata).draws(n_bootstrap, seed)
+    return list(_Groups.of(np.asarray(clusters), strata).draws(n_bootstrap, seed))
 
 
 def interval_of(
@@ -132,6 +165,19 @@ def levels(confidence: float, clusters: int) -> tuple[float, float]:
     return float(tail), float(1 - tail)
 
 
+@lru_cache(maxsize=1)
+def _kept_times(which: bytes, n_bootstrap: int, seed: int) -> list[Int[np.ndarray, "draw cluster"]]:
+    return list(_times_chosen(_Groups.of(np.frombuffer(which, dtype=np.int64), None), n_bootstrap, seed))
+
+
+def _times_chosen(groups: _Groups, n_bootstrap: int, seed: int) -> Iterator[Int[np.ndarray, "draw cluster"]]:
+    """Yield how often each cluster is chosen, for as many draws at a time as fit in the memory that is meant for it."""
+    count, rows = len(groups.members), sum(map(len, groups.members))
+    draws = groups.chosen(n_bootstrap, seed)
+    while part := list(islice(draws, max(1, _CELLS // rows))):
+        yield np.stack([np.bincount(chosen, minlength=count) for chosen in part]).astype(np.int32)
+
+
 @dataclass(frozen=True, eq=False)
 class _Groups:
     """Rows grouped by cluster, and clusters grouped by the strata that they cover."""
@@ -142,7 +188,8 @@ class _Groups:
     @classmethod
     def of(cls, clusters: np.ndarray, strata: np.ndarray | None) -> _Groups:
         _, which = np.unique(clusters, return_inverse=True)
-        members = [np.flatnonzero(which == cluster) for cluster in range(which.max() + 1)]
+        # Sorting takes less time than looking for each cluster in all rows.
+        members = np.split(np.argsort(which, kind="stable"), np.cumsum(np.bincount(which))[:-1])
         groups: dict[frozenset[Any], list[int]] = {}
         for cluster, rows in enumerate(members):
             covers = frozenset() if strata is None else frozenset(np.asarray(strata)[rows].tolist())
@@ -153,12 +200,12 @@ class _Groups:
     def fewest(self) -> int:
         return min(len(group) for group in self.groups)
 
-    def draws(self, count: int, seed: int) -> list[Int[np.ndarray, " draw"]]:
-        if self.fewest < 2:
-            return []
-        rng = np.random.default_rng(checked_seed(seed))
-        found = []
-        for _ in range(checked_count("n_bootstrap", count, least=0)):
-            chosen = np.concatenate([rng.choice(group, len(group)) for group in self.groups])
-            found.append(np.concatenate([self.members[cluster] for cluster in chosen]))
-        return found
+    def draws(self, count: int, seed: int) -> Iterator[Int[np.ndarray, " draw"]]:
+        for chosen in self.chosen(count, seed):
+            yield np.concatenate([self.members[cluster] for cluster in chosen])
+
+    def chosen(self, count: int, seed: int) -> Iterator[Int[np.ndarray, " cluster"]]:
+        """Yield the clusters of every draw. There is no draw if there are fewer than two clusters."""
+        rng, groups = np.random.default_rng(checked_seed(seed)), [np.array(group) for group in self.groups]
+        for _ in range(checked_count("n_bootstrap", count, least=0) if self.fewest > 1 else 0):
+            yield np.concatenate([rng.choice(group, len(group)) for group in groups])

@@ -7,6 +7,8 @@ are not changed.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -18,13 +20,27 @@ _BEGINNINGS = tuple("=+-@\t\r\n＝＋－＠")  # noqa: RUF001 (spreadsheets acce
 
 def csv_of(table: pd.DataFrame, *, index: bool = False) -> str:
     """Return a table as CSV text, with formula-like cells escaped."""
+    return "".join(csv_parts(table, index=index))
+
+
+def csv_parts(table: pd.DataFrame, *, index: bool = False, rows: int = 50_000) -> Iterator[str]:
+    """Yield the text of `csv_of` for so many rows at a time, because a long table is several times as long as text."""
     checked_flags(index=index)
-    named = table.rename(columns=_cell, index=_cell if index else None)
-    for place, dtype in enumerate(named.dtypes):
-        if not pd.api.types.is_numeric_dtype(dtype):
-            cells: Any = pd.Series([_cell(value) for value in named.iloc[:, place]], index=named.index, dtype=object)
-            named.isetitem(place, cells)
-    return named.to_csv(index=index)
+    for start in range(0, max(1, len(table)), rows):
+        part = table.iloc[start : start + rows].rename(columns=_cell, index=_cell if index else None)
+        for place, dtype in enumerate(part.dtypes):
+            if not pd.api.types.is_numeric_dtype(dtype):
+                # Most columns repeat a few texts, which are then looked at once.
+                codes, found = pd.factorize(part.iloc[:, place], use_na_sentinel=False)
+                cells: Any = pd.Series([_cell(value) for value in found], dtype=object).take(codes)
+                part.isetitem(place, cells.set_axis(part.index))
+        yield part.to_csv(index=index, header=start == 0)
+
+
+def write_csv(table: pd.DataFrame, path: Path) -> None:
+    """Write a table to a CSV file, with formula-like cells escaped."""
+    with open(path, "w", encoding="utf-8") as file:
+        file.writelines(csv_parts(table))
 
 
 def _cell(value: Any) -> Any:

@@ -19,7 +19,15 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from analysis.resampling import CONFIDENCE, Interval, Resampling, bootstrap, checked_resampling, levels
+from analysis.resampling import (
+    CONFIDENCE,
+    Interval,
+    Resampling,
+    bootstrap,
+    bootstrap_median,
+    checked_resampling,
+    levels,
+)
 from audiolens import ranking
 from audiolens.checks import (
     as_array,
@@ -233,7 +241,7 @@ def effect(
     after, before, clusters, lost = after[usable], before[usable], clusters[usable], lost[usable]
     lost = lost | ~np.isfinite(after)
     change = np.where(lost, 0.0, after / before - 1 if relative else after - before)
-    interval = bootstrap(lambda index: float(np.median(change[index])), clusters, None, confidence, n_bootstrap, seed)
+    interval = bootstrap_median(change, clusters, confidence, n_bootstrap, seed)
     # A clip that did not fail can have a ratio of 0, whose logarithm would outweigh all others.
     mean = np.expm1(np.log(np.maximum(1 + change, _LEAST_RATIO)).mean()) if relative else change.mean()
     left_out = int((~usable).sum())
@@ -409,6 +417,8 @@ def _truth(values: ArrayLike, name: str) -> Bool[np.ndarray, " row"]:
     """Check that values are True and False, or 1 and 0. Otherwise every non-empty string would count as true."""
     refuse_masked(name, values)
     array = as_array(name, values)
+    if array.dtype == bool and array.ndim == 1:
+        return array
     listed = array.astype(object).ravel().tolist()
     if array.ndim != 1 or not all(isinstance(one, bool | np.bool_ | Real) and one in (0, 1) for one in listed):
         found = list(dict.fromkeys(listed))[:5]

@@ -15,11 +15,13 @@ import pandas as pd
 
 from analysis.spreadsheets import csv_of
 
-MOST_BYTES = 4_000_000
-"""Maximum total size of the compressed tables in base64, which keeps the page below 15 MB.
+MOST_BYTES = 1_800_000
+"""Maximum total size of the compressed tables in base64, which keeps the page below 10 MB.
 
 The table of the 8,500 clips of a full study takes 1.6 MB.
 """
+_SAMPLE = 2_000
+"""Number of rows of a long table that are compressed to find out whether the whole table could fit."""
 _PLAIN_BYTES = 60_000
 """Maximum size of a table that is embedded without compression."""
 
@@ -61,21 +63,37 @@ def downloads(tables: Mapping[str, pd.DataFrame], paths: Mapping[str, str]) -> d
         paths: path of each table's file, relative to the page. If not all tables fit, the page links to the files of
             the longest tables.
     """
-    found, left = {}, MOST_BYTES
-    contents = {name: csv_of(table).encode("utf-8") for name, table in tables.items()}
+    found, left, contents = {}, MOST_BYTES, {}
+    for name, table in tables.items():
+        if _is_too_long(table):
+            found[name] = Download(name, len(table), paths[name], external=True)
+        else:
+            contents[name] = csv_of(table).encode("utf-8")
     for name in sorted(contents, key=lambda name: len(contents[name])):
         content, rows = contents[name], len(tables[name])
         if len(content) <= _PLAIN_BYTES:
             found[name] = Download(name, rows, data_link("text/csv;charset=utf-8", content))
             continue
-        # Omit the timestamp, so that the same table always gives the same page.
-        link = data_link("application/gzip", gzip.compress(content, mtime=0))
+        link = _packed(content)
         left -= len(link)
         if left < 0:
             found[name] = Download(name, rows, paths[name], external=True)
         else:
             found[name] = Download(name, rows, link, packed=True)
     return {name: found[name] for name in tables}
+
+
+def _is_too_long(table: pd.DataFrame) -> bool:
+    """Return whether a table is so long that it would not fit, even if the rest compresses twice as well as a part."""
+    if len(table) <= 2 * _SAMPLE:
+        return False
+    sample = table.iloc[:: len(table) // _SAMPLE]
+    return len(_packed(csv_of(sample).encode("utf-8"))) * len(table) / len(sample) / 2 > MOST_BYTES
+
+
+def _packed(content: bytes) -> str:
+    # Omit the timestamp, so that the same table always gives the same page.
+    return data_link("application/gzip", gzip.compress(content, mtime=0))
 
 
 def data_link(mime: str, content: bytes) -> str:

@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from analysis.study.result import Study
 
 MOST_PLAYERS = 24
-SOUND_BYTES = 5_000_000
-"""Maximum total size of the embedded sounds in base64, which keeps pages with half-minute clips small enough to mail.
-"""
+SOUND_BYTES = 2_000_000
+"""Maximum total size of the embedded sounds in base64. With the plotting library (4.8 MB), the tables and the figures,
+a page stays below 10 MB."""
 _READABLE = 75
 """Minimum resolution of an image in pixels per inch, at which its text is nine pixels high."""
 
@@ -163,8 +163,11 @@ def fitting(sounds: Sequence[PageSound], sample_rate: int) -> list[tuple[PageSou
 
 def _rows(study: Study, sounds: Sequence[tuple[PageSound, str]]) -> list[dict[str, Any]]:
     """Group the sounds into rows of one prompt and seed, and add each sound's spectrogram and measured value."""
-    tested = study.clips[study.clips["split"] == "test"].to_dict("records")
-    measures = {(row["condition"], row["prompt"], row["seed"]): row for row in tested}
+    tested = study.clips[study.clips["split"] == "test"]
+    # A large study has few of its clips on the page.
+    for name in ("condition", "prompt"):
+        tested = tested[tested[name].isin({getattr(sound, name) for sound, _ in sounds})]
+    measures = {(row["condition"], row["prompt"], row["seed"]): row for row in tested.to_dict("records")}
     rows: dict[int, dict[str, Any]] = {}
     for sound, link in sounds:
         row = rows.setdefault(sound.pair, {"prompt": sound.prompt, "seed": sound.seed, "clips": []})

@@ -14,7 +14,7 @@ import pandas as pd
 from analysis.figures.literal import as_typed
 from analysis.report import losses, page
 from analysis.report.drawings import drawings
-from analysis.spreadsheets import csv_of
+from analysis.spreadsheets import write_csv
 from analysis.store.folder import STUDY
 from analysis.store.versions import versions
 from analysis.sweep import BASELINE
@@ -55,10 +55,10 @@ def write(study: Study, folder: Path, *, command: str = "") -> None:
         soundfiles.write(folder / "audio" / sound.file, sound.samples, study.sample_rate)
     study.directions.save(folder / "directions.safetensors")
     study.clips.to_parquet(folder / "clips.parquet", index=False)
-    (folder / "clips.csv").write_text(csv_of(study.clips), "utf-8")
+    write_csv(study.clips, folder / "clips.csv")
     shown = tables(study)
     for name, table in shown.items():
-        (folder / "tables" / f"{name}.csv").write_text(csv_of(table), "utf-8")
+        write_csv(table, folder / "tables" / f"{name}.csv")
     fitting = page.fitting(kept, study.sample_rate)
     drawn = drawings(study, [sound for sound, _ in fitting])
     with as_typed():

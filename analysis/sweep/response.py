@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Bool, Float, Int
 
 from analysis.resampling import Resampling
 from analysis.statistics import effect
@@ -18,7 +19,7 @@ from analysis.sweep.concept_measures import unit_of_change as unit_of_change
 from analysis.sweep.conditions import BASELINE
 from analysis.sweep.controls import KINDS, UNBALANCED
 from audiolens import measure
-from audiolens.checks import shown
+from audiolens.checks import numbers_of, shown
 from audiolens.door import guarded
 from audiolens.errors import InputError, nearest
 from audiolens.groups import takes
@@ -61,47 +62,59 @@ def effects(
         )
     if words := [name for name in further if not pd.api.types.is_numeric_dtype(table[name])]:
         raise InputError(f"further: {shown(words[0])} is not a column of numbers.")
+    if not pd.api.types.is_bool_dtype(table["failed"]) or table["failed"].hasnans:
+        raise InputError(f"failed: expected True or False in every row, not {table['failed'].dtype}.")
     own = table[table["condition"] == BASELINE].set_index(KEYS)
     columns = [measured, *(["nats"] if "nats" in further else [])]
     pairs = own[columns].reindex(pd.MultiIndex.from_frame(table[KEYS])).to_numpy(dtype=float)
     numbers = {*measure.MEASURES, *LOST, *further, "asked", "file", *KEYS}
     labels = [column for column in table.columns if column not in numbers]
+    conditions = list(table.groupby("condition", sort=False).indices.values())
+    # Every column is taken from the table once. With hundreds of conditions, taking all columns of each is slow.
+    labelled = table[labels].iloc[[at[0] for at in conditions]].to_dict("records")
+    after, failed = numbers_of(measured, table[measured]), table["failed"].to_numpy(dtype=bool)
+    prompts = _in_order(table["prompt"])
+    losses = {name: numbers_of(name, table[name]) for name in further}
     rows = []
-    for at in table.groupby("condition", sort=False).indices.values():
-        group, before = table.iloc[at], pairs[at]
-        common = group[labels].iloc[0].to_dict()
-        sound = group.loc[~group["failed"], measured]
-        lost = {name: float(group[name].median()) for name in further}
+    for at, common in zip(conditions, labelled, strict=True):
+        sound = pd.Series(after[at[~failed[at]]])
+        lost = {name: float(pd.Series(values[at]).median()) for name, values in losses.items()}
         if "nats" in lost:
-            lost["drift"] = float(np.mean(np.abs(group["nats"].to_numpy() - before[:, 1])))
+            lost["drift"] = float(np.mean(np.abs(losses["nats"][at] - pairs[at, 1])))
         draws = 0 if common.get("kind") in CONTROLS else n_bootstrap
         how = Resampling(n_bootstrap=draws, seed=None if resampling is None else resampling.seed)
         rows.append(
             {
                 **common,
                 "median": float(sound.median()) if sound.notna().any() else float("nan"),
-                **_effect(group, measured, before[:, 0], how),
+                **_effect(after[at], pairs[at, 0], prompts[at], failed[at], is_ratio(measured), how),
                 **lost,
-                "clips": len(group),
+                "clips": len(at),
             }
         )
     return pd.DataFrame(rows)
 
 
-def _effect(group: pd.DataFrame, measured: str, before: np.ndarray, resampling: Resampling) -> dict[str, float]:
-    relative = is_ratio(measured)
+def _effect(
+    after: Float[np.ndarray, " row"],
+    before: Float[np.ndarray, " row"],
+    prompts: Int[np.ndarray, " row"],
+    failed: Bool[np.ndarray, " row"],
+    relative: bool,
+    resampling: Resampling,
+) -> dict[str, float]:
     usable = np.isfinite(before) & ((before > 0) | (not relative))
     if not usable.any():
-        nothing, failed = float("nan"), float(group["failed"].mean())
+        nothing = float("nan")
         return {
             "effect": nothing,
             "low": nothing,
             "high": nothing,
             "mean_change": nothing,
-            "failed": failed,
-            "left_out": len(group),
+            "failed": float(failed.mean()),
+            "left_out": len(after),
         }
-    found = effect(group[measured], before, group["prompt"], group["failed"], relative, resampling=resampling)
+    found = effect(after, before, prompts, failed, relative, resampling=resampling)
     return {
         "effect": found.value,
         "low": found.interval.low,
@@ -110,3 +123,10 @@ def _effect(group: pd.DataFrame, measured: str, before: np.ndarray, resampling: 
         "failed": found.failed_share,
         "left_out": found.n_left_out,
     }
+
+
+def _in_order(prompts: pd.Series) -> Int[np.ndarray, " row"]:
+    """Return the rank of each row's prompt in the order of their texts, in which `effect` draws clusters."""
+    codes, found = pd.factorize(prompts, use_na_sentinel=False)
+    texts = np.asarray(found)
+    return np.unique(texts.astype(str) if texts.dtype == object else texts, return_inverse=True)[1][codes]

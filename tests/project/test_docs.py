@@ -100,7 +100,9 @@ def at_most(function: Callable[..., Any], **most: float) -> Callable[..., Any]:
         # A length may be given in other words, and once only.
         groups = [group for argument, group in groups_of(function).items() if argument in options]
         other = {name for group in groups for own in group.loose.values() for name in own}
-        cut = {} if "max_new_tokens" in options else {name: most[name] for name in most.keys() - other}
+        # Windows are for long clips.
+        whole = not {"max_new_tokens", "window"}.isdisjoint(options)
+        cut = {} if whole else {name: most[name] for name in most.keys() - other}
         usual = {name: signature.parameters[name].default for name in cut}
         bound.arguments.update({name: min({**usual, **bound.arguments}[name], value) for name, value in cut.items()})
         return function(*bound.args, **bound.kwargs)

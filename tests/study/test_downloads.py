@@ -61,4 +61,4 @@ def test_only_what_no_mail_would_take_lies_beside_the_page_the_longest_first(mon
 
 
 def test_library_sounds_and_tables_at_their_longest_leave_a_megabyte_for_figures() -> None:
-    assert len(get_plotlyjs()) + page.SOUND_BYTES + held.MOST_BYTES <= 14e6
+    assert len(get_plotlyjs()) + page.SOUND_BYTES + held.MOST_BYTES <= 9e6
