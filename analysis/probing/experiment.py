@@ -306,6 +306,7 @@ def _meta(
         # A cache stores the position at which it was recorded.
         position = cast(FeaturePosition, data.reduce or position)
         branch = cast(Branch, data.branch)
+    device, dtype = provenance.computed_on(lens)
     return Provenance(
         model=lens.name,
         weights=weights_hash(lens.model),
@@ -320,5 +321,6 @@ def _meta(
         label=rows.name,
         revision=getattr(lens.model.config, "_commit_hash", None),
         versions=provenance.versions(),
-        **provenance.computed_on(lens),
+        device=device,
+        dtype=dtype,
     )

@@ -128,6 +128,7 @@ def read_poles(lens: AudioLens, reader: PoleReader, label: str, keep_samples: bo
 
 
 def _meta(lens: AudioLens, reader: PoleReader, label: str) -> Provenance:
+    device, dtype = provenance.computed_on(lens)
     return Provenance(
         model=lens.name,
         weights=weights_hash(lens.model),
@@ -147,5 +148,6 @@ def _meta(lens: AudioLens, reader: PoleReader, label: str) -> Provenance:
         label=label,
         revision=getattr(lens.model.config, "_commit_hash", None),
         versions=provenance.versions(),
-        **provenance.computed_on(lens),
+        device=device,
+        dtype=dtype,
     )

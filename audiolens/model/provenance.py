@@ -146,10 +146,10 @@ def prompts_hash(*lists: Sequence[str | None]) -> str:
     return hashlib.sha256(json.dumps([list(prompts) for prompts in lists]).encode()).hexdigest()[:16]
 
 
-def computed_on(lens: Opened) -> dict[str, str]:
-    """Return the device and the dtype of a model, as fields of a `Provenance`."""
+def computed_on(lens: Opened) -> tuple[str, str]:
+    """Return the device and the dtype of a model, as the fields of a `Provenance`."""
     parameter = next(lens.model.decoder.parameters())
-    return {"device": described(parameter.device), "dtype": str(parameter.dtype).removeprefix("torch.")}
+    return described(parameter.device), str(parameter.dtype).removeprefix("torch.")
 
 
 def versions() -> dict[str, str]:
