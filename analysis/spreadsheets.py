@@ -20,12 +20,18 @@ _BEGINNINGS = tuple("=+-@\t\r\n＝＋－＠")  # noqa: RUF001 (spreadsheets acce
 
 def csv_of(table: pd.DataFrame, *, index: bool = False) -> str:
     """Return a table as CSV text, with formula-like cells escaped."""
-    return "".join(csv_parts(table, index=index))
-
-
-def csv_parts(table: pd.DataFrame, *, index: bool = False, rows: int = 50_000) -> Iterator[str]:
-    """Yield the text of `csv_of` for so many rows at a time, because a long table is several times as long as text."""
     checked_flags(index=index)
+    return "".join(_parts(table, index=index))
+
+
+def write_csv(table: pd.DataFrame, path: Path) -> None:
+    """Write a table to a CSV file, with formula-like cells escaped."""
+    with open(path, "w", encoding="utf-8") as file:
+        file.writelines(_parts(table))
+
+
+def _parts(table: pd.DataFrame, *, index: bool = False, rows: int = 50_000) -> Iterator[str]:
+    """Yield the text of `csv_of` for so many rows at a time, because a long table is several times as long as text."""
     for start in range(0, max(1, len(table)), rows):
         part = table.iloc[start : start + rows].rename(columns=_cell, index=_cell if index else None)
         for place, dtype in enumerate(part.dtypes):
@@ -35,12 +41,6 @@ def csv_parts(table: pd.DataFrame, *, index: bool = False, rows: int = 50_000) -
                 cells: Any = pd.Series([_cell(value) for value in found], dtype=object).take(codes)
                 part.isetitem(place, cells.set_axis(part.index))
         yield part.to_csv(index=index, header=start == 0)
-
-
-def write_csv(table: pd.DataFrame, path: Path) -> None:
-    """Write a table to a CSV file, with formula-like cells escaped."""
-    with open(path, "w", encoding="utf-8") as file:
-        file.writelines(csv_parts(table))
 
 
 def _cell(value: Any) -> Any:

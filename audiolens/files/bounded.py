@@ -64,9 +64,13 @@ def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
     try:
         _refuse_special(path)
         with open(path, "rb") as file:
-            # Check the size before reading, so that a file that is too large takes no memory.
-            too_large = os.fstat(file.fileno()).st_size > most
-            content = b"" if too_large else file.read(most + 1)
+            # Check the size before reading, so that a file that is too large takes no memory. Python reserves as many
+            # bytes as it is asked to read, so ask for the size of the file, and for more only if it is growing.
+            size = os.fstat(file.fileno()).st_size
+            too_large = size > most
+            content = b"" if too_large else file.read(size + 1)
+            if len(content) > size:
+                content += file.read(most + 1 - len(content))
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}.") from None
     if too_large or len(content) > most:

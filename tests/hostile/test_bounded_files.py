@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,17 @@ def header(entries: Any, size: int = 8, length: int | None = None) -> bytes:
 
 
 ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+
+
+def test_reading_a_small_file_reserves_little_memory(tmp_path: Path) -> None:
+    path = tmp_path / "small.txt"
+    path.write_bytes(b"calm")
+    tracemalloc.start()
+    try:
+        assert files.read_bytes(path, most=2**31) == b"calm"
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize(
