@@ -341,7 +341,12 @@ class Teller:
             return
         settings = self.settings
         speed = sweep.clips_per_second(
-            self.lens, self.sets.development[0], settings.seconds, settings.batch_size, settings.n_jobs
+            self.lens,
+            self.sets.development[0],
+            settings.seconds,
+            settings.batch_size,
+            settings.n_jobs,
+            settings.engine,
         )
         self.pace = 1 / speed
 

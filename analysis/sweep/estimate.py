@@ -19,6 +19,7 @@ from audiolens.errors import InputError, InputTypeError
 from audiolens.model import tokens
 from audiolens.model.timeline import clip_timeline
 from audiolens.prompts import PromptSet, concepts, load
+from audiolens.tracing.engines import Engine
 
 if TYPE_CHECKING:
     from audiolens import AudioLens
@@ -108,10 +109,17 @@ class Prepared:
         return cls(plan, float(seconds))
 
     def estimate(
-        self, lens: AudioLens, out: Any, sound: SoundFormat | None, timed: bool = True, n_jobs: int | None = None
+        self,
+        lens: AudioLens,
+        out: Any,
+        sound: SoundFormat | None,
+        timed: bool = True,
+        n_jobs: int | None = None,
+        engine: Engine = "auto",
     ) -> Estimate:
         first = self.plan.clips[0][0]
-        speed = clips_per_second(lens, first, self.seconds, self.plan.batch_size, n_jobs) if timed else math.nan
+        size = self.plan.batch_size
+        speed = clips_per_second(lens, first, self.seconds, size, n_jobs, engine) if timed else math.nan
         done = ledgers.finished(Path(out)) if out is not None else frozenset()
         there = sum(len(batch) for number, batch in enumerate(self.plan.batches) if number in done)
         n_bytes = 0 if out is None else size_of(lens, self.plan, self.seconds, sound)

@@ -95,7 +95,14 @@ def plan(lens: AudioLens, directions: Any, *, timed: bool = True, **asked: Any) 
         ledgers.refuse_begun(Path(asked["out"]), facts(ledgers.engine_of(asked["out"], facts) or "exact"))
     # This machine alone does not show the speed of a cluster.
     timed = timed and asked.get("ray") is None
-    return prepared.estimate(lens, asked.get("out"), asked.get("sound"), timed, asked.get("n_jobs"))
+    return prepared.estimate(
+        lens,
+        asked.get("out"),
+        asked.get("sound"),
+        timed,
+        asked.get("n_jobs"),
+        checked_engine(asked.get("engine", "auto")),
+    )
 
 
 @guarded
@@ -186,7 +193,7 @@ def run(
         temperature=temperature, top_k=top_k, batch_size=batch_size,
     )  # fmt: skip
     if tell is not None:
-        tell(repr(prepared.estimate(lens, out, sound, timed=ray is None, n_jobs=n_jobs)))
+        tell(repr(prepared.estimate(lens, out, sound, timed=ray is None, n_jobs=n_jobs, engine=checked_engine(engine))))
     return play(
         lens, prepared.plan.conditions, prepared.plan.clips, seconds=seconds, guidance_scale=guidance_scale,
         temperature=temperature, top_k=top_k, measures=measures, also=also, batch_size=batch_size, out=out, sound=sound,

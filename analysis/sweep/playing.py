@@ -28,7 +28,8 @@ from audiolens.measure.failure import Levels, criteria
 from audiolens.model import text
 from audiolens.model.timeline import clip_timeline
 from audiolens.model.tokens import callers_level, tell_unread
-from audiolens.tracing.engines import Engine
+from audiolens.tracing.engines import Engine, checked_engine
+from audiolens.tracing.fast_clips import refusal
 from audiolens.tracing.fitting import divided as divided_batch
 from audiolens.tracing.generate_clips import warn_beyond
 from audiolens.tracing.generation import Generation
@@ -247,17 +248,28 @@ def heard_batches(
 
 @guarded
 def clips_per_second(
-    lens: AudioLens, prompt: str, seconds: float, batch_size: int = 64, n_jobs: int | None = None
+    lens: AudioLens,
+    prompt: str,
+    seconds: float,
+    batch_size: int = 64,
+    n_jobs: int | None = None,
+    engine: Engine = "auto",
 ) -> float:
     """Return the speed of this machine, measured with one short batch, for estimates before a sweep.
 
-    `n_jobs` is as in `play`. Processes are assumed not to slow each other down.
+    `n_jobs` and `engine` are as in `play`. "auto" is measured with the fast engine if the model allows it, because that
+    is what a sweep then almost always chooses. Processes are assumed not to slow each other down.
     """
     batch_size, seconds = checked_count("batch_size", batch_size), checked_amount("seconds", seconds, above=0)
     n_jobs = None if n_jobs is None else checked_count("n_jobs", n_jobs, 0, MOST_JOBS)
+    timed = checked_engine(engine)
+    if timed == "auto":
+        timed = "exact" if refusal(lens.traced_model) else "fast"
     short = min(1.0, seconds)
     started = time.perf_counter()
-    made = lens.generate([prompt] * batch_size, seconds=short, seeds=list(range(batch_size)), decode=False)
+    made = lens.generate(
+        [prompt] * batch_size, seconds=short, seeds=list(range(batch_size)), decode=False, engine=timed
+    )
     generating = (time.perf_counter() - started) * seconds / short
     started = time.perf_counter()
     rows = made.codes[:4].split(1)
