@@ -1,5 +1,6 @@
 """A sweep uses the fast engine only where it gives the same clips, and keeps its engine when it resumes."""
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -143,3 +144,17 @@ def test_an_unknown_engine_is_refused_before_anything_runs(lens: Any, tmp_path: 
     with pytest.raises(InputError, match=r"engine='quick': expected 'exact', 'fast' or 'auto'"):
         played(lens, tmp_path / "sweep", engine="quick")
     assert not (tmp_path / "sweep").exists()
+
+
+def test_comparing_engines_adds_no_warnings(lens: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lens.traced_model.model.generation_config, "max_length", 2)
+
+    def warned(engine: str) -> list[str]:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            played(lens, None, engine=engine)
+        return [str(one.message) for one in caught]
+
+    compared = warned("auto")
+    assert any("trained on longer clips" in text for text in compared)
+    assert compared == warned("exact")
