@@ -7,6 +7,7 @@ starting at the strength whose shift matches that of naming the pole.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, combinations
@@ -30,8 +31,11 @@ if TYPE_CHECKING:
     from audiolens import AudioLens, Generation
 
 ROUNDS, SEEDS = 2, 2
-"""The screen tests a strength in two rounds, with two clips per prompt and sign in each round. The second round follows
-only if few clips of the first round failed."""
+"""The screen tests a strength in two rounds, with two or more clips per prompt and sign in each round. The second round
+follows only if few clips of the first round failed."""
+ROUND_CLIPS = 16
+"""The least number of clips per sign in a round. Few prompts therefore have more seeds: with fewer clips, a single
+failure would be more than the share that is tolerated."""
 FIRST_SEED = 20_000
 """Added to the caller's seed, so that the screen does not repeat the clips on which the place was chosen."""
 SEEDS_USED = 100_000
@@ -187,7 +191,7 @@ def screen(
     at most `MOST_DRIFT`. Clips that fail without steering are not counted.
     """
     trials: dict[float, Trial] = {}
-    rounds = [list(prompts) * SEEDS] * ROUNDS
+    rounds = [list(prompts) * max(SEEDS, math.ceil(ROUND_CLIPS / len(prompts)))] * ROUNDS
     with tqdm(total=ROUNDS * (1 + 2 * len(SHARES)), desc="screening", unit="batch", disable=not progress) as bar:
         made = Screen(lens, rounds, seconds, seed + FIRST_SEED, batch_size, sampling)
         bar.update(ROUNDS)

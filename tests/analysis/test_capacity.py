@@ -35,6 +35,12 @@ def where(etude: Any) -> Candidate:
     return Candidate("one-to-one", 3, directions)
 
 
+@pytest.fixture(autouse=True)
+def few_clips(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Generate two clips per prompt and round, which is enough for what is tested here."""
+    monkeypatch.setattr(capacity, "ROUND_CLIPS", 4)
+
+
 def screened(lens: Any, where: Candidate, strength: float, **options: Any) -> capacity.Capacity:
     plain: dict[str, Any] = {"seconds": 4.0, "seed": 0, "batch_size": 8, "progress": False, "sampling": Sampling()}
     return capacity.screen(lens, where, strength, PROMPTS, **{**plain, **options})
@@ -48,6 +54,14 @@ def test_a_strength_that_does_no_harm_is_kept(etude: Any, where: Candidate) -> N
     assert list(found.tried.failed) == [0, 0]
 
 
+def test_few_prompts_have_more_seeds(lens: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capacity, "ROUND_CLIPS", 7)
+    directions = al.difference_in_means(lens, ["a fast song"], ["a slow song"], seconds=0.4)
+    found = screened(lens, Candidate("one-to-one", 1, directions), 1.0, seconds=0.5)
+    # Two rounds of two prompts with four seeds each.
+    assert found.left_out.startswith("16 of 16 unsteered clips")
+
+
 def test_smaller_strengths_are_tried_until_one_does_no_harm(
     etude: Any, where: Candidate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -58,7 +72,7 @@ def test_smaller_strengths_are_tried_until_one_does_no_harm(
     assert max(tried.drift[:2]) > capacity.MOST_DRIFT
     assert list(tried.failed[-2:]) == [0, 0]
 
-    prompts, first = list(PROMPTS) * capacity.SEEDS, capacity.FIRST_SEED
+    prompts, first = list(PROMPTS) * 2, capacity.FIRST_SEED
     rounds = [list(range(start, start + 4)) for start in (first, first + 4)]
     unsteered, steered = (
         [etude.generate(prompts, 4.0, seeds=seeds, interventions=steps) for seeds in rounds]
@@ -111,10 +125,12 @@ def test_a_strength_that_overflows_breaks_every_clip(
 
 @pytest.fixture(scope="module")
 def placed(etude: Any, where: Candidate) -> placement.Placement:
-    return placement.place(
-        etude, "tempo", where.directions, prompts=PROMPTS, seconds=1.0, layers=[3], strategies=["one-to-one"],
-        compute=(), n_random=1, screen_seconds=4.0, progress=False,
-    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as few:
+        few.setattr(capacity, "ROUND_CLIPS", 4)
+        return placement.place(
+            etude, "tempo", where.directions, prompts=PROMPTS, seconds=1.0, layers=[3], strategies=["one-to-one"],
+            compute=(), n_random=1, screen_seconds=4.0, progress=False,
+        )  # fmt: skip
 
 
 def test_a_placement_steers_with_the_strength_that_was_screened(placed: placement.Placement) -> None:
