@@ -14,11 +14,15 @@ if TYPE_CHECKING:
     from audiolens import measure as measure
     from audiolens import prompts as prompts
     from audiolens.cache.activation_cache import ActivationCache as ActivationCache
+    from audiolens.control.gating import gate as gate
+    from audiolens.control.target import Targeted as Targeted
+    from audiolens.control.target import steer_to as steer_to
     from audiolens.directions import schedules as schedules
     from audiolens.directions.difference_in_means import difference_in_means as difference_in_means
     from audiolens.directions.directions import Directions as Directions
     from audiolens.directions.directions import orthogonalised as orthogonalised
     from audiolens.directions.steering import steer as steer
+    from audiolens.gates import Gate as Gate
     from audiolens.interventions import Ablate as Ablate
     from audiolens.interventions import Add as Add
     from audiolens.interventions import Apply as Apply
@@ -43,6 +47,8 @@ _NAMES = {
     "Directions": "audiolens.directions.directions",
     "difference_in_means": "audiolens.directions.difference_in_means",
     "orthogonalised": "audiolens.directions.directions",
+    "Gate": "audiolens.gates",
+    "gate": "audiolens.control.gating",
     "Generation": "audiolens.tracing.generation",
     "Intervention": "audiolens.interventions",
     "Ablate": "audiolens.interventions",
@@ -54,7 +60,9 @@ _NAMES = {
     "AudioLens": "audiolens.lens",
     "Reading": "audiolens.tracing.recording",
     "Sampling": "audiolens.tracing.sampling",
+    "Targeted": "audiolens.control.target",
     "steer": "audiolens.directions.steering",
+    "steer_to": "audiolens.control.target",
 }
 __all__ = [
     "Ablate",
@@ -64,19 +72,23 @@ __all__ = [
     "AudioLens",
     "Clamp",
     "Directions",
+    "Gate",
     "Generation",
     "Intervention",
     "Reading",
     "Replace",
     "Sampling",
     "Scale",
+    "Targeted",
     "difference_in_means",
     "etude",
+    "gate",
     "measure",
     "orthogonalised",
     "prompts",
     "schedules",
     "steer",
+    "steer_to",
 ]
 
 

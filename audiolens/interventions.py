@@ -25,6 +25,8 @@ ambiguous if the number of heads and the number of rows are both n.
 factor that varies the strength over time, either a function of the time in seconds or one number per step of the clip.
 `preserve_norm` rescales every changed position to its original norm.
 
+`gate` lets the intervention act only at steps, and in rows, in which a trait is missing (`gates.py`).
+
 `meta` is the provenance of the vector, which `steer` copies from its directions. A run of a different model then raises
 an error. A vector without provenance is accepted for any model.
 
@@ -44,6 +46,7 @@ from torch import Tensor
 from audiolens.checks import checked_flags, listed, shown, whole_number, whole_numbers
 from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError
+from audiolens.gates import Gate
 from audiolens.model.provenance import Provenance
 from audiolens.model.sites import checked_names, head_numbers, layers_once
 from audiolens.model.timeline import Real, Span, checked_span, one_span
@@ -131,6 +134,7 @@ class Intervention:
     layer: InitVar[int | None] = None
     span: InitVar[Span | None] = None
     meta: Provenance | None = None
+    gate: Gate | None = None
 
     def __post_init__(self, layer: int | None = None, span: Span | None = None) -> None:
         kind = type(self)
@@ -145,6 +149,8 @@ class Intervention:
         checked_branch(self.branch)
         if self.meta is not None and not isinstance(self.meta, Provenance):
             raise InputTypeError(f"meta={shown(self.meta)}: expected the meta of directions, or None.")
+        if self.gate is not None and not isinstance(self.gate, Gate):
+            raise InputTypeError(f"gate={shown(self.gate)}: expected a Gate, or None.")
         checked_flags(prefix=self.prefix, preserve_norm=self.preserve_norm)
         if self.seconds is not None:
             checked_span(self.seconds)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from analysis.commands import early
+from analysis.commands import early, steering
 from analysis.commands.common import (
     ETUDE,
     Force,
@@ -99,6 +99,65 @@ def directions_read(
     )
     found.save(out)
     _show(found, out, as_json)
+
+
+@app.command("calibrate")
+@opens_model
+def directions_calibrate(
+    file: Annotated[Path, typer.Argument(help="A directions file.")],
+    measure: Annotated[str, typer.Option(help="The measure, such as tempo or brightness.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to write.")] = Path("calibrated.safetensors"),
+    model: ModelOptions = ETUDE,
+    layer: Annotated[int | None, typer.Option(help="Block whose direction is used [default: the middle one].")] = None,
+    strategy: Annotated[str, typer.Option(help="one-to-one, one-to-all or all-to-all.")] = "one-to-one",
+    strengths: Annotated[
+        str | None, typer.Option(help="Strengths besides 0, such as -1,-0.5,0.5,1 [default: eight].")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Seeds per neutral prompt.")] = 2,
+    seconds: Annotated[float, typer.Option(help="Length of each clip.")] = 5.0,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Measure which strength gives which value of a measure, and write the directions with this calibration.
+
+    `audiolens generate --steer FILE:"120 BPM"` and `--to tempo=120` then use it.
+
+    Example:
+
+        audiolens directions calibrate tempo.safetensors --measure tempo --layer 3 -o tempo-calibrated.safetensors
+    """
+    from analysis.store import folder
+    from audiolens import Directions
+    from audiolens.measure.targets import refuse_unknown
+
+    folder.check_file(out, overwrite=force)
+    refuse_unknown(measure)
+    early.check_choice("strategy", strategy, early.STRATEGIES)
+    early.check_length(seconds)
+    steering.existing("FILE", "", str(file))
+    given = None if strengths is None else early.strengths("--strengths", strengths)
+    early.check_model(model)
+    place: dict[str, Any] = {"strategy": strategy}
+    directions = Directions.load(file)
+    if strategy != "all-to-all":
+        place["layer"] = steering.middle(directions) if layer is None else layer
+    lens = open_lens(model)
+    directions.meta.refuse_other(lens)
+    found = directions.calibrate(
+        lens, measure, strengths=given, seeds=seeds, seconds=seconds, progress=not as_json, **place
+    )
+    found.save(out)
+    known = found.calibration
+    assert known is not None
+    rows = [
+        {"strength": one, measure: value, "failed": failed}
+        for one, value, failed in zip(known.strengths, known.values, known.failed, strict=True)
+    ]
+    if as_json:
+        say(to_json({"file": str(out), "calibration": known.as_dict()}))
+        return
+    print_table([{key: cell(value) for key, value in row.items()} for row in rows])
+    say(f"{out}: {known!r}")
 
 
 @app.command("show")

@@ -37,6 +37,8 @@ REDUCED = ("mean", "first", "last", "max", "eos")
 REPETITIONS = 100
 """Number of values of a study's seed."""
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d{1,3})?")
+_RANGE = re.compile(r"^(?P<first>[^:]+):(?P<last>[^:]+):(?P<count>\d{1,6})$")
+_MOST_STRENGTHS = 1000
 
 
 def check_model(options: ModelOptions) -> None:
@@ -222,6 +224,22 @@ def numbers(text: str | None, option: str) -> list[int] | None:
     if not found:
         raise InputError(f"{option}={text}: expected numbers such as 0,3 or a range such as 2-5.")
     return found
+
+
+def strengths(option: str, text: str) -> list[float]:
+    """Parse strengths such as -2:2:9 (first, last, count) or -1,-0.5,1."""
+    import numpy as np
+
+    span = _RANGE.match(text.strip())
+    try:
+        if span is None:
+            return [float(part) for part in text.split(",")]
+        first, last, count = float(span["first"]), float(span["last"]), int(span["count"])
+    except ValueError:
+        raise InputError(f"{option} {shown(text)}: expected FROM:TO:COUNT (-2:2:9), or a list of numbers.") from None
+    if not first < last or not 2 <= count <= _MOST_STRENGTHS:
+        raise InputError(f"{option} {shown(text)}: expected FROM below TO, and a COUNT of 2 to {_MOST_STRENGTHS}.")
+    return [round(float(value), 12) for value in np.linspace(first, last, count)]
 
 
 def check_jobs(jobs: int | None) -> None:

@@ -8,9 +8,20 @@ from typing import Annotated, Any
 import typer
 
 from analysis.commands import early, steering
-from analysis.commands.common import ETUDE, Engine, Json, ModelOptions, open_lens, opens_model, say, to_json
+from analysis.commands.common import (
+    ETUDE,
+    Engine,
+    Json,
+    ModelOptions,
+    cell,
+    open_lens,
+    opens_model,
+    print_table,
+    say,
+    to_json,
+)
 from analysis.commands.sizes import Sizes
-from audiolens.checks import checked_seed
+from audiolens.checks import checked_count, checked_seed
 from audiolens.errors import InputError
 
 
@@ -21,6 +32,11 @@ def generate(
         list[str] | None,
         typer.Option("--steer", "-s", help="FILE:STRENGTH, e.g. tempo.safetensors:+1. Can be repeated."),
     ] = None,
+    to: Annotated[
+        str | None,
+        typer.Option(help="MEASURE=VALUE, such as tempo=120: find a strength for each clip. Needs one --steer FILE."),
+    ] = None,
+    max_clips: Annotated[int, typer.Option(help="With --to, the largest number of clips per prompt.")] = 10,
     layer: Annotated[int | None, typer.Option(help="Block whose direction is used [default: the middle one].")] = None,
     strategy: Annotated[
         str | None, typer.Option(help="one-to-one, one-to-all, one-to-band or all-to-all [default: one-to-one].")
@@ -59,13 +75,22 @@ def generate(
 
         audiolens generate "a little tune" --seconds 60 --window 10 --overlap 4
 
+        audiolens generate "a little tune" "a song" --steer tempo.safetensors --layer 3 --to tempo=120
+
         audiolens generate "a little tune" -s tempo.safetensors:+1 -s timbre.safetensors:-0.25 --orthogonal
     """
     from analysis.store import folder
 
     if not all(prompt.strip() for prompt in prompts):
         raise InputError("a prompt is empty: expected a text, such as 'a little tune with drums'.")
-    todo = [steering.asked(text) for text in steer or []]
+    target = None if to is None else steering.target_of(to)
+    if target is not None:
+        _refuse_beside_target(steer, orthogonal=orthogonal, baseline=baseline, window=window, overlap=overlap)
+        checked_count("max_clips", max_clips)
+    todo = [
+        steering.asked(text) if target is None else (steering.existing("--steer", text, text), 1.0)
+        for text in steer or []
+    ]
     blocks = steering.band_of(band)
     where = {"--layer": layer, "--strategy": strategy, "--band": band, "--branch": branch}
     for option, value in {**where, "--orthogonal": orthogonal or None}.items():
@@ -95,6 +120,10 @@ def generate(
         "guidance_scale": guidance,
         "engine": engine,
     }
+    if target is not None:
+        place = steering.stated(strategy=strategy, layer=layer, band=blocks, branch=branch)
+        _to_target(lens, prompts, todo[0][0], place, target, max_clips, made, out, as_json)
+        return
     with folder.fresh(out, overwrite=None) as work:
         clips = lens.generate(prompts, interventions=steered.steps, **made)
         if baseline and steered.steps:
@@ -106,3 +135,48 @@ def generate(
         say(caution, err=True)
     written = sorted(str(path) for path in out.rglob("*.wav"))
     say(to_json(written) if as_json else "\n".join(written))
+
+
+def _refuse_beside_target(steer: list[str] | None, **others: Any) -> None:
+    """Raise an error for options that --to does not take."""
+    if len(steer or []) != 1:
+        raise InputError("--to needs one directions file: --steer FILE, without a strength.")
+    for name, value in others.items():
+        if value:
+            raise InputError(f"--to takes no --{name}: it steers single windows along one direction.")
+
+
+def _to_target(
+    lens: Any,
+    prompts: list[str],
+    file: Path,
+    place: dict[str, Any],
+    target: tuple[str, float | str],
+    max_clips: int,
+    made: dict[str, Any],
+    out: Path,
+    as_json: bool,
+) -> None:
+    """Generate the clips with the strengths that reach the target, and write them with a table of these strengths."""
+    from analysis.spreadsheets import write_csv
+    from analysis.store import folder
+    from audiolens import Directions, steer_to
+
+    directions = Directions.load(file, lens)
+    known = directions.calibration is not None and directions.calibration.measure == target[0]
+    if not known and place.get("strategy") != "all-to-all":
+        place = {"layer": steering.middle(directions), **place}
+    found = steer_to(
+        lens, directions, prompts, *target, seeds=made["seeds"], seconds=made["seconds"], max_clips=max_clips,
+        guidance_scale=made["guidance_scale"], progress=not as_json, **place,
+    )  # fmt: skip
+    table = found.to_frame()
+    with folder.fresh(out, overwrite=None) as work:
+        found.clips.save(work / "clips")
+        write_csv(table, work / "strengths.csv")
+    rows = table.to_dict("records")
+    if as_json:
+        say(to_json({"clips": sorted(str(path) for path in out.rglob("*.wav")), "rows": rows}))
+        return
+    print_table([{key: cell(value) for key, value in row.items()} for row in rows])
+    say(f"{found!r}: {out / 'clips'}, {out / 'strengths.csv'}")

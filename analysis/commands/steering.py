@@ -18,24 +18,46 @@ if TYPE_CHECKING:
 _STEER = re.compile(r"^(?P<file>.+?):(?P<strength>[^:]+)$")
 MOST_OF_STREAM = 3.0
 """A vector whose norm exceeds that of the residual stream by more than this factor swamps the stream."""
+_WITH_UNIT = re.compile(r"^\s*[-+]?(\d+\.?\d*|\.\d+)\s*[^\d\s]")
 _BAND = re.compile(r"^(?P<first>\d{1,6})-(?P<last>\d{1,6})$")
 
 
-def asked(text: str) -> tuple[Path, float]:
-    """Parse FILE:STRENGTH into a path and a number."""
+def asked(text: str) -> tuple[Path, float | str]:
+    """Parse FILE:STRENGTH into a path and a number, or an amount with a unit such as "120 BPM"."""
     parts = _STEER.match(text)
     if parts is None:
         raise InputError(f"--steer {shown(text)}: expected FILE:STRENGTH, such as tempo.safetensors:+1.0.")
+    strength: float | str = parts["strength"]
     try:
         strength = float(parts["strength"])
     except ValueError:
-        raise InputError(f"--steer {shown(text)}: {shown(parts['strength'])} is not a number.") from None
-    if not abs(strength) < float("inf"):
+        if not _WITH_UNIT.match(parts["strength"]):
+            raise InputError(f"--steer {shown(text)}: {shown(parts['strength'])} is not a number.") from None
+    if isinstance(strength, float) and not abs(strength) < float("inf"):
         raise InputError(f"--steer {shown(text)}: the strength is {strength}; expected a finite number.")
-    file = Path(parts["file"])
-    if not file.is_file():
-        raise InputError(f"--steer {shown(text)}: {file}: no such file. `audiolens directions read` writes one.")
-    return file, strength
+    return existing("--steer", text, parts["file"]), strength
+
+
+def existing(option: str, text: str, file: str) -> Path:
+    """Return the path of a directions file that an option names."""
+    if not Path(file).is_file():
+        raise InputError(f"{option} {shown(text)}: {file}: no such file. `audiolens directions read` writes one.")
+    return Path(file)
+
+
+def target_of(text: str) -> tuple[str, float | str]:
+    """Parse MEASURE=VALUE into a measure and a value in its unit."""
+    from audiolens.measure.targets import in_range, refuse_unknown
+
+    measure, separator, value = text.partition("=")
+    if not separator or not value.strip():
+        raise InputError(f"--to {shown(text)}: expected MEASURE=VALUE, such as tempo=120 or 'brightness=2 kHz'.")
+    refuse_unknown(measure.strip())
+    try:
+        target: float | str = float(value)
+    except ValueError:
+        target = value.strip()
+    return measure.strip(), in_range(measure.strip(), target)
 
 
 def band_of(text: str | None) -> tuple[int, int] | None:
@@ -81,7 +103,7 @@ class Steered:
 
 
 def placed(
-    todo: Sequence[tuple[Path, float]],
+    todo: Sequence[tuple[Path, float | str]],
     *,
     layer: int | None,
     strategy: str | None,
@@ -103,11 +125,32 @@ def placed(
     found = orthogonalised(*read) if orthogonal else read
     steps: list[Intervention] = []
     for directions, (_, strength) in zip(found, todo, strict=True):
+        if isinstance(strength, str):
+            place = stated(strategy=strategy, layer=layer, band=band, branch=branch)
+            steps += steer(directions, strength=strength, **place)
+            continue
         where: dict[str, Any] = {"band": band}
         if described(chosen).uses_one_layer:
-            where["layer"] = directions.layers[len(directions.layers) // 2] if layer is None else layer
+            where["layer"] = middle(directions) if layer is None else layer
         elif layer is not None:
             raise InputError(f"--strategy {chosen} adds every block's own direction: leave --layer out.")
         steps += steer(directions, chosen, strength=strength, branch=branch, **where)  # pyright: ignore[reportArgumentType]
-    cautions = [drowning(file, directions, strength) for directions, (file, strength) in zip(found, todo, strict=True)]
+    cautions = [
+        drowning(file, directions, strength)
+        for directions, (file, strength) in zip(found, todo, strict=True)
+        if not isinstance(strength, str)
+    ]
     return Steered(steps, read, [caution for caution in cautions if caution is not None])
+
+
+def middle(directions: Directions) -> int:
+    """Return the middle block of those at which directions were read."""
+    return directions.layers[len(directions.layers) // 2]
+
+
+def stated(*, branch: str | None, **place: Any) -> dict[str, Any]:
+    """Return the arguments of `steer` for a place, of which a calibration gives what the options do not state."""
+    given = {**place, "branch": None if branch == "both" else branch}
+    if given.get("band") is not None and given.get("strategy") is None:
+        given["strategy"] = "one-to-band"
+    return {name: value for name, value in given.items() if value is not None}

@@ -42,8 +42,6 @@ if TYPE_CHECKING:
     from audiolens.prompts import PromptSet
 
 _STOPPED = 130
-_RANGE = re.compile(r"^(?P<first>[^:]+):(?P<last>[^:]+):(?P<count>\d{1,6})$")
-_MOST_STRENGTHS = 1000
 
 
 @opens_model
@@ -140,13 +138,13 @@ def sweep(
     from analysis.sweep import ledger
 
     asked: dict[str, Any] = {
-        "strengths": _strengths("--strengths", strengths),
+        "strengths": early.strengths("--strengths", strengths),
         "strategies": _listed(strategy),
         "band": _band(band),
         "branches": _listed(branch),
         "n_random": controls,
         "n_shuffled": shuffled,
-        "control_strengths": control_strengths and _strengths("--control-strengths", control_strengths),
+        "control_strengths": control_strengths and early.strengths("--control-strengths", control_strengths),
         "opposed": opposed,
         "seeds": seeds,
         "seconds": seconds,
@@ -354,22 +352,6 @@ def _report_missing(labels: Sequence[str], sets: dict[str, PromptSet], measured:
             say(f"{warning}: clips whose prompts ask for the poles are uninformative.", err=True)
         if measured is None and label not in MEASURED:
             say(f"{label!r} has no known measure, so effects on tempo are reported; --measure sets another.", err=True)
-
-
-def _strengths(option: str, text: str) -> list[float]:
-    """Parse strengths such as -2:2:9 (first, last, count) or -1,-0.5,1."""
-    import numpy as np
-
-    span = _RANGE.match(text.strip())
-    try:
-        if span is None:
-            return [float(part) for part in text.split(",")]
-        first, last, count = float(span["first"]), float(span["last"]), int(span["count"])
-    except ValueError:
-        raise InputError(f"{option} {shown(text)}: expected FROM:TO:COUNT (-2:2:9), or a list of numbers.") from None
-    if not first < last or not 2 <= count <= _MOST_STRENGTHS:
-        raise InputError(f"{option} {shown(text)}: expected FROM below TO, and a COUNT of 2 to {_MOST_STRENGTHS}.")
-    return [round(float(value), 12) for value in np.linspace(first, last, count)]
 
 
 def _blocks(text: str) -> list[int] | None:

@@ -187,4 +187,5 @@ def _plain(step: Intervention) -> TypeGuard[Add]:
         and step.heads is None
         and step.schedule is None
         and not step.preserve_norm
+        and step.gate is None
     )

@@ -5,7 +5,7 @@ of means, so a strength of 1 moves the negative pole's mean onto the positive po
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from torch.nn.functional import cosine_similarity
 from audiolens.arrays import AsArray
 from audiolens.checks import checked_flags, checked_seed, shown, whole_number
 from audiolens.directions import shuffles
+from audiolens.directions.calibration import SHAPE as CALIBRATION
+from audiolens.directions.calibration import Calibration
 from audiolens.directions.evidence import Evidence
 from audiolens.directions.permutation import N_SHUFFLES, PermutationTest, permutation_test
 from audiolens.directions.pole_reader import Samples
@@ -31,7 +33,7 @@ from audiolens.model.sites import counted, listed_layers
 from audiolens.model.timeline import Real
 from audiolens.vectors import apart, multiplier, unit
 
-_FACTS = {"meta": SHAPE, "layers": [int], "norms": [float]}
+_FACTS = {"meta": SHAPE, "layers": [int], "norms": [float], "calibration?": (CALIBRATION, None)}
 """The keys and types that the JSON header of a file must have."""
 
 
@@ -47,6 +49,7 @@ class Directions(AsArray):
         meta: the model, site, branch and prompts that the vectors were read from.
         evidence: how reliable the vectors are; `None` after arithmetic, because the evidence no longer applies.
         samples: one vector per prompt, if they were stored.
+        calibration: which strength gives which value of a measure, if `calibrate` measured it.
 
     `d[layer]` is one vector. Arithmetic works layer by layer, and the operands must have the same model, site and
     layers. numpy and torch treat directions as the array of their vectors, "layer d_model".
@@ -58,11 +61,15 @@ class Directions(AsArray):
     meta: Provenance
     evidence: Evidence | None = None
     samples: Samples | None = None
+    calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.meta, Provenance):
             raise InputTypeError(f"meta={shown(self.meta)}: expected a Provenance, such as the meta of directions.")
-        for name, value, kind in (("evidence", self.evidence, Evidence), ("samples", self.samples, Samples)):
+        for name, value, kind in (
+            ("evidence", self.evidence, Evidence), ("samples", self.samples, Samples),
+            ("calibration", self.calibration, Calibration),
+        ):  # fmt: skip
             if value is not None and not isinstance(value, kind):
                 raise InputTypeError(f"{name}={shown(value)}: expected {kind.__name__}, or None.")
         object.__setattr__(self, "layers", tuple(listed_layers(self.layers)))
@@ -129,6 +136,7 @@ class Directions(AsArray):
             residual_norms=self.residual_norms[indices],
             evidence=None,
             samples=None,
+            calibration=None,
         )
 
     def unit(self) -> "Directions":
@@ -246,6 +254,48 @@ class Directions(AsArray):
         """
         return permutation_test(self._samples("permutation_test"), n_shuffles, checked_seed(seed))
 
+    def calibrate(
+        self,
+        lens: AudioLens,
+        measure: str,
+        *,
+        strengths: Sequence[float] | None = None,
+        prompts: Sequence[str] | None = None,
+        seeds: int = 2,
+        seconds: float = 5.0,
+        guidance_scale: float = 3.0,
+        batch_size: int = 32,
+        progress: bool = True,
+        **steering: Any,
+    ) -> "Directions":
+        """Measure which strength gives which value of a measure, and return the directions with this `calibration`.
+
+        Clips of all prompts and seeds are generated at every strength. The calibration is the median of the measure
+        over clips that did not fail, made monotone. `steer(d, strength="120 BPM")` then steers at the place of the
+        calibration. This strength sets the median: single clips differ, and `steer_to` finds a strength for each.
+
+        Args:
+            lens: the model that the directions were read from.
+            measure: a measure, as in `measure.MEASURES`.
+            strengths: strengths besides 0 (default: eight, from -2 to 2 divided by the number of steered blocks).
+            prompts: neutral prompts (default: the development prompts of the concept that the directions are named
+                after).
+            seeds: the number of seeds per prompt.
+            seconds, guidance_scale, batch_size: as in `lens.generate`.
+            steering: where to steer, as in `steer`: `strategy`, `layer`, `layers`, `band`, `unit`, `branch`,
+                `operator`.
+
+        Raises:
+            InputError: if the measure is unknown, the place is invalid, there are no prompts, or too many clips fail or
+                cannot be measured.
+        """
+        from audiolens.directions import calibrating
+
+        return calibrating.calibrate(
+            self, lens, measure, strengths=strengths, prompts=prompts, seeds=seeds, seconds=seconds,
+            guidance_scale=guidance_scale, batch_size=batch_size, progress=progress, steering=steering,
+        )  # fmt: skip
+
     def to_frame(self) -> Any:
         """Return a pandas DataFrame with one row per layer: norms in the model's units, and the evidence, if any."""
         import pandas as pd
@@ -278,6 +328,7 @@ class Directions(AsArray):
             "layers": list(self.layers),
             "norms": self.norms.tolist(),
             "residual_norms": self.residual_norms.tolist(),
+            **({} if self.calibration is None else {"calibration": self.calibration.as_dict()}),
         }
         tensors = {"vectors": self.vectors, "residual_norms": self.residual_norms}
         if self.evidence is not None:
@@ -305,6 +356,7 @@ class Directions(AsArray):
                 residual_norms=tensors["residual_norms"],
                 meta=meta,
                 evidence=Evidence.of_file(kept, len(facts["layers"])) if kept else None,
+                calibration=Calibration.from_dict(facts["calibration"]) if facts.get("calibration") else None,
             )
             stated = torch.tensor(facts["norms"], dtype=torch.float32, device="cpu")
             agree = torch.allclose(directions.norms, stated, rtol=1e-4)
@@ -345,7 +397,7 @@ class Directions(AsArray):
 
     def _changed(self, vectors: Tensor, label: str | None = None) -> "Directions":
         meta = self.meta if label is None else replace(self.meta, label=label)
-        return replace(self, vectors=vectors, meta=meta, evidence=None, samples=None)
+        return replace(self, vectors=vectors, meta=meta, evidence=None, samples=None, calibration=None)
 
     def _summed(self, other: "Directions", vectors: Tensor, label: str) -> "Directions":
         # The result must be symmetric in the operands, so its residual norm is the mean of both.

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from audiolens.checks import checked_flags, listed, one_or_listed, shown, whole_number, whole_numbers
+from audiolens.directions.calibration import placed
 from audiolens.directions.directions import Directions
 from audiolens.directions.strategies import STRATEGIES, Strategy, changed_blocks
 from audiolens.door import guarded
@@ -30,6 +31,11 @@ from audiolens.vectors import apart
 Unit = Literal["raw", "unit", "residual"]
 Operator = Literal["add", "ablate", "clamp"]
 Combine = Literal["sum", "orthogonalised"]
+_PLACE = {
+    "strategy": "one-to-one", "layer": None, "layers": None, "band": None, "unit": "raw", "branch": "both",
+    "operator": "add",
+}  # fmt: skip
+"""The defaults of the arguments that a calibration fixes."""
 
 
 @guarded
@@ -39,7 +45,7 @@ def steer(
     layer: int | Sequence[int] | None = None,
     layers: int | Sequence[int] | None = None,
     band: tuple[int, int] | None = None,
-    strength: Numbers = 1.0,
+    strength: Numbers | str = 1.0,
     unit: Unit = "raw",
     branch: Branch = "both",
     seconds: Span | None = None,
@@ -64,7 +70,9 @@ def steer(
         layers: the target blocks of "one-to-band" and "all-to-all". Under "one-to-one", it is another name for `layer`.
         band: the target blocks of "one-to-band" as (first, last), both included.
         strength: the coefficient of the vector; a negative coefficient steers towards the negative pole. Give one
-            number, or one number per steered row to run a whole dose-response curve in one batch.
+            number, or one number per steered row to run a whole dose-response curve in one batch. If the directions are
+            calibrated (`Directions.calibrate`), text such as "120 BPM" is the strength at which the median clip has
+            this value. Strategy, layer, unit and branch are then those of the calibration.
         unit: what a strength of 1 adds. "raw" adds the full difference of means (as in the paper), "unit" adds a vector
             of norm 1, and "residual" adds a vector whose norm is the mean activation norm at the target block.
         branch: the guidance branch to steer: "cond", "null" or "both". To first order, steering "cond" alone moves the
@@ -93,6 +101,17 @@ def steer(
     """
     checked_flags(preserve_norm=preserve_norm, prefix=prefix)
     concepts = _concepts(directions)
+    if isinstance(strength, str):
+        if len(concepts) > 1:
+            raise InputError(f"strength={shown(strength)} for {len(concepts)} concepts: give numbers.")
+        given = {
+            "strategy": strategy, "layer": layer, "layers": layers, "band": band, "unit": unit, "branch": branch,
+            "operator": operator,
+        }  # fmt: skip
+        return steer(
+            directions, **placed(concepts[0].calibration, strength, given, _PLACE), seconds=seconds, rows=rows,
+            schedule=schedule, preserve_norm=preserve_norm, prefix=prefix, combine=combine, span=span,
+        )  # fmt: skip
     _choose("strategy", strategy, Strategy)
     _choose("unit", unit, Unit)
     _choose("operator", operator, Operator)

@@ -21,6 +21,7 @@ from audiolens.model.site_access import Form
 from audiolens.model.sites import checked_heads
 from audiolens.model.timeline import Timeline
 from audiolens.tracing.batching import Layout
+from audiolens.tracing.bound_gate import BoundGate
 
 
 class BoundIntervention:
@@ -36,8 +37,9 @@ class BoundIntervention:
         layout: Layout,
         timeline: Timeline,
         device: torch.device,
+        gate: BoundGate | None = None,
     ) -> None:
-        self.intervention = intervention
+        self.intervention, self.gate = intervention, gate
         self.site = site
         self.form = form
         self.start, self.stop = self._span(timeline)
@@ -90,7 +92,8 @@ class BoundIntervention:
     def is_steady(self) -> bool:
         """Whether the intervention does the same at every step of its span, with values of the same shape."""
         timed = self.form.timed and bool(self.sequences)
-        return not (self.runs_users_code or timed or self.form.square or self.schedule is not None)
+        varies = self.schedule is not None or self.gate is not None
+        return not (self.runs_users_code or timed or self.form.square or varies)
 
     def touches(self, start: int, length: int) -> bool:
         """Whether the intervention changes a forward pass over these steps. At sites without steps, it changes all."""
@@ -126,6 +129,9 @@ class BoundIntervention:
         if self.intervention.preserve_norm:
             norms = window.float().norm(dim=-1, keepdim=True)
             changed = (changed * (norms / changed.float().norm(dim=-1, keepdim=True).clamp_min(1e-12))).to(window.dtype)
+        if self.gate is not None:
+            opened = self.gate.between(first, end)
+            return torch.where(self.mask & opened.reshape(*opened.shape, *[1] * (window.ndim - 2)), changed, window)
         return changed if self.everything else torch.where(self.mask, changed, window)
 
     def _called(self, window: Tensor, function: Callable[[Tensor], Tensor | None]) -> Tensor:

@@ -57,6 +57,7 @@ class FastSites:
         """Apply the edits at a site and record its value "batch step ...". Return the value after the edits."""
         point, run = self._point(hook, layer), self.run
         edits, wanted = point.due(self.start, self.length, run.recorder)
+        point.read(value, self.start)
         if edits:
             value = point.changed(value, edits, self.start)
         if wanted and run.recorder is not None:

@@ -2,12 +2,12 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -25,6 +25,7 @@ from audiolens.model.windows import Window, begun, clip_windows
 from audiolens.sound.codec import AudioSource
 from audiolens.tracing import fast_clips, model_calls
 from audiolens.tracing.batching import Layout, batches, start_columns
+from audiolens.tracing.bound_gate import n_gates
 from audiolens.tracing.engines import Choice, Engine, checked_engine
 from audiolens.tracing.fitting import Fitting
 from audiolens.tracing.generation import Generation
@@ -99,6 +100,7 @@ def drawn(
         logits = partial(_first_logits, traced, listed[0], guided)
         choice = Choice.of(traced, engine, len(parts), _unfit(streams, use_cache), logits)
     codes = torch.zeros(len(listed), config.n_codebooks, timeline.frames, dtype=torch.long, device=traced.device)
+    gates = torch.zeros(n_gates(todo), len(listed), timeline.steps, dtype=torch.bool)
     need = partial(
         Need.of,
         traced.model,
@@ -122,6 +124,7 @@ def drawn(
         clips = partial(batch.codes, traced, plan, windows, sampling, use_cache)
         tell = bar.update if rows.stop == len(whole.rows) else lambda: None
         made = clips("exact" if choice.compares else choice.name, recorder, tell)
+        batch.read_gates(gates)
         if choice.compares:
             choice.decide(made, partial(clips, "fast", None, lambda: None))
         return made
@@ -152,6 +155,7 @@ def drawn(
         prompts=listed,
         seeds=None if streams is None else tuple(streams),
         cache=None if recorded is None else equipped(recorded, traced),
+        gates=gates if len(gates) else None,
         settings={
             "model": traced.name,
             "seconds": timeline.seconds,
@@ -179,6 +183,8 @@ class _Batch:
     seeds: list[int] | None
     start: Int[Tensor, "row codebook frame"] | None
     inputs: dict[str, Any]
+    opened: list[tuple[slice, Tensor]] = field(default_factory=list)
+    """The steps that each window drew, and the decisions "gate row step" of its gates."""
 
     @classmethod
     def of(
@@ -219,9 +225,17 @@ class _Batch:
             else:
                 part = self.exact(traced, run, window.timeline, sampling, use_cache, given)
             made = part if made is None else torch.cat([made, part[..., window.given :]], dim=-1)
+            if run.gates:
+                self.opened.append((slice(*window.drawn), torch.stack([gate.opened for gate in run.gates])))
             tell()
         assert made is not None
         return made
+
+    def read_gates(self, gates: Bool[Tensor, "gate row step"]) -> None:
+        """Copy the decisions of the gates in all windows so far into those of the whole call."""
+        kept = self.layout.kept
+        for steps, opened in self.opened:
+            gates[:, list(self.layout.rows[:kept]), steps] = opened[:, :kept, steps].to(gates.device)
 
     def exact(
         self,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -28,7 +28,8 @@ class Generation:
 
     `codes` are undelayed and begin with the audio prompt, if there was one. `audio` is `None` if the codec was skipped,
     `cache` is `None` if nothing was recorded, and `seeds` is `None` if transformers' own sampler drew the codes.
-    `settings` are the arguments with which the clips were generated.
+    `settings` are the arguments with which the clips were generated. `gates` states at which steps each gate was open,
+    in the order in which the gates occur in the interventions; it is `None` without gates.
     """
 
     codes: Int[Tensor, "row codebook frame"]
@@ -39,6 +40,7 @@ class Generation:
     seeds: tuple[int, ...] | None
     cache: ActivationCache | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    gates: Bool[Tensor, "gate row step"] | None = None
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -62,6 +64,7 @@ class Generation:
             prompts=tuple(self.prompts[one] for one in rows),
             seeds=None if self.seeds is None else tuple(self.seeds[one] for one in rows),
             cache=None if self.cache is None else self.cache.rows(rows),
+            gates=None if self.gates is None else self.gates[:, list(rows)],
         )
 
     def _row(self, row: Any) -> int:

@@ -21,6 +21,7 @@ from audiolens.model.sites import Site
 from audiolens.model.timeline import Timeline
 from audiolens.model.traced_model import TracedModel
 from audiolens.tracing.batching import Layout
+from audiolens.tracing.bound_gate import BoundGate, gated_site, refuse_later
 from audiolens.tracing.bound_intervention import BoundIntervention
 from audiolens.tracing.clock import Clock
 from audiolens.tracing.nnsight_source import envoy_of, module_of
@@ -45,6 +46,7 @@ class Point:
     site: Site
     tap: Tap
     envoy: Any
+    gates: list[BoundGate] = field(default_factory=list)
     edits: list[BoundIntervention] = field(default_factory=list)
     watch: Watch | None = None
     origin: int = 0
@@ -67,7 +69,7 @@ class Point:
     def visit(self, start: int, length: int, recorder: Recorder | None, layout: Layout, view: View) -> None:
         """Apply the edits and record the value, for the steps of one forward pass. This runs inside a trace."""
         edits, wanted = self.due(start, length, recorder)
-        if not edits and not wanted:
+        if not edits and not wanted and not self.gates:
             return
         heads = recorder.heads_of(self.site) if recorder is not None and wanted else None
         value, put = self.tap.open(self.envoy, view if edits or heads is None else replace(view, heads=heads))
@@ -77,12 +79,19 @@ class Point:
                 f"before step 0): transformers {version('transformers')} does not run this model as the lens expects. "
                 "Install a release that audiolens supports (docs/versions.md)."
             )
+        self.read(value, start)
         value = self.changed(value, edits, start)
         if edits:
             put(value, None)
         if wanted and recorder is not None:
             index = recorder.head_index(self.site, value.device) if edits else None
             self.record(recorder, value if index is None else value.index_select(2, index), start, layout)
+
+    def read(self, value: Tensor, start: int) -> None:
+        """Let the gates read a value "batch step ..." before it is changed."""
+        for gate in self.gates:
+            for index, first, count in self.pieces(start, value.shape[1]):
+                gate.read(value[:, index : index + count], first)
 
     def changed(self, value: Tensor, edits: Sequence[BoundIntervention], start: int) -> Tensor:
         """Return a value "batch step ..." after the edits, which are watched for overflow."""
@@ -150,22 +159,29 @@ class Run:
                 points[site] = Point(site, family.tap(site), envoy_of(model, family, site), origin=origin)
             return points[site]
 
+        placed = {"config": config, "layout": layout, "timeline": timeline, "device": traced.device}
+        gates: dict[int, BoundGate] = {}
         for intervention in interventions:
+            gate = intervention.gate
+            if gate is not None and id(gate) not in gates:
+                site = gated_site(family, config, gate)
+                gates[id(gate)] = BoundGate(gate, family.tap(site).form, origin=origin, **placed)
+                if not beyond(family, site, stop):
+                    point(site).gates.append(gates[id(gate)])
             for site in family.find(config, intervention.site, intervention.layers):
                 # An intervention is checked even if the run stops before its site.
                 edit = BoundIntervention(
                     intervention,
                     site.name,
                     family.tap(site).form,
-                    config=config,
-                    layout=layout,
-                    timeline=timeline,
-                    device=traced.device,
+                    gate=None if gate is None else gates[id(gate)],
+                    **placed,
                 )
                 if not beyond(family, site, stop):
                     point(site).edits.append(edit)
         for site in recorder.sites if recorder is not None else ():
             point(site)
+        self.gates = [*gates.values()]
         self.points = [points[site] for site in family.order(points)]
         read = [self.decoder._module, *([] if self.gate is None else [self.gate._module])]
         self.modules = [] if self.idle else [*read, *(module_of(model, family, site) for site in points)]
@@ -252,6 +268,7 @@ def checked_interventions(
         if intervention.prefix:
             refuse_prefix(traced.config, "prefix=True")
         traced.family.find(traced.config, intervention.site, intervention.layers)
+    refuse_later(traced.family, traced.config, listed)
     refuse_foreign(listed, traced)
     return listed
 
@@ -262,6 +279,7 @@ def refuse_foreign(interventions: Iterable[Intervention], traced: TracedModel) -
     Raises:
         InputError: if the models differ; the message names both models and the difference.
     """
-    known = {id(one.meta): one.meta for one in interventions if one.meta is not None}
+    metas = [meta for one in interventions for meta in (one.meta, one.gate and one.gate.meta)]
+    known = {id(meta): meta for meta in metas if meta is not None}
     for meta in known.values():
         meta.refuse_other(traced)

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import soundfile
 from command_line import Run
@@ -126,6 +127,19 @@ def test_a_strength_that_drowns_the_stream_is_said(run: Run, checkpoint: Path, f
     code, _, err = run(*arguments, f"{file}:{1e4 / share}", "-o", "drowned")
     assert code == 0, err
     assert "1e+04 times the residual stream's norm at block" in err
+
+
+def test_generate_steers_to_a_target(run: Run, checkpoint: Path, file: Path, tmp_path: Path) -> None:
+    arguments = ("--steer", file, "--to", "brightness=2 kHz", "--max-clips", 2, "--seconds", 1, "-o", "out")
+    code, out, err = run("generate", "a calm song", "a song", "-m", checkpoint, *arguments)
+    assert code == 0, err
+    table = pd.read_csv(tmp_path / "out" / "strengths.csv")
+    assert list(table.prompt) == ["a calm song", "a song"]
+    assert "of 2 rows reached" in out
+    assert len(list((tmp_path / "out" / "clips").glob("*.wav"))) == 2
+    code, _, err = run("generate", "a song", "-m", checkpoint, "--steer", f"{file}:120 BPM", "-o", "other")
+    assert code == 2
+    assert "not calibrated" in err
 
 
 def test_generate_steers_along_several_at_a_band(run: Run, checkpoint: Path, file: Path, tmp_path: Path) -> None:

@@ -13,8 +13,18 @@ import audiolens as al
 from analysis import Resampling, harvest, patching, pooling, statistics, sweep
 from analysis.distributed import Ray
 from audiolens.compatibility import Hook
+from audiolens.directions.calibration import Calibration
 from hostile.drive.world import PROMPTS, RATE, World
 
+TARGET: dict[str, Any] = {
+    "prompts": PROMPTS[:1], "measure": "brightness", "target": 2000.0, "seconds": 0.4, "layer": 1, "max_clips": 1,
+    "progress": False,
+}  # fmt: skip
+CURVE: dict[str, Any] = {
+    "measure": "tempo", "measured_in": "BPM", "strengths": (-1.0, 0.0, 1.0), "values": (80.0, 100.0, 110.0),
+    "low": (None, 1.0, 2.0), "high": (None, 1.0, 2.0), "failed": (0.0, 0.0, 0.0), "place": {"layer": 1}, "clips": 4,
+    "seconds": 5.0, "guidance_scale": 3.0,
+}  # fmt: skip
 Arguments = Callable[[World], dict[str, Any]]
 INSTANCES: dict[str, Callable[[World], Any]] = {
     "audiolens.Ablate": lambda w: al.Ablate(torch.ones(48)),
@@ -24,12 +34,15 @@ INSTANCES: dict[str, Callable[[World], Any]] = {
     "audiolens.AudioLens": lambda w: w.lens,
     "audiolens.Clamp": lambda w: al.Clamp(torch.ones(48), 1.0),
     "audiolens.Directions": lambda w: w.directions,
+    "audiolens.Gate": lambda w: al.Gate(weights=torch.ones(48), layer=1),
     "audiolens.Generation": lambda w: w.clips,
     "audiolens.Intervention": lambda w: al.Add(torch.ones(48)),
     "audiolens.Reading": lambda w: al.Reading("resid_post"),
     "audiolens.Replace": lambda w: al.Replace(torch.ones(48)),
     "audiolens.Sampling": lambda w: al.Sampling(),
     "audiolens.Scale": lambda w: al.Scale(0.5),
+    "audiolens.Targeted": lambda w: al.steer_to(w.lens, w.directions, **TARGET),
+    "audiolens.directions.calibration.Calibration": lambda w: Calibration(**CURVE),
     "audiolens.directions.evidence.Evidence": lambda w: w.directions.evidence,
     "audiolens.cache.decomposition.Components": lambda w: w.cache.accumulated_resid(),
     "audiolens.compatibility.Hook": lambda w: Hook("blocks.1.hook_resid_post"),
@@ -177,6 +190,17 @@ ARGUMENTS: dict[str, Arguments] = {
     "audiolens.Directions.permutation_test": lambda w: {"n_shuffles": 3},
     "audiolens.Directions.shuffled": lambda w: {"seed": 0},
     "audiolens.Directions.with_norms_of": lambda w: {"other": w.directions},
+    "audiolens.Directions.calibrate": lambda w: {
+        "lens": w.lens, "measure": "brightness", "strengths": [-1.0, 1.0], "prompts": PROMPTS[:1], "seeds": 1,
+        "seconds": 0.4, "layer": 1, "progress": False,
+    },
+    "audiolens.Gate": lambda w: {"weights": torch.ones(48), "layer": 1},
+    "audiolens.gate": lambda w: {"directions": w.directions, "layer": 1},
+    "audiolens.steer_to": lambda w: {"lens": w.lens, "directions": w.directions, **TARGET},
+    "audiolens.directions.calibration.Calibration": lambda w: CURVE,
+    "audiolens.directions.calibration.Calibration.at": lambda w: {"strength": 0.5},
+    "audiolens.directions.calibration.Calibration.from_dict": lambda w: {"values": Calibration(**CURVE).as_dict()},
+    "audiolens.directions.calibration.Calibration.strength": lambda w: {"target": "90 BPM"},
     "audiolens.Generation.__getitem__": lambda w: {"row": 0},
     "audiolens.Generation.save": lambda w: {"folder": w.place()},
     "audiolens.difference_in_means": lambda w: {

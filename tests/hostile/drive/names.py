@@ -37,6 +37,7 @@ REACHED = {
     "Timeline": "audiolens.model.timeline",
     "Components": "audiolens.cache.decomposition",
     "Hook": "audiolens.compatibility",
+    "Calibration": "audiolens.directions.calibration",
     "Evidence": "audiolens.directions.evidence",
     "Provenance": "audiolens.model.provenance",
     "SiteValue": "audiolens.tracing.trace",

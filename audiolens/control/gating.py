@@ -1,0 +1,142 @@
+"""Steer only while a trait is missing: `gate`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from audiolens.checks import checked_amount, shown, whole_number
+from audiolens.directions.directions import Directions
+from audiolens.directions.steering import steer
+from audiolens.door import guarded
+from audiolens.errors import InputError, InputTypeError, SiteError
+from audiolens.gates import Gate
+from audiolens.interventions import Intervention, Numbers
+from audiolens.model.timeline import Real
+
+OPEN_BELOW, CLOSED_FROM = 0.8, 1.0
+"""The default levels at which a gate opens and closes, relative to the poles of the probe."""
+SMOOTHING = 0.5
+"""The default time constant of the level, in seconds."""
+
+
+@guarded
+def gate(
+    directions: Directions,
+    probe: Directions | None = None,
+    threshold: Real = OPEN_BELOW,
+    release: Real | None = None,
+    strength: Numbers = 1.0,
+    smoothing: Real = SMOOTHING,
+    probe_layer: int | None = None,
+    **steering: Any,
+) -> list[Intervention]:
+    """Return interventions that steer along directions only while the music lacks the pole that they steer towards.
+
+    At every step, and separately in every row, the activation is projected onto the probe's vector. The level of the
+    trait is 0 if the projection is that of the mean of the probe's opposite pole, and 1 if it is that of the mean of
+    the pole that is steered towards. A row is steered from the step at which its level falls below `threshold` until
+    the step at which it reaches `release`. The level is read in the conditional branch, before the first change of the
+    same forward pass. It is a running average, so that single steps do not decide. Self-monitored steering is due to
+    SMITIN (Koo et al., 2024), which reads probes of heads.
+
+    The level shows what the probe reads, which need not be what is heard. `made.gates` of the generated clips states at
+    which steps each row was steered.
+
+    Args:
+        directions: what to steer along, as in `steer`.
+        probe: directions whose samples define the level (default: `directions`). They must have been read with
+            `keep_samples=True`, over the music of their own poles: on shared codes, only the text differs between the
+            poles, so a probe would read the prompt instead of the music.
+        threshold: the level below which steering begins.
+        release: the level from which on steering pauses (default: `threshold` + 0.2).
+        strength: as in `steer`; if several strengths are given, all must have the same sign.
+        smoothing: the time constant of the running average, in seconds; 0 reads each step by itself.
+        probe_layer: the block of the probe (default: its last block that is not after the first block that changes).
+        steering: further arguments of `steer`, such as `strategy`, `layer` and `seconds`.
+
+    Raises:
+        InputError: (or a subclass) if the probe has no samples, was read over shared codes, does not separate its
+            poles, or would be read after the first change, or if a level or an argument of `steer` is invalid.
+    """
+    steps = steer(directions, strength=strength, **steering)
+    probe = directions if probe is None else probe
+    threshold = checked_amount("threshold", threshold)
+    release = threshold + CLOSED_FROM - OPEN_BELOW if release is None else checked_amount("release", release)
+    level = _Level.of(probe, _layer(probe, steps, probe_layer), _sign(strength))
+    condition = Gate(
+        weights=level.weights, offset=level.offset, site=probe.meta.site, layer=level.layer, threshold=threshold,
+        release=release, smoothing=smoothing, meta=probe.meta,
+    )  # fmt: skip
+    return [replace(step, gate=condition) for step in steps]
+
+
+@dataclass(frozen=True, eq=False)
+class _Level:
+    """The level of a trait as a linear function of an activation: 0 at the mean of one pole, and 1 at the other's."""
+
+    weights: Tensor
+    offset: float
+    layer: int
+
+    @classmethod
+    def of(cls, probe: Directions, layer: int, sign: int) -> _Level:
+        if "shared" in probe.meta.source:
+            raise InputError(
+                f"the probe {shown(probe.meta.label)} was read over shared codes, so it reads the text and not the "
+                "music: give probe=, directions read with codes='own' and keep_samples=True."
+            )
+        if probe.samples is None:
+            raise InputError(
+                f"the probe {shown(probe.meta.label)} has no samples, which define its level: read it with "
+                "keep_samples=True, or give another probe=."
+            )
+        values, labels = probe.samples.values[probe.samples.layers.index(layer)].double(), probe.samples.labels
+        weights = probe[layer].double()
+        positive, negative = (float(values[mask].mean(0) @ weights) for mask in (labels, ~labels))
+        if not positive > negative:
+            raise InputError(
+                f"the probe {shown(probe.meta.label)} does not separate its poles at layer {layer}: give another "
+                "probe, or another probe_layer."
+            )
+        weights, offset = weights / (positive - negative), -negative / (positive - negative)
+        if sign < 0:
+            weights, offset = -weights, 1 - offset
+        return cls(weights.float(), offset, layer)
+
+
+def _sign(strength: Any) -> int:
+    signs = set(torch.as_tensor(strength, device="cpu").sign().flatten().int().tolist()) - {0}
+    if len(signs) > 1:
+        raise InputError(
+            "strength has values of both signs, which steer towards different poles: make one gate for each sign, "
+            "with rows=."
+        )
+    return signs.pop() if signs else 1
+
+
+def _layer(probe: Directions, steps: list[Intervention], given: Any) -> int:
+    """Return the block at which the probe is read."""
+    if given is not None:
+        try:
+            number = whole_number(given)
+        except TypeError:
+            raise InputTypeError(f"probe_layer={shown(given)}: expected a layer number.") from None
+        if number not in probe:
+            raise SiteError(f"probe_layer={number}: the probe has layers {', '.join(map(str, probe.layers))}.")
+        return number % probe.meta.n_layers
+    changed = [layer for step in steps for layer in _blocks(step)]
+    before = [layer for layer in probe.layers if layer <= min(changed)]
+    if not before:
+        raise SiteError(
+            f"the probe has no vector at block {min(changed)}, the first that changes, or before: it has layers "
+            f"{', '.join(map(str, probe.layers))}. Steer later blocks, or give another probe."
+        )
+    return before[-1]
+
+
+def _blocks(step: Intervention) -> list[int]:
+    return [step.layers] if isinstance(step.layers, int) else [*(step.layers or [])]

@@ -1,0 +1,133 @@
+"""Measure the dose-response of a direction at one place: `Directions.calibrate`."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from audiolens import measure as measures
+from audiolens import prompts as prompt_sets
+from audiolens.checks import checked_amount, checked_count, checked_flags, in_order, shown
+from audiolens.directions.calibration import Calibration
+from audiolens.directions.directions import Directions
+from audiolens.directions.steering import steer
+from audiolens.errors import InputError
+from audiolens.lens import AudioLens
+from audiolens.measure.targets import refuse_unknown
+from audiolens.tracing.generation import Generation
+
+MOST_FAILED = 0.2
+"""Strengths at which a larger share of the clips fails are left out of a calibration."""
+N_STRENGTHS = 9
+WIDEST = 2.0
+"""The default strengths reach from minus to plus this number, divided by the number of blocks that are steered."""
+
+
+def calibrate(
+    directions: Directions,
+    lens: AudioLens,
+    measure: str,
+    *,
+    strengths: Sequence[float] | None,
+    prompts: Sequence[str] | None,
+    seeds: int,
+    seconds: float,
+    guidance_scale: float,
+    batch_size: int,
+    progress: bool,
+    steering: Mapping[str, Any],
+) -> Directions:
+    """See `Directions.calibrate`."""
+    checked_flags(progress=progress)
+    refuse_unknown(measure)
+    n_seeds = checked_count("seeds", seeds)
+    steps = steer(directions, **steering)
+    blocks = [block for step in steps for block in (step.layers if isinstance(step.layers, list) else [step.layers])]
+    widest = WIDEST / len(blocks)
+    grid = (
+        np.linspace(-widest, widest, N_STRENGTHS).tolist()
+        if strengths is None
+        else in_order("strengths", strengths, "numbers")
+    )
+    grid = sorted({checked_amount("strengths", one) for one in grid} | {0.0})
+    if len(grid) < 3:
+        raise InputError(f"strengths={shown(strengths)}: expected at least two besides 0.")
+    texts = neutral(directions, lens) if prompts is None else in_order("prompts", prompts, "texts")
+    rows = [(text, seed) for text in texts for seed in range(n_seeds)]
+    made = [
+        lens.generate(
+            [text for text, _ in rows], seconds, seeds=[seed for _, seed in rows], guidance_scale=guidance_scale,
+            interventions=steer(directions, **{**steering, "strength": one}) if one else (), batch_size=batch_size,
+            progress=progress,
+        )
+        for one in grid
+    ]  # fmt: skip
+    base = made[grid.index(0.0)]
+    values = np.stack([measured(one, measure) for one in made])
+    failed = np.stack([measures.failed(one, base) for one in made])
+    curve = _curve(np.array(grid), values, failed)
+    place = {"strategy": "one-to-one", **steering}
+    return replace(
+        directions,
+        calibration=Calibration(
+            measure=measure,
+            measured_in=measures.UNITS[measure],
+            **curve,
+            place={name: _plain(value) for name, value in place.items() if value is not None},
+            clips=len(rows),
+            seconds=float(seconds),
+            guidance_scale=float(guidance_scale),
+        ),
+    )
+
+
+def measured(clips: Generation, measure: str) -> np.ndarray:
+    """Return a measure of every clip; NaN where it is undefined."""
+    return measures.table(clips, measures=[measure])[measure].to_numpy(dtype=float)
+
+
+def neutral(directions: Directions, lens: AudioLens) -> list[str]:
+    """Return the neutral development prompts of the concept that directions are named after."""
+    if directions.meta.label in prompt_sets.concepts():
+        found = [*prompt_sets.load(directions.meta.label, lens=lens).development]
+        if found:
+            return found
+    raise InputError(
+        f"there are no neutral prompts for directions named {shown(directions.meta.label)}: give prompts=[...]."
+    )
+
+
+def _curve(grid: np.ndarray, values: np.ndarray, failed: np.ndarray) -> dict[str, Any]:
+    """Return the medians over clips that did not fail, made monotone, at the strengths that few clips fail at."""
+    from sklearn.isotonic import IsotonicRegression
+
+    share = failed.mean(1)
+    values = np.where(failed, np.nan, values)
+    heard = np.isfinite(values).any(1) & (share <= MOST_FAILED)
+    if not heard[grid == 0].all() or heard.sum() < 2:
+        raise InputError(
+            "the calibration has too few strengths at which clips can be measured and at most "
+            f"{MOST_FAILED:.0%} of them fail: {shown(grid[heard].tolist())}. Give smaller strengths."
+        )
+    with warnings.catch_warnings():
+        # Strengths without any measurement have no quartiles.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        low, median, high = np.nanquantile(values, [0.25, 0.5, 0.75], axis=1)
+    grid, median = grid[heard], median[heard]
+    fitted = IsotonicRegression(increasing=_rises(grid, median)).fit_transform(grid, median)
+    return {
+        "strengths": grid.tolist(), "values": fitted.tolist(), "low": low[heard].tolist(), "high": high[heard].tolist(),
+        "failed": share[heard].tolist(),
+    }  # fmt: skip
+
+
+def _rises(grid: np.ndarray, median: np.ndarray) -> bool:
+    return float(np.polyfit(grid, median, 1)[0]) >= 0
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, Sequence) and not isinstance(value, str | tuple) else value

@@ -1,0 +1,112 @@
+"""The search for a strength finds the target where a dose-response reaches it, and says why where it does not."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from audiolens.control.search import Goal, Search, Try, rises
+from audiolens.directions.calibration import Calibration
+from audiolens.measure import MEASURES
+from audiolens.measure.targets import RANGES, deviation, is_near
+
+LIMIT = 2.0
+GOAL = Goal("tempo", 120.0, 0.05)
+Response = Callable[[float], float]
+
+
+def searched(
+    responses: list[Response], goal: Goal = GOAL, budget: int = 10, known: Calibration | None = None
+) -> list[Search]:
+    """What `steer_to` does, on responses that are known functions of the strength. NaN stands for a failed clip."""
+    rows = [Search(goal, -LIMIT, LIMIT) for _ in responses]
+    for _ in range(budget):
+        rising = rises(rows, known)
+        for row, response in zip(rows, responses, strict=True):
+            strength = row.following(known, rising)
+            if strength is not None:
+                value = response(strength)
+                # A tempo of 0 stands for a clip that does not fail, but has no tempo.
+                row.add(Try(strength, value or math.nan, failed=math.isnan(value)))
+    return rows
+
+
+def calibrated(values: list[float]) -> Calibration:
+    grid, size = np.linspace(-LIMIT, LIMIT, len(values)), len(values)
+    empty = (None,) * size
+    return Calibration("tempo", "BPM", tuple(grid), tuple(values), empty, empty, (0.0,) * size, {}, 4, 5.0, 3.0)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("base", [70.0, 100.0, 118.0, 170.0])
+@pytest.mark.parametrize("slope", [0.2, 0.4, 2.0])
+def test_smooth_responses_are_solved_within_few_clips(sign: int, base: float, slope: float) -> None:
+    (row,) = searched([lambda strength: base * math.exp(sign * slope * strength)])
+    reachable = abs(math.log(120 / base)) <= slope * LIMIT + math.log(1.05)
+    assert row.reached == reachable
+    if reachable:
+        assert row.best is not None
+        assert abs(row.best.value / 120 - 1) <= 0.05
+        assert len(row.tries) <= 7
+    else:
+        assert "at strength" in row.stuck
+        assert abs(max((one.strength for one in row.tries), key=abs)) == LIMIT
+
+
+def test_the_direction_is_learnt_from_all_rows() -> None:
+    """A flat row does not know on which side to look; the others tell it."""
+    flat = [lambda strength: 100.0 if abs(strength) < 1 else 100 - 20 * strength]
+    falling = [lambda strength: 100.0 * math.exp(-0.3 * strength)] * 3
+    assert all(row.reached for row in searched([*flat, *falling]))
+
+
+def test_a_calibration_gives_the_first_guess() -> None:
+    known = calibrated([60.0, 80.0, 100.0, 120.0, 140.0])
+    (row,) = searched([lambda strength: 90 * (1 + 0.2 * strength)], known=known)
+    # The clip needs a third more; the median clip changes from 100 to 133 at 1.667.
+    assert [one.strength for one in row.tries[:2]] == pytest.approx([0.0, 5 / 3])
+    assert row.reached
+    assert len(row.tries) == 2
+
+
+def test_jumps_are_narrowed_and_then_the_rest_is_searched() -> None:
+    def jumping(strength: float) -> float:
+        if 0.33 < strength < 0.42:
+            return 121.0
+        return 80.0 if strength < 0.05 else 160.0
+
+    (row,) = searched([jumping], budget=14)
+    assert row.reached
+    (never,) = searched([lambda strength: 80.0 if strength < 0.3 else 160.0], budget=200)
+    assert not never.reached
+    assert "jumps over the target" in never.stuck
+
+
+def test_no_strength_beyond_a_failed_clip_is_tried() -> None:
+    (row,) = searched([lambda strength: math.nan if strength > 0.8 else 100 + 10 * strength], budget=30)
+    assert not row.reached
+    assert "beyond which clips fail" in row.stuck
+    failed = min(one.strength for one in row.tries if one.failed)
+    assert row.tries[-1].strength < failed
+    (near,) = searched([lambda strength: math.nan if strength > 0.8 else 100 + 24 * strength], budget=30)
+    assert near.reached
+
+
+def test_a_row_that_cannot_be_measured_says_so() -> None:
+    (row,) = searched([lambda strength: math.nan], budget=30)
+    assert row.best is None
+    assert "unsteered clip fails" in row.stuck
+    assert len(row.tries) == 1
+    (row,) = searched([lambda strength: math.nan if strength else 0.0], budget=30)
+    assert "undefined" in row.stuck
+
+
+def test_deviations_are_ratios_or_differences() -> None:
+    assert deviation("tempo", 60.0, 120.0) == pytest.approx(-math.log(2))
+    assert deviation("loudness", -22.0, -20.0) == -2
+    assert math.isnan(deviation("brightness", 0.0, 100.0))
+    assert is_near("tempo", 125.9, 120.0, 0.05)
+    assert not is_near("tempo", 126.1, 120.0, 0.05)
+    assert is_near("loudness", -20.9, -20.0, 1.0)
+    assert set(RANGES) == set(MEASURES) - {"pitch_class"}

@@ -1,0 +1,224 @@
+"""A gate reads its level from the run itself, and its interventions act in exactly the rows and steps that it opens."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import audiolens as al
+from audiolens.control.gating import CLOSED_FROM, OPEN_BELOW
+from audiolens.errors import InputError, InputTypeError, SiteError
+
+PROMPTS = ["slow dark guitar", "fast piano song", "calm"]
+SECONDS, RATE = 0.8, 25
+WEIGHTS = torch.randn(48, generator=torch.Generator().manual_seed(5))
+GIVEN: dict[str, Any] = {"seconds": SECONDS, "seeds": [0, 1, 2], "decode": False}
+
+
+def decided(levels: np.ndarray, gate: al.Gate) -> np.ndarray:
+    """What a gate should decide for the levels "row step" of single steps, written out one step at a time."""
+    share = 1 - math.exp(-1 / (gate.smoothing * RATE)) if gate.smoothing else 1.0
+    found = np.zeros(levels.shape, dtype=bool)
+    for row, steps in enumerate(levels):
+        average, opened = steps[0], False
+        for step, level in enumerate(steps):
+            average = average + share * (level - average) if step else level
+            if average < gate.threshold:
+                opened = True
+            elif average >= gate.release:
+                opened = False
+            found[row, step] = opened
+    return found
+
+
+def gate(lens: Any, layer: int = 0, **options: Any) -> al.Gate:
+    """A gate whose level crosses the threshold several times in these clips."""
+    seen = lens.generate(PROMPTS, sites="resid_post", layers=[layer], **GIVEN).cache
+    levels = seen[f"blocks.{layer}.hook_resid_post"] @ WEIGHTS
+    low, high = levels.quantile(0.45).item(), levels.quantile(0.6).item()
+    return al.Gate(weights=WEIGHTS, layer=layer, threshold=low, release=high, **options)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("family", ["lens", "melody_lens"])
+def test_a_gate_decides_by_what_a_recording_shows(
+    request: pytest.FixtureRequest, vector: Tensor, family: str, smoothing: float
+) -> None:
+    lens = request.getfixturevalue(family)
+    one = gate(lens, smoothing=smoothing)
+    made = lens.generate(
+        PROMPTS, interventions=al.Add(vector, layers=[1], strength=4.0, gate=one), sites="resid_post", **GIVEN
+    )
+    levels = made.cache["blocks.0.hook_resid_post"] @ WEIGHTS
+    expected = decided(levels.double().numpy(), one)
+    assert 0.1 < expected.mean() < 0.9
+    np.testing.assert_array_equal(made.gates[0].numpy(), expected)
+
+
+@pytest.mark.parametrize("branch", ["both", "cond"])
+def test_gated_clips_equal_raw_hooks(lens: Any, vector: Tensor, branch: Any) -> None:
+    one = gate(lens, smoothing=0.1)
+    prompts = ["slow dark guitar", "slow calm guitar", "fast dark guitar"]
+    made = lens.generate(
+        prompts,
+        SECONDS,
+        temperature=0,
+        interventions=al.Add(vector, layers=[0, 2], strength=6.0, branch=branch, gate=one),
+    )
+    opened, levels = [], list[Tensor]()
+    calls = [0]
+
+    def read(_module: Any, _inputs: Any, output: Tensor) -> Tensor:
+        # transformers runs the first forward pass twice, once to fill the cache and once to sample.
+        calls[0] += 1
+        if calls[0] == 2:
+            levels.clear()
+        levels.append(output[: len(prompts), -1] @ WEIGHTS)
+        opened[:] = [decided(torch.stack(levels, dim=1).double().numpy(), one)[:, -1]]
+        return push(_module, _inputs, output)
+
+    def push(_module: Any, _inputs: Any, output: Tensor) -> Tensor:
+        changed = output.clone()
+        for row in np.flatnonzero(opened[0]):
+            for sequence in [row] if branch == "cond" else [row, len(prompts) + row]:
+                changed[sequence] += 6.0 * vector
+        return changed
+
+    blocks = lens.model.decoder.model.decoder.layers
+    handles = [blocks[0].register_forward_hook(read), blocks[2].register_forward_hook(push)]
+    inputs = lens.tokenizer(prompts, return_tensors="pt", padding=True)
+    try:
+        expected = lens.model.generate(
+            input_ids=inputs.input_ids, attention_mask=inputs.attention_mask, guidance_scale=3.0, do_sample=False,
+            max_new_tokens=round(SECONDS * RATE) + 3,
+        )  # fmt: skip
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert torch.equal(made.audio, expected)
+    assert 0 < made.gates.float().mean() < 1
+
+
+RUNS: dict[str, Callable[[Any, Tensor], dict[str, Any]]] = {
+    "the fast engine": lambda lens, codes: {"engine": "fast"},
+    "a run without cache": lambda lens, codes: {"use_cache": False},
+    "batches": lambda lens, codes: {"batch_size": 2},
+}
+
+
+@pytest.mark.parametrize("family", ["lens", "melody_lens"])
+@pytest.mark.parametrize("run", RUNS)
+def test_however_a_clip_is_generated_its_gate_decides_alike(
+    request: pytest.FixtureRequest, vector: Tensor, codes: Tensor, family: str, run: str
+) -> None:
+    lens = request.getfixturevalue(family)
+    edits = [
+        al.Add(vector, layers=[1], strength=4.0, gate=gate(lens, smoothing=0.1)),
+        al.Scale(0.2, layers=[2], rows=[0, 2], seconds=(0.2, 0.6), gate=gate(lens, 1)),
+    ]
+    plain = lens.generate(PROMPTS, interventions=edits, **GIVEN)
+    other = lens.generate(PROMPTS, interventions=edits, **GIVEN, **RUNS[run](lens, codes))
+    assert torch.equal(plain.codes, other.codes)
+    assert torch.equal(plain.gates, other.gates)
+    assert plain.gates.shape == (2, 3, 23)
+    assert torch.equal(other[1:].gates, plain.gates[:, 1:])
+
+
+@pytest.mark.parametrize("cut", [{}, {"window": 0.6, "overlap": 0.2}])
+def test_a_gate_also_reads_the_given_beginning_of_a_clip(lens: Any, vector: Tensor, codes: Tensor, cut: Any) -> None:
+    given = {
+        **GIVEN,
+        "audio_prompt": codes[:3, :, :6],
+        "interventions": al.Add(vector, layers=[1], gate=gate(lens)),
+        **cut,
+    }
+    exact, fast = (lens.generate(PROMPTS, engine=engine, **given) for engine in ("exact", "fast"))
+    assert torch.equal(exact.codes, fast.codes)
+    assert torch.equal(exact.gates, fast.gates)
+    assert exact.gates[..., :6].any()
+
+
+def test_a_closed_gate_changes_nothing_and_an_open_one_is_no_gate(lens: Any, vector: Tensor) -> None:
+    def made(**options: Any) -> Tensor:
+        return lens.generate(PROMPTS, interventions=al.Add(vector, layers=[1], strength=4.0, **options), **GIVEN).codes
+
+    closed, opened = (al.Gate(weights=WEIGHTS, layer=1, threshold=level) for level in (-1e9, 1e9))
+    assert torch.equal(made(gate=closed), lens.generate(PROMPTS, **GIVEN).codes)
+    assert torch.equal(made(gate=opened), made())
+
+
+@pytest.fixture(scope="module")
+def probe(lens: Any) -> al.Directions:
+    return al.difference_in_means(
+        lens, ["fast song", "fast piano"], ["slow song", "slow dark"], seconds=0.4, keep_samples=True, label="tempo"
+    )
+
+
+def test_the_level_of_a_gate_is_0_and_1_at_the_means_of_the_poles(lens: Any, probe: al.Directions) -> None:
+    assert probe.samples is not None
+    values, labels = probe.samples.values[1], probe.samples.labels
+    for strength, goal in ((2.0, labels), ([-1.0, -2.0], ~labels)):
+        steps = al.gate(probe, layer=1, strength=strength, rows=[0, 1], branch="cond")
+        (one,) = (step.gate for step in steps)
+        assert one is not None
+        assert (one.layer, one.threshold, one.release) == (1, OPEN_BELOW, CLOSED_FROM)
+        assert float(values[goal].mean(0) @ one.weights + one.offset) == pytest.approx(1, abs=1e-4)
+        assert float(values[~goal].mean(0) @ one.weights + one.offset) == pytest.approx(0, abs=1e-4)
+        (plain,) = al.steer(probe, layer=1, strength=strength, rows=[0, 1], branch="cond")
+        assert repr(plain.vector) == repr(steps[0].vector)
+        assert steps[0].branch == "cond"
+    (late,) = al.gate(probe, layer=2, probe_layer=-3, threshold=0.5, release=0.9)
+    assert late.gate is not None
+    assert (late.gate.layer, late.gate.release) == (0, 0.9)
+    lens.generate(PROMPTS, interventions=[late], **GIVEN)
+
+
+def refused(lens: Any, vector: Tensor, probe: al.Directions) -> dict[str, tuple[Callable[[], Any], type, str]]:
+    def run(**options: Any) -> Any:
+        return lens.generate(PROMPTS, interventions=al.Add(vector, **options), **GIVEN)
+
+    def one(**options: Any) -> al.Gate:
+        return al.Gate(**{"weights": WEIGHTS, "layer": 1, **options})
+
+    shared = al.difference_in_means(
+        lens, ["fast song"], ["slow song"], codes="shared", neutral=["song"], seconds=0.4, keep_samples=True
+    )
+    return {
+        "too late": (lambda: run(layers=[0, 2], gate=one()), InputError, "which comes after blocks.0.hook_resid_post"),
+        "same block, earlier site": (lambda: run(site="attn_out", layers=[1], gate=one()), InputError, "comes after"),
+        "heads": (lambda: run(layers=[2], gate=one(site="attn.z")), InputError, "one vector per step"),
+        "no steps": (lambda: run(site="text.k", layers=[1], gate=one()), InputError, "text.k|no site"),
+        "width": (lambda: run(layers=[1], gate=one(weights=WEIGHTS[:5])), InputError, "shape"),
+        "no such block": (lambda: run(layers=[1], gate=one(layer=7)), SiteError, "7"),
+        "release": (lambda: one(threshold=1.0, release=0.5), InputError, "at least the threshold"),
+        "smoothing": (lambda: one(smoothing=-1.0), InputError, "at least 0 seconds"),
+        "matrix": (lambda: one(weights=torch.ones(2, 2)), InputError, "expected one vector"),
+        "no gate": (lambda: al.Add(vector, gate="open"), InputTypeError, "expected a Gate"),  # pyright: ignore
+        "shared codes": (lambda: al.gate(shared, layer=1), InputError, "reads the text and not the music"),
+        "no samples": (lambda: al.gate(probe * 1.0, layer=1), InputError, "keep_samples=True"),
+        "turned": (lambda: al.gate(probe, probe=_turned(probe), layer=1), InputError, "does not separate"),
+        "signs": (lambda: al.gate(probe, layer=1, strength=[1.0, -1.0]), InputError, "one gate for each sign"),
+        "probe too late": (lambda: al.gate(probe, probe=_late(lens), layer=1), SiteError, "Steer later blocks"),
+        "unknown block": (lambda: al.gate(probe, layer=1, probe_layer=9), SiteError, "9"),
+    }
+
+
+def _turned(probe: al.Directions) -> al.Directions:
+    from dataclasses import replace
+
+    return replace(probe, vectors=-probe.vectors)
+
+
+def _late(lens: Any) -> al.Directions:
+    return al.difference_in_means(lens, ["fast"], ["slow"], seconds=0.4, keep_samples=True, layers=[2])
+
+
+def test_gates_that_cannot_decide_are_refused(lens: Any, vector: Tensor, probe: al.Directions) -> None:
+    for name, (call, kind, told) in refused(lens, vector, probe).items():
+        with pytest.raises(kind, match=told) as caught:
+            call()
+        assert "\n" not in str(caught.value), name
