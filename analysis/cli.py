@@ -16,7 +16,20 @@ from typing import Annotated, Any
 
 import typer
 
-from analysis.commands import directions, generate, harvest, measure, models, patch, place, probe, report, study, sweep
+from analysis.commands import (
+    directions,
+    generate,
+    harvest,
+    measure,
+    models,
+    patch,
+    place,
+    probe,
+    prompts,
+    report,
+    study,
+    sweep,
+)
 from analysis.commands.common import say
 from audiolens.characters import printable
 from audiolens.errors import AudioLensError, AudioLensWarning
@@ -56,6 +69,7 @@ for command in (
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(directions.app, name="directions")
+app.add_typer(prompts.app, name="prompts")
 
 _STOPPED = 130
 # Some versions of typer bundle click, and others use the installed click. This finds the right class in both cases.

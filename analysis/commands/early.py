@@ -141,7 +141,7 @@ def check_prompts(count: int, concept: str | None, split: str = "development") -
             warnings.simplefilter("ignore", AudioLensWarning)
             own = prompts.from_file(concept)
         sets = own if getattr(own, split) else sets
-    elif concept in prompts.concepts():
+    elif concept in prompts.concepts(None):
         sets = prompts.load(concept)
     there = len(getattr(sets, split))
     if not 1 <= count <= there:

@@ -230,11 +230,12 @@ def _others(given: str | None) -> list[PromptSet | str] | None:
     names = [name.strip() for name in given.split(",") if name.strip()]
     if names == ["none"]:
         return []
-    unknown = [name for name in names if not is_prompt_file(name) and name not in concepts()]
+    bundled = concepts(None)
+    unknown = [name for name in names if not is_prompt_file(name) and name not in bundled]
     if unknown or not names:
         name = unknown[0] if unknown else given
         raise InputError(
-            f"--others {given}: no concept {name!r}.{nearest(name, concepts())} Known: {', '.join(concepts())}; or "
+            f"--others {given}: no concept {name!r}.{nearest(name, bundled)} Known: {', '.join(bundled)}; or "
             "prompt files; or none."
         )
     return [own_prompts(name) if is_prompt_file(name) else name for name in names]

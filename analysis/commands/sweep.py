@@ -257,6 +257,7 @@ def _given(sources: list[str]) -> list[Directions | PromptSet | str]:
     from audiolens.prompts import concepts
 
     found: list[Directions | PromptSet | str] = []
+    known = concepts(None)
     for source in sources:
         if Path(source).suffix == ".safetensors":
             from audiolens import Directions
@@ -264,11 +265,11 @@ def _given(sources: list[str]) -> list[Directions | PromptSet | str]:
             found.append(Directions.load(source))
         elif is_prompt_file(source):
             found.append(own_prompts(source))
-        elif source in concepts():
+        elif source in known:
             found.append(source)
         else:
             raise InputError(
-                f"unknown concept {shown(source)}.{nearest(source, concepts())} Known: {', '.join(concepts())}; or a "
+                f"unknown concept {shown(source)}.{nearest(source, known)} Known: {', '.join(known)}; or a "
                 ".safetensors file of directions, or a .csv, .json or .toml file of prompts."
             )
     return found
@@ -278,6 +279,7 @@ def _sets(given: Sequence[Directions | PromptSet | str], lens: AudioLens) -> dic
     """Return the prompt sets by concept. Concepts without prompts are left out."""
     from audiolens import Directions
     from audiolens import prompts as sets_of
+    from audiolens.prompts.files import readable
 
     sets: dict[str, PromptSet] = {}
     for one in given:
@@ -286,7 +288,7 @@ def _sets(given: Sequence[Directions | PromptSet | str], lens: AudioLens) -> dic
             raise InputError(f"{shown(name)} was given twice: give each concept once, with its own label.")
         if not isinstance(one, Directions | str):
             sets[name] = completed(one, lens)
-        elif name in sets_of.concepts():
+        elif isinstance(one, str) or readable(name, lens):
             sets[name] = sets_of.load(name, lens=lens)
     return sets
 

@@ -42,8 +42,8 @@ def refuse_unknown(concept: object, measured: str | None = None) -> None:
     Raises:
         InputError: if the concept is unknown. The error names the nearest known one.
     """
-    if concept not in concepts():
-        known = [name for name in concepts() if measured or name in MEASURED]
+    if concept not in concepts(None):
+        known = [name for name in concepts(None) if measured or name in MEASURED]
         raise InputError(
             f"unknown concept {shown(concept)}.{nearest(str(concept), known)} Known: {shortened(known)}; or a "
             ".csv, .json or .toml file of prompts."

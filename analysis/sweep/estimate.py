@@ -18,7 +18,8 @@ from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError
 from audiolens.model import tokens
 from audiolens.model.timeline import clip_timeline
-from audiolens.prompts import PromptSet, concepts, load
+from audiolens.prompts import PromptSet, load
+from audiolens.prompts.files import readable
 from audiolens.tracing.engines import Engine
 
 if TYPE_CHECKING:
@@ -95,7 +96,9 @@ class Prepared:
             one.meta.refuse_other(lens)
         if sets is not None and not isinstance(sets, Mapping):
             raise InputTypeError(f"sets={shown(sets)}: expected prompt sets by name.")
-        words = dict(sets) if sets is not None else {name: load(name, lens=lens) for name in own if name in concepts()}
+        if sets is None:
+            sets = {name: load(name, lens=lens) for name in own if readable(name, lens)}
+        words = dict(sets)
         if prompts is None:
             neutral = next((one.development for one in words.values() if one.development), ())
             if not neutral:

@@ -45,7 +45,7 @@ def measure(positive: Sequence[str], negative: Sequence[str], leak: float = 0.9)
     A word is a leak if it occurs in at least a fraction `leak` of one pole's prompts and in none of the other pole's.
     Prompt length is a leak if its AUC is at least `leak` in either direction.
     """
-    sides = [[_words(text) for text in prompts] for prompts in (positive, negative)]
+    sides = [[words_of(text) for text in prompts] for prompts in (positive, negative)]
     lengths = [[len(words) for words in side] for side in sides]
     counts = [Counter(word for words in side for word in set(words)) for side in sides]
     one_sided = tuple(
@@ -65,5 +65,6 @@ def measure(positive: Sequence[str], negative: Sequence[str], leak: float = 0.9)
     return Balance(means, length_auc, (one_sided[0], one_sided[1]), tuple(leaks))
 
 
-def _words(text: str) -> list[str]:
+def words_of(text: str) -> list[str]:
+    """Return the words of a text in lower case. A compound with hyphens is one word."""
     return re.findall(r"[\w'-]+", text.lower())

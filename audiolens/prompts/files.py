@@ -18,22 +18,25 @@ from audiolens.door import guarded
 from audiolens.errors import AudioLensWarning, InputError, PromptError, nearest, shortened
 from audiolens.files.bounded import csv_rows, json_of, read_text, toml_of
 from audiolens.model import tokens
-from audiolens.prompts.sets import PromptSet
+from audiolens.prompts.sets import KEYS, PromptSet
 
 if TYPE_CHECKING:
     from audiolens.lens import AudioLens
 
 _NEUTRAL = "neutral"
+_VOCABULARIES = ("etude", "english")
+_READ_FIRST = "tempo"
+"""The concept whose English prompts show whether a tokenizer was made for English."""
 MOST_TOKENS = 2
 """A tokenizer that needs more tokens per English word, on average, was not made for English."""
-_KEYS = (
-    "concept", "poles", "positive", "negative", "development", "test", "positive_words", "negative_words", "nouns",
-)  # fmt: skip
+_SUFFIXES = (".csv", ".json", ".toml")
 
 
 @guarded
-def concepts(vocabulary: str = "etude") -> tuple[str, ...]:
-    """Return the concepts that have a bundled prompt set in a vocabulary."""
+def concepts(vocabulary: str | None = "etude") -> tuple[str, ...]:
+    """Return the concepts that have a bundled prompt set in a vocabulary; `None` means in any vocabulary."""
+    if vocabulary is None:
+        return tuple(sorted({name for one in _VOCABULARIES for name in concepts(one)}))
     folder = _folder(vocabulary)
     found = (entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
     return tuple(sorted(name for name in found if name != _NEUTRAL))
@@ -41,23 +44,28 @@ def concepts(vocabulary: str = "etude") -> tuple[str, ...]:
 
 @guarded
 def load(concept: str, vocabulary: str | None = None, *, lens: "AudioLens | None" = None) -> PromptSet:
-    """Return the bundled prompt set of a concept.
+    """Return the bundled prompt set of a concept, or your own set in a file.
 
+    `concept` is the name of a concept, or the path of a .csv, .json or .toml file (see `from_file`).
     `vocabulary="etude"` uses only words that étude knows, and covers every concept of étude's grammar. `"english"` is
-    free English, as a musician would write it for MusicGen, and covers tempo and timbre. `None` means étude's
-    vocabulary or, with a `lens`, free English if the concept has an English set whose words the lens's tokenizer knows.
+    free English, as a musician would write it for MusicGen. `None` means étude's vocabulary or, with a `lens`, free
+    English if the concept has an English set whose words the lens's tokenizer knows. Without a `lens`, a concept that
+    has prompts in free English only is loaded in free English.
 
     Raises:
-        InputError: if the concept or the vocabulary does not exist; the message suggests the closest names.
+        InputError: if the concept or the vocabulary does not exist (the message suggests the closest names), or if the
+            concept has prompts in free English only, and the model does not read it.
     """
+    if vocabulary is None and isinstance(concept, str) and Path(concept).suffix.lower() in _SUFFIXES:
+        return from_file(concept)
     if vocabulary is None:
-        vocabulary = "etude" if lens is None or not _reads_english(lens, concept) else "english"
+        vocabulary = _vocabulary(concept, lens)
     known = concepts(vocabulary)
     if concept not in known:
         near = nearest(str(concept), known)
         raise InputError(
             f"no prompts for concept {shown(concept)} in vocabulary {shown(vocabulary)}.{near} Concepts: "
-            f"{shortened(known)}."
+            f"{shortened(known, 20)}."
         )
     folder = _folder(vocabulary)
     neutral = tomllib.loads((folder / f"{_NEUTRAL}.toml").read_text("utf-8"))
@@ -83,7 +91,7 @@ def from_file(
         PromptError: if a pole is empty, if a prompt is repeated or is in both poles, or if a CSV line lacks a prompt.
     """
     path = Path(path)
-    readers = {".csv": _from_csv, ".json": _from_json, ".toml": toml_of}
+    readers = dict(zip(_SUFFIXES, (_from_csv, _from_json, toml_of), strict=True))
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise InputError(f"{path}: expected a .csv, .json or .toml file; for two text files, use from_files.")
@@ -128,22 +136,56 @@ def from_files(
     return _checked(sides[0], fields)
 
 
+def readable(concept: str, lens: "AudioLens") -> bool:
+    """Return whether there is a bundled prompt set of a concept which a model reads."""
+    return concept in concepts("etude") or _reads_english(lens, concept)
+
+
+def _vocabulary(concept: str, lens: "AudioLens | None") -> str:
+    """Return the vocabulary in which a concept is loaded by default.
+
+    Raises:
+        InputError: if the concept does not exist, or exists in free English only and the model does not read it.
+    """
+    if concept not in (known := concepts(None)):
+        raise InputError(
+            f"no prompts for concept {shown(concept)}.{nearest(str(concept), known)} Concepts: {shortened(known, 20)}."
+        )
+    here = [one for one in _VOCABULARIES if concept in concepts(one)]
+    if lens is None:
+        return here[0]
+    if "english" in here and _reads_english(lens, concept):
+        return "english"
+    if "etude" not in here:
+        raise InputError(
+            f"the prompts for concept {shown(concept)} are in free English, and the model's tokenizer does not know "
+            f"all of its words. Concepts that étude's words cover: {shortened(concepts('etude'))}."
+        )
+    return "etude"
+
+
 def _reads_english(lens: "AudioLens", concept: str) -> bool:
     if concept not in concepts("english"):
         return False
-    sets, unknown = load(concept, "english"), lens.tokenizer.unk_token_id
-    texts = [*sets.positive, *sets.negative, *sets.development, *sets.test]
-    rows = tokens.ids(texts, lens.tokenizer)
+    unknown = lens.tokenizer.unk_token_id
     # A tokenizer without an unknown token spells words that the model never read, in about three tokens per word here.
-    spelled = sum(map(len, rows)) > MOST_TOKENS * sum(len(text.split()) for text in texts)
-    return not spelled and not any(unknown in row for row in rows)
+    texts = _english_texts(_READ_FIRST)
+    rows = tokens.ids(texts, lens.tokenizer)
+    if sum(map(len, rows)) > MOST_TOKENS * sum(len(text.split()) for text in texts):
+        return False
+    return not any(unknown in row for row in tokens.ids(_english_texts(concept), lens.tokenizer))
+
+
+def _english_texts(concept: str) -> list[str]:
+    sets = load(concept, "english")
+    return [*sets.positive, *sets.negative, *sets.development, *sets.test]
 
 
 def _checked(path: Path, fields: Mapping[str, Any]) -> PromptSet:
-    unknown = [key for key in fields if key not in _KEYS]
+    unknown = [key for key in fields if key not in KEYS]
     if unknown:
         raise InputError(
-            f"{path}: unknown key {shown(unknown[0])}.{nearest(unknown[0], _KEYS)} Known: {shortened(_KEYS)}."
+            f"{path}: unknown key {shown(unknown[0])}.{nearest(unknown[0], KEYS)} Known: {shortened(KEYS)}."
         )
     _refuse_empty(path, [fields.get(key) for key in ("positive", "negative")])
     try:

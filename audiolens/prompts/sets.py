@@ -1,16 +1,25 @@
 """PromptSet: prompts for the two poles of a concept, neutral prompts, and the words that ask for each pole."""
 
+import json
+import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from audiolens.characters import refuse_control
 from audiolens.checks import checked_text, shown
 from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError, PromptError, nearest, shortened
+from audiolens.files.atomic import as_path, written
 from audiolens.prompts.balance import Balance, measure
+from audiolens.prompts.inflection import article, cased
 
+KEYS = (
+    "concept", "poles", "positive", "negative", "development", "test", "positive_words", "negative_words", "nouns",
+)  # fmt: skip
+"""The keys of a file of prompts."""
 _LISTS = ("poles", "positive", "negative", "development", "test", "positive_words", "negative_words", "nouns")
 
 
@@ -113,8 +122,7 @@ class PromptSet:
             word = word[0].upper() + word[1:]
         # étude's grammar has no "an".
         if index == 1 and bare[0] in ("a", "an") and self.vocabulary != "etude":
-            article = "an" if word[0].lower() in "aeiou" else "a"
-            spoken[0] = article.capitalize() if spoken[0][0].isupper() else article
+            spoken[0] = cased(article(word), spoken[0][0])
         return " ".join([*spoken[:index], word, *spoken[index:]])
 
     def completed(self, neutral: "PromptSet", words: tuple[str, str] | None = None) -> "PromptSet":
@@ -146,12 +154,46 @@ class PromptSet:
         """Return how well prompt length or single words predict the pole."""
         return measure(self.positive, self.negative)
 
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the set, without its vocabulary, to a TOML or JSON file for `from_file`, and return the path.
+
+        Raises:
+            InputError: if the file's name does not end in .toml or .json, or if it cannot be written.
+        """
+        target = as_path(path)
+        fields = {key: value for key in KEYS if (value := getattr(self, key))}
+        renderers = {".toml": toml_text, ".json": lambda fields: json.dumps(fields, indent=1, ensure_ascii=False)}
+        render = renderers.get(target.suffix.lower())
+        if render is None:
+            raise InputError(f"{target}: expected the name of a .toml or .json file.")
+        with written(target) as aside:
+            aside.write_text(render(fields), "utf-8")
+        return target
+
     def __repr__(self) -> str:
         neutral = f"{len(self.development)} development, {len(self.test)} test"
         return (
             f"PromptSet({self.concept}: {len(self.positive)} {self.poles[0]}, {len(self.negative)} {self.poles[1]}, "
             f"{neutral}; vocabulary {self.vocabulary})"
         )
+
+
+def toml_text(fields: Mapping[str, str | Sequence[str]]) -> str:
+    """Return TOML text, with one prompt per line."""
+    lines = []
+    for key, value in fields.items():
+        if isinstance(value, str):
+            lines.append(f"{key} = {_quoted(value)}")
+        elif sum(map(len, value)) < 80:
+            lines.append(f"{key} = [{', '.join(map(_quoted, value))}]")
+        else:
+            lines += [f"{key} = [", *(f"    {_quoted(item)}," for item in value), "]"]
+    return "\n".join(lines) + "\n"
+
+
+def _quoted(text: str) -> str:
+    # TOML and JSON escape text alike, except that TOML has no surrogate pairs.
+    return json.dumps(text, ensure_ascii=False)
 
 
 def _texts(name: str, values: Any) -> tuple[str, ...]:

@@ -6,7 +6,6 @@ and any other attribute is named equally often on both sides. All synonyms of a 
 The files are the same on every machine, because they use one seed and only `random.random`, whose stream is fixed.
 """
 
-import json
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import TypeVar
 from audiolens.etude.attributes import INSTRUMENTS
 from audiolens.etude.captions import ADJECTIVES, ENDINGS, NEUTRAL_ADJECTIVES, NOUNS, OPENINGS, PHRASES
 from audiolens.files.atomic import put
+from audiolens.prompts.sets import toml_text
 
 T = TypeVar("T")
 PAIRS = 100
@@ -118,7 +118,7 @@ def render(concept: str) -> str:
     ordered = [
         sorted(side, key=lambda word, pole=pole: word != pole) for side, pole in zip(words, contrast.poles, strict=True)
     ]
-    return _toml(
+    return toml_text(
         {
             "concept": concept,
             "poles": contrast.poles,
@@ -133,7 +133,7 @@ def render(concept: str) -> str:
 def render_neutral() -> str:
     """The TOML text of the neutral prompts shared by all concepts, and of the nouns of the grammar."""
     made = neutral(2 * NEUTRAL)
-    return _toml({"nouns": NOUNS, "development": made[:NEUTRAL], "test": made[NEUTRAL:]})
+    return toml_text({"nouns": NOUNS, "development": made[:NEUTRAL], "test": made[NEUTRAL:]})
 
 
 def main() -> None:
@@ -192,19 +192,6 @@ def _optional(options: Sequence[str], share: float, rng: random.Random) -> list[
 def _shuffled(items: Iterable[T], rng: random.Random) -> list[T]:
     keyed = [(rng.random(), index, item) for index, item in enumerate(items)]
     return [item for _, _, item in sorted(keyed, key=lambda entry: entry[:2])]
-
-
-def _toml(fields: Mapping[str, str | Sequence[str]]) -> str:
-    """Plain ASCII TOML, with one prompt per line."""
-    lines = []
-    for key, value in fields.items():
-        if isinstance(value, str):
-            lines.append(f"{key} = {json.dumps(value)}")
-        elif sum(map(len, value)) < 80:
-            lines.append(f"{key} = [{', '.join(map(json.dumps, value))}]")
-        else:
-            lines += [f"{key} = [", *(f"    {json.dumps(item)}," for item in value), "]"]
-    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

@@ -156,6 +156,14 @@ def lines(folder: Path) -> None:
         (folder / name / "down.txt").write_text("\n".join(sets.negative) + "\n")
 
 
+def captions(folder: Path) -> None:
+    for name, count in {"short": 2, "long": 6}.items():
+        (folder / name).mkdir(parents=True)
+        rows = [(text, "['fast tempo', 'drums']") for text in ("a fast song", *_own(count).negative)]
+        with open(folder / name / "captions.csv", "w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([("caption", "aspect_list"), *rows])
+
+
 def _own(count: int) -> PromptSet:
     known = load("tempo")
     lists = {name: getattr(known, name)[:count] for name in ("positive", "negative", "development", "test", "nouns")}

@@ -121,6 +121,11 @@ def _lines(folder: Path) -> Payload:
     return None
 
 
+def _captions(folder: Path) -> Payload:
+    repr(prompts.counterfactuals(folder / "captions.csv", ("fast", "slow")))
+    return None
+
+
 def _table(folder: Path) -> Payload:
     columns = read_columns(folder / corpus.TABLE, filled=["file", "label"], blank=["text"])
     numbers_or_text(columns["label"])
@@ -278,6 +283,7 @@ LOADERS = (
     Loader("training checkpoint", corpus.checkpoints, _checkpoint, 60),
     *(Loader(f"prompts, {ending}", corpus.prompts(ending), _prompts(ending), 80) for ending in ("csv", "json", "toml")),
     Loader("prompts, two texts", corpus.lines, _lines, 50),
+    Loader("captions", corpus.captions, _captions, 50),
     Loader("labelled table", corpus.tables, _table, 80),
     *(
         Loader(f"sound, {kind}", corpus.sounds(kind), _sound if kind in _SEALED_SOUNDS else _loose_sound, 90,
