@@ -32,7 +32,7 @@ Reason = Literal[
     "not needed",
 ]  # fmt: skip
 MOST_WORDS = 60
-"""The largest number of words in a caption by default, a little more than MusicCaps' mean of about 50."""
+"""The largest number of words in a caption by default: three or four sentences."""
 GOES_WITH: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "tempo": ("energy", "density"),
@@ -152,8 +152,9 @@ def counterfactuals(
         kind: "adjective", to exchange also comparatives, superlatives and adverbs ("faster", "slowly"), or "noun", to
             exchange also plurals.
         avoid: names of bundled concepts, or words. A caption with any of these words is rejected, because the word
-            would go with one pole only. By default, these are the words of the concept itself ("presto" beside "fast")
-            and of the concepts that often go with it (`GOES_WITH`). An empty list avoids nothing.
+            would go with one pole only. By default, these are the words of the bundled concepts that the given words
+            name ("presto" beside "fast", "pianist" beside "piano"), and of the concepts that often go with them
+            (`GOES_WITH`). An empty list avoids nothing.
         most_words: the largest number of words in a caption.
         n_pairs: the largest number of pairs, from captions of both poles in equal numbers if there are enough. By
             default, all pairs.
@@ -324,16 +325,17 @@ def _concept(given: str | None, sides: Sequence[Sequence[str]]) -> str:
 
 
 def _avoided(avoid: Sequence[str] | None, concept: str, sides: Sequence[Sequence[str]]) -> frozenset[str]:
-    known = bundled()
+    known, given = bundled(), {word.lower() for side in sides for word in side}
     if avoid is None:
-        avoid = (concept, *GOES_WITH.get(concept, ())) if concept in known else ()
+        own = [name for name, sets in known.items() if name == concept or not given.isdisjoint(naming(sets))]
+        avoid = [*own, *(other for name in own for other in GOES_WITH.get(name, ()))]
     found: set[str] = set()
     for name in in_order("avoid", avoid, "concepts or words"):
         if not isinstance(name, str) or not re.fullmatch(r"[\w'-]+", name):
             near = nearest(str(name), known)
             raise InputError(f"avoid: {shown(name)}: expected the name of a bundled concept, or a word.{near}")
         found |= {*naming(known[name]), *_MORE_WORDS.get(name, ())} if name in known else {name.lower()}
-    return frozenset(found - {word.lower() for side in sides for word in side})
+    return frozenset(found - given)
 
 
 def _negation(before: str) -> str:

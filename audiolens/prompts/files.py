@@ -8,7 +8,7 @@ poles, the positive pole first, and one pair of prompts per line.
 import os
 import tomllib
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,7 +91,9 @@ def from_file(
         PromptError: if a pole is empty, if a prompt is repeated or is in both poles, or if a CSV line lacks a prompt.
     """
     path = Path(path)
-    readers = dict(zip(_SUFFIXES, (_from_csv, _from_json, toml_of), strict=True))
+    readers: Mapping[str, Callable[[Path, str], dict[str, Any]]] = {
+        ".csv": _from_csv, ".json": _from_json, ".toml": toml_of,
+    }  # fmt: skip
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise InputError(f"{path}: expected a .csv, .json or .toml file; for two text files, use from_files.")

@@ -140,6 +140,7 @@ def test_the_concept_and_what_to_avoid_follow_from_the_words() -> None:
     assert {*TEMPO}.isdisjoint(found.avoided)
     assert prompts.counterfactuals(["a round song"], ("round", "square")).sets.concept == "round-square"
     assert prompts.counterfactuals(["a round song"], ("round", "square")).avoided == ()
+    assert reason("a piano piece by a pianist", ("piano", "guitar"), kind="noun") == ("other concept", "pianist")
     assert reason("a fast reverberant song", avoid=["reverb", "mellow"]) == ("other concept", "reverberant")
     assert reason("a fast Mellow song", avoid=["reverb", "mellow"]) == ("other concept", "mellow")
     assert made("a fast, energetic song", avoid=[])[1] == "a slow, energetic song"

@@ -23,7 +23,7 @@ HINTS = {
     "timbre": "warm harsh gloomy cheerful shrill deep high-pitched low-pitched sunny night-time",
     "mode": "happy sad cheerful joyful mournful melancholy gloomy merry",
     "loudness": "volume amplified whispered gentle shouted decibels intense",
-    "density": "minimalism overcrowded many-voiced stripped-down",
+    "density": "minimal minimalist minimalism overcrowded many-voiced stripped-down",
     "register": "treble high-pitched low-pitched piccolo contrabassoon",
     "reverb": "echo reverberation spacious anechoic ambience",
     "distortion": "overdrive fuzzbox undistorted hi-fi gain",
