@@ -32,7 +32,8 @@ def test_a_set_is_built_with_a_table_of_what_was_rejected(run: Run, tmp_path: Pa
     assert code == 0, err
     assert "3 pairs from 5 captions (2 fast, 1 slow)" in out
     assert "'slow' occurs in 100% of the negative prompts" in err
-    made = prompts.from_file(tmp_path / "tempo.toml")
+    with pytest.warns(UserWarning, match="occurs in 100%"):
+        made = prompts.from_file(tmp_path / "tempo.toml")
     assert made.positive == ("A fast song, with drums", "A fast air", "=a fast formula")
     assert made.concept == "tempo"
     with open(tmp_path / "tempo.rejected.csv", newline="") as file:
@@ -43,7 +44,7 @@ def test_a_set_is_built_with_a_table_of_what_was_rejected(run: Run, tmp_path: Pa
 
 
 def test_what_was_built_is_stated_as_json_and_replaced_only_if_asked(run: Run, tmp_path: Path) -> None:
-    (tmp_path / "caps.txt").write_text("two guitars\nan organ\nan organ with flutes\n")
+    (tmp_path / "caps.txt").write_text("two guitars\nan organ in a barn\nan organ with flutes\n")
     words = ("prompts", "build", "caps.txt", "--words", "guitar,organ", "--kind", "noun", "--avoid", "flutes",
              "--concept", "mine", "-o", "mine.json")  # fmt: skip
     code, out, err = run(*words, "--json")
