@@ -82,6 +82,8 @@ REFUSED = (
     "probe tempo --shuffles 0", "probe tempo --n 1", "probe tempo --position 0-2 --seconds 1",
     "probe tempo --audio none --labels one.csv", "probe tempo --audio full --labels none.csv", "patch three.csv",
     "harvest tempo -o out --layers 12",
+    "prompts list --vocabulary french", "prompts build none.csv --words a,b -o a.toml",
+    "prompts build one.csv --words fast -o a.toml", "prompts build one.csv --words loud,soft --column fast -o a.toml",
     *(f"generate song {options}" for options in UNAVAILABLE), *(f"{command} --device gpu" for command in OPENING),
     "measure none.wav", "measure full", "measure a.wav --measures some", "measure a.wav --seconds 5:1",
     "measure a.wav --jobs 0", "report full", "report nowhere", "report begun",
