@@ -127,7 +127,6 @@ def directions_calibrate(
         audiolens directions calibrate tempo.safetensors --measure tempo --layer 3 -o tempo-calibrated.safetensors
     """
     from analysis.store import folder
-    from audiolens import Directions
     from audiolens.measure.targets import refuse_unknown
 
     folder.check_file(out, overwrite=force)
@@ -137,6 +136,8 @@ def directions_calibrate(
     steering.existing("FILE", "", str(file))
     given = None if strengths is None else early.strengths("--strengths", strengths)
     early.check_model(model)
+    from audiolens import Directions
+
     place: dict[str, Any] = {"strategy": strategy}
     directions = Directions.load(file)
     if strategy != "all-to-all":
