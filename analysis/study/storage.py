@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from audiolens.directions.directions import Directions
-from audiolens.directions.pole_reader import Samples
+from audiolens.directions.samples import Samples
 from audiolens.errors import InputError
 from audiolens.files.bounded import read_header, read_json
 from audiolens.files.json_shapes import refuse_other
@@ -43,7 +43,8 @@ def read_directions(folder: Path) -> Directions:
         raise InputError(
             f"{folder / 'samples.safetensors'} cannot be used: it does not belong to the directions next to it."
         )
-    return replace(found, samples=Samples(values, labels, found.layers, tuple(prompts)))
+    samples = Samples(values, labels, found.layers, tuple(prompts), found.meta, found.residual_norms)
+    return replace(found, samples=samples)
 
 
 def hash_of(directions: Directions) -> str:

@@ -9,7 +9,8 @@ from torch import Tensor
 from audiolens.checks import checked_flags, checked_text, shown
 from audiolens.directions.directions import Directions
 from audiolens.directions.evidence import Contrast
-from audiolens.directions.pole_reader import Codes, CodesSource, PoleReader, Position, Samples
+from audiolens.directions.pole_reader import Codes, CodesSource, PoleReader, Position
+from audiolens.directions.samples import Samples
 from audiolens.door import guarded
 from audiolens.errors import InputError
 from audiolens.interventions import Branch
@@ -17,7 +18,6 @@ from audiolens.lens import AudioLens
 from audiolens.model import provenance
 from audiolens.model.provenance import Provenance
 from audiolens.model.tokens import named_once
-from audiolens.model.weight_hash import weights_hash
 from audiolens.tracing.noise import NOISE
 
 
@@ -113,26 +113,23 @@ def read_poles(lens: AudioLens, reader: PoleReader, label: str, keep_samples: bo
             if kept is None:
                 kept = batch.values.new_zeros(len(batch.values), len(reader.prompts), batch.values.shape[-1])
             kept[:, batch.index] = batch.values
-    samples = None
+    samples, meta, norms = None, _meta(lens, reader, label), contrast.residual_norms()
     if kept is not None:
         labels = torch.arange(len(reader.prompts), device="cpu") < len(reader.positive)
-        samples = Samples(kept, labels, reader.layers, reader.prompts)
+        samples = Samples(kept, labels, reader.layers, reader.prompts, meta, norms.float())
     return Directions(
         vectors=contrast.difference(),
         layers=reader.layers,
-        residual_norms=contrast.residual_norms(),
-        meta=_meta(lens, reader, label),
+        residual_norms=norms,
+        meta=meta,
         evidence=contrast.evidence(),
         samples=samples,
     )
 
 
 def _meta(lens: AudioLens, reader: PoleReader, label: str) -> Provenance:
-    device, dtype = provenance.computed_on(lens)
-    return Provenance(
-        model=lens.name,
-        weights=weights_hash(lens.model),
-        n_layers=lens.config.n_layers,
+    return provenance.of_lens(
+        lens,
         site=reader.site,
         position=reader.position,
         prefix=reader.prefix,
@@ -146,8 +143,4 @@ def _meta(lens: AudioLens, reader: PoleReader, label: str) -> Provenance:
         n_prompts=(len(reader.positive), len(reader.negative)),
         prompts=provenance.prompts_hash(reader.positive, reader.negative),
         label=label,
-        revision=getattr(lens.model.config, "_commit_hash", None),
-        versions=provenance.versions(),
-        device=device,
-        dtype=dtype,
     )

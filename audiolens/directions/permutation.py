@@ -8,7 +8,7 @@ from torch import Tensor
 
 from audiolens.checks import checked_count
 from audiolens.directions import shuffles
-from audiolens.directions.pole_reader import Samples
+from audiolens.directions.samples import Samples
 from audiolens.door import guarded
 
 N_SHUFFLES = 199

@@ -9,7 +9,6 @@ differs. The caller gives these codes, or they are generated from neutral prompt
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import zip_longest
 from typing import Any, Literal
 
 import torch
@@ -17,9 +16,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from audiolens.cache.activation_cache import ActivationCache
 from audiolens.checks import checked_flags, checked_seed, in_order, one_or_listed, shown
+from audiolens.directions.samples import halves
 from audiolens.directions.shared_codes import SharedClips, checked_neutral
-from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError, PromptError
 from audiolens.interventions import Branch, checked_branch
 from audiolens.lens import AudioLens
@@ -36,31 +36,6 @@ CodesSource = Literal["own", "shared"]
 """The generated clips on which the model runs: each prompt's own clip, or clips of neutral prompts, which both poles
 share.
 """
-
-
-@guarded
-@dataclass(frozen=True, eq=False)
-class Samples:
-    """One vector per prompt: the positive prompts in order, then the negative ones.
-
-    `labels` is true for prompts of the positive pole.
-    """
-
-    values: Float[Tensor, "layer prompt d_model"]
-    labels: Bool[Tensor, " prompt"]
-    layers: tuple[int, ...]
-    prompts: tuple[str | None, ...]
-
-    def difference(self, labels: Bool[Tensor, " prompt"] | None = None) -> Float[Tensor, "layer d_model"]:
-        """Return the positive pole's mean minus the negative pole's, by the stored labels unless others are given."""
-        chosen = self.labels if labels is None else labels
-        if not isinstance(chosen, Tensor) or chosen.dtype != torch.bool or chosen.shape != self.labels.shape:
-            raise InputError(f"labels={shown(chosen)}: expected a tensor of {len(self.labels)} Booleans.")
-        return self.values[:, chosen].mean(1) - self.values[:, ~chosen].mean(1)
-
-    def __repr__(self) -> str:
-        positive = int(self.labels.sum())
-        return f"Samples({positive} positive, {len(self.labels) - positive} negative, {len(self.layers)} layers)"
 
 
 @dataclass(frozen=True)
@@ -101,8 +76,8 @@ class PoleReader:
         checked_flags(progress=progress, prefix=prefix)
         self.lens = lens
         self.positive, self.negative = _checked_poles(positive, negative)
-        self.site, self.layers = _checked_site(lens, site, layers)
-        self.position = _checked_position(position, lens)
+        self.site, self.layers = checked_site(lens, site, layers)
+        self.position = checked_position(position, lens)
         if self.position == "eos" and None in self.prompts:
             raise PromptError("position='eos' is the end of the text, and a prompt of None has no text: give texts.")
         if prefix:
@@ -194,7 +169,7 @@ class PoleReader:
         return (*self.positive, *self.negative)
 
     def __iter__(self) -> Iterator[ReadBatch]:
-        order = self._order()
+        order = [row for half in halves(len(self.positive), len(self.negative)) for row in half]
         size = self.batch_size if self.clips is None else max(1, self.batch_size // max(self.clips.each))
         if self.clips is not None:
             # The shared clips are generated first, so that their progress bar does not interrupt the one below.
@@ -204,16 +179,6 @@ class PoleReader:
             values, norms = self._read(rows)
             index = torch.tensor(rows, device="cpu")
             yield ReadBatch(values, norms, index < len(self.positive), index)
-
-    def _order(self) -> list[int]:
-        """Return the reading order of the rows: shuffled in pairs, the first halves of both poles before the second."""
-        n, m = len(self.positive), len(self.negative)
-        # The order of prompts in a file may be meaningful, and must not determine the split into halves.
-        generator = torch.Generator("cpu").manual_seed(0)
-        shuffled = torch.randperm(max(n, m), generator=generator, device="cpu").tolist()
-        poles = [[row for row in shuffled if row < n], [n + row for row in shuffled if row < m]]
-        halves = [[pole[: (len(pole) + 1) // 2] for pole in poles], [pole[(len(pole) + 1) // 2 :] for pole in poles]]
-        return [row for half in halves for pair in zip_longest(*half) for row in pair if row is not None]
 
     def _read(self, rows: list[int]) -> tuple[Tensor, Tensor]:
         """Return the vectors ("layer row d_model") and mean norms ("layer row") of the given rows."""
@@ -271,11 +236,7 @@ class PoleReader:
                 stop_at_layer=self.layers[-1] + 1,
                 **what,
             )
-        values = cache.stack(self.site).float()
-        norms = cache.stack_norms(self.site).float() if reduce == "mean" else values.norm(dim=-1)
-        if self.branch == "both":
-            values, norms = values.mean(1), norms.mean(1)
-        return values, norms
+        return vectors_of(cache, self.site, self.branch, reduced=reduce == "mean")
 
     def _index_in_pole(self, row: int) -> int:
         return row if row < len(self.positive) else row - len(self.positive)
@@ -304,6 +265,16 @@ class PoleReader:
         return sides[0], sides[1]
 
 
+def vectors_of(
+    cache: ActivationCache, site: str, branch: Branch, *, reduced: bool
+) -> tuple[Float[Tensor, "layer row d_model"], Float[Tensor, "layer row"]]:
+    """Return the vectors in a cache of one vector per row, and the norms of the activations. `reduced` caches contain
+    means over steps, with the mean norm of these steps. The two branches are averaged, if both were read."""
+    values = cache.stack(site).float()
+    norms = cache.stack_norms(site).float() if reduced else values.norm(dim=-1)
+    return (values.mean(1), norms.mean(1)) if branch == "both" else (values, norms)
+
+
 def _checked_source(codes: Any, neutral: Any) -> CodesSource | None:
     """Return which clips to generate (by default each prompt's own), or `None` if codes were given."""
     asked = codes if isinstance(codes, str) else "own" if codes is None else None
@@ -330,7 +301,7 @@ def _checked_poles(positive: Any, negative: Any) -> tuple[tuple[str | None, ...]
     return sides[0], sides[1]
 
 
-def _checked_position(position: Any, lens: AudioLens) -> Position:
+def checked_position(position: Any, lens: AudioLens) -> Position:
     if position == "eos":
         refuse_prefix(lens.config, "position='eos'", "Use 'first' or 'last'.")
     if isinstance(position, tuple | list):
@@ -343,7 +314,7 @@ def _checked_position(position: Any, lens: AudioLens) -> Position:
     return position
 
 
-def _checked_site(lens: AudioLens, site: Any, layers: Any) -> tuple[str, tuple[int, ...]]:
+def checked_site(lens: AudioLens, site: Any, layers: Any) -> tuple[str, tuple[int, ...]]:
     """Return the short name and the layers of a site with one vector per step. A full name includes the layer."""
     found = lens.find_sites(site, layers)
     if any(one.layer is None for one in found):

@@ -36,6 +36,7 @@ SHAPE = {
     "guidance_scale?": float, "source?": str, "seconds?": (float, None), "estimator?": str, "n_prompts?": [int, int],
     "prompts?": str, "prefix?": bool, "seeds?": [int], "neutral?": str, "noise?": str, "label?": str,
     "revision?": (str, None), "versions?": {str: str}, "device?": str, "dtype?": str,
+    "options?": {str: str},
 }  # fmt: skip
 """The shape of a `Provenance` as JSON."""
 
@@ -80,6 +81,7 @@ class Provenance:
         versions: the versions of the packages with which the direction was read.
         device, dtype: where the model ran, such as "NVIDIA H200", and in which dtype. They are empty in files written
             by earlier versions. A combination of directions names all devices and dtypes.
+        options: the options of the estimator, and the settings that it chose, with one value per layer.
     """
 
     model: str
@@ -103,6 +105,7 @@ class Provenance:
     versions: Mapping[str, str] = field(default_factory=dict)
     device: str = ""
     dtype: str = ""
+    options: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -144,6 +147,21 @@ class Provenance:
 def prompts_hash(*lists: Sequence[str | None]) -> str:
     """Return a hash of lists of prompts, such as those of both poles, in order."""
     return hashlib.sha256(json.dumps([list(prompts) for prompts in lists]).encode()).hexdigest()[:16]
+
+
+def of_lens(lens: Opened, **facts: Any) -> Provenance:
+    """Return the provenance of vectors that were just read from a lens. `facts` state how."""
+    device, dtype = computed_on(lens)
+    return Provenance(
+        model=lens.name,
+        weights=weights_hash(lens.model),
+        n_layers=lens.config.n_layers,
+        revision=getattr(lens.model.config, "_commit_hash", None),
+        versions=versions(),
+        device=device,
+        dtype=dtype,
+        **facts,
+    )
 
 
 def computed_on(lens: Opened) -> tuple[str, str]:

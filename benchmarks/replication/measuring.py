@@ -29,7 +29,7 @@ from analysis.study.study_set import Several
 from analysis.sweep import BASELINE
 from analysis.sweep.response import KEYS
 from audiolens import AudioLens
-from audiolens.directions.pole_reader import Samples
+from audiolens.directions.samples import Samples
 from audiolens.errors import InputError
 from audiolens.etude import synth
 from audiolens.etude.training.instruments import Instruments, mix_moved

@@ -10,7 +10,7 @@ from plants import tables as planted
 
 from analysis import similarity
 from audiolens.directions.directions import Directions
-from audiolens.directions.pole_reader import Samples
+from audiolens.directions.samples import Samples
 from audiolens.errors import InputError
 
 

@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 from analysis import statistics
 from audiolens import ranking
 from audiolens.directions.directions import Directions
-from audiolens.directions.pole_reader import Samples
+from audiolens.directions.samples import Samples
 from audiolens.errors import AudioLensError
 from audiolens.model.provenance import Provenance
 

@@ -11,7 +11,7 @@ import torch
 
 from audiolens.directions import shuffles
 from audiolens.directions.directions import Directions
-from audiolens.directions.pole_reader import Samples
+from audiolens.directions.samples import Samples
 from audiolens.errors import InputError
 from audiolens.model.provenance import Provenance
 

@@ -15,7 +15,7 @@ from analysis.study import Settings, Study, scan, side_effects, test_result
 from analysis.study.where import Where
 from analysis.sweep import Condition, clips
 from audiolens.directions.directions import Directions
-from audiolens.directions.pole_reader import Samples
+from audiolens.directions.samples import Samples
 from audiolens.directions.strategies import Strategy
 from audiolens.model.provenance import Provenance
 from audiolens.prompts import PromptSet, load

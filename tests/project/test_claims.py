@@ -26,7 +26,7 @@ from replication.sizes import Sizes
 
 from analysis.pooling import pooled
 from audiolens import prompts
-from audiolens.directions.pole_reader import Samples
+from audiolens.directions.samples import Samples
 from audiolens.errors import InputError
 
 ROOT = Path(__file__).parents[2]

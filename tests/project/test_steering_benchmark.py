@@ -15,7 +15,7 @@ from conftest import benchmark_script
 from plants import tables as planted
 
 import audiolens as al
-from audiolens.directions.pole_reader import Samples
+from audiolens.directions.samples import Samples
 from audiolens.interventions import Add
 from audiolens.prompts import load
 
