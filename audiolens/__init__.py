@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from audiolens.directions.difference_in_means import difference_in_means as difference_in_means
     from audiolens.directions.directions import Directions as Directions
     from audiolens.directions.directions import orthogonalised as orthogonalised
+    from audiolens.directions.erase import Erase as Erase
+    from audiolens.directions.estimators import estimate as estimate
+    from audiolens.directions.estimators import estimators as estimators
     from audiolens.directions.steering import steer as steer
     from audiolens.gates import Gate as Gate
     from audiolens.interventions import Ablate as Ablate
@@ -46,6 +49,8 @@ _NAMES = {
     "ActivationCache": "audiolens.cache.activation_cache",
     "Directions": "audiolens.directions.directions",
     "difference_in_means": "audiolens.directions.difference_in_means",
+    "estimate": "audiolens.directions.estimators",
+    "estimators": "audiolens.directions.estimators",
     "orthogonalised": "audiolens.directions.directions",
     "Gate": "audiolens.gates",
     "gate": "audiolens.control.gating",
@@ -55,6 +60,7 @@ _NAMES = {
     "Add": "audiolens.interventions",
     "Apply": "audiolens.interventions",
     "Clamp": "audiolens.interventions",
+    "Erase": "audiolens.directions.erase",
     "Replace": "audiolens.interventions",
     "Scale": "audiolens.interventions",
     "AudioLens": "audiolens.lens",
@@ -72,6 +78,7 @@ __all__ = [
     "AudioLens",
     "Clamp",
     "Directions",
+    "Erase",
     "Gate",
     "Generation",
     "Intervention",
@@ -81,6 +88,8 @@ __all__ = [
     "Scale",
     "Targeted",
     "difference_in_means",
+    "estimate",
+    "estimators",
     "etude",
     "gate",
     "measure",

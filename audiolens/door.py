@@ -35,8 +35,8 @@ MOST_VALUES_READ = 1_000_000
 _LOOKED_AT = 1_000
 """The number of items of a list that are checked. Each item can be an array."""
 _NO_PLACE = (errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EISDIR, errno.EACCES, errno.EPERM)
-INNER = ("change",)
-"""Public methods that are left unwrapped, because a run calls them at every step and users do not call them."""
+INNER = ("change", "at_layer")
+"""Public methods that are left unwrapped, because a run calls them and users do not."""
 _SMALL = (str, int, float, bool, type(None), list, tuple, dict)
 _MARK = "__guarded__"
 _OURS = tuple(f"{Path(__file__).parents[1] / name}{os.sep}" for name in ("audiolens", "analysis"))

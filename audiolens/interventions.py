@@ -171,6 +171,10 @@ class Intervention:
         """The tensors that a run moves to the model's device and, if they have a row axis, slices for each batch."""
         return {}
 
+    def at_layer(self, layer: int | None) -> "Intervention":  # noqa: ARG002 - for operators with tensors per layer
+        """Return what is done at one of the layers, which a run binds there; by default the same at every layer."""
+        return self
+
     @property
     def called(self) -> Callable[[Tensor], Tensor | None] | None:
         """The function that a run calls with the activations (instead of calling `change`), or `None`."""

@@ -226,8 +226,9 @@ def cosine_map(
 def compare(directions: Mapping[str, Directions], *, null: Null = "random", n_draws: int = 200) -> Comparison:
     """Return the cosine similarity between named sets of directions at each layer that all of them have.
 
-    `{"tempo": d, "timbre": e}` compares concepts, `{"means": d, "probe": probe_weights(d)}` compares estimators, and
-    `{"0 to 1 s": d, "1 to 2 s": e}` compares time spans. Positions and sites can be compared in the same way.
+    `{"tempo": d, "timbre": e}` compares concepts, `{"means": d, "rfm": al.estimate(samples=d.samples, method="rfm")}`
+    compares estimators, and `{"0 to 1 s": d, "1 to 2 s": e}` compares time spans. Positions and sites can be compared
+    in the same way.
 
     Args:
         null, n_draws: as in `cosine_map`. Sets read from the same prompts get the same shuffles. Estimators other than

@@ -21,8 +21,9 @@ from audiolens.directions import shuffles
 from audiolens.directions.calibration import SHAPE as CALIBRATION
 from audiolens.directions.calibration import Calibration
 from audiolens.directions.evidence import Evidence
+from audiolens.directions.leace import Eraser
 from audiolens.directions.permutation import N_SHUFFLES, PermutationTest, permutation_test
-from audiolens.directions.pole_reader import Samples
+from audiolens.directions.samples import Samples
 from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError, SiteError, shortened
 from audiolens.files.json_shapes import refuse_other
@@ -35,6 +36,7 @@ from audiolens.vectors import apart, multiplier, unit
 
 _FACTS = {"meta": SHAPE, "layers": [int], "norms": [float], "calibration?": (CALIBRATION, None)}
 """The keys and types that the JSON header of a file must have."""
+_ERASER = ("removed", "reader", "mean")
 
 
 @guarded
@@ -50,6 +52,7 @@ class Directions(AsArray):
         evidence: how reliable the vectors are; `None` after arithmetic, because the evidence no longer applies.
         samples: one vector per prompt, if they were stored.
         calibration: which strength gives which value of a measure, if `calibrate` measured it.
+        eraser: the affine map that erases the concept (`al.Erase`), if the estimator was LEACE.
 
     `d[layer]` is one vector. Arithmetic works layer by layer, and the operands must have the same model, site and
     layers. numpy and torch treat directions as the array of their vectors, "layer d_model".
@@ -62,12 +65,13 @@ class Directions(AsArray):
     evidence: Evidence | None = None
     samples: Samples | None = None
     calibration: Calibration | None = None
+    eraser: Eraser | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.meta, Provenance):
             raise InputTypeError(f"meta={shown(self.meta)}: expected a Provenance, such as the meta of directions.")
         for name, value, kind in (
-            ("evidence", self.evidence, Evidence), ("samples", self.samples, Samples),
+            ("evidence", self.evidence, Evidence), ("samples", self.samples, Samples), ("eraser", self.eraser, Eraser),
             ("calibration", self.calibration, Calibration),
         ):  # fmt: skip
             if value is not None and not isinstance(value, kind):
@@ -83,6 +87,8 @@ class Directions(AsArray):
             )
         if not self.layers or list(self.layers) != sorted(set(self.layers)):
             raise InputError(f"layers={self.layers}: expected distinct layers in ascending order.")
+        if self.eraser is not None and (self.eraser.layers != self.layers or self.eraser.mean.shape != shapes[0]):
+            raise InputError(f"an eraser of layers {self.eraser.layers} for directions of layers {self.layers}.")
         if not bool(torch.isfinite(self.vectors).all()):
             raise InputError(f"{self.meta.label or 'these directions'}: a vector has NaN or infinite values.")
 
@@ -129,14 +135,16 @@ class Directions(AsArray):
         if not chosen:
             raise SiteError(f"no layer given: these directions have layers {shortened(map(str, self.layers), 60)}.")
         indices = torch.tensor(sorted({self._index(layer) for layer in chosen}), device="cpu")
+        layers = tuple(self.layers[index] for index in indices.tolist())
         return replace(
             self,
             vectors=self.vectors[indices],
-            layers=tuple(self.layers[index] for index in indices.tolist()),
+            layers=layers,
             residual_norms=self.residual_norms[indices],
             evidence=None,
             samples=None,
             calibration=None,
+            eraser=None if self.eraser is None else self.eraser.at(layers),
         )
 
     def unit(self) -> "Directions":
@@ -306,11 +314,7 @@ class Directions(AsArray):
             "residual_norm": self.residual_norms.numpy(),
         }
         if self.evidence is not None:
-            columns["split_half_cosine"] = self.evidence.split_half_cosine.numpy()
-            columns["separation"] = self.evidence.separation.numpy()
-            columns["auc"] = self.evidence.auc.numpy()
-            if self.evidence.p is not None:
-                columns["auc_p"] = self.evidence.p.numpy()
+            columns |= self.evidence.columns()
             # This column contains whole numbers, and missing values where there are too few prompts.
             columns["stable_at"] = pd.array(self.evidence.stable_at().numpy(), dtype="Int64")
         return pd.DataFrame(columns)
@@ -334,6 +338,8 @@ class Directions(AsArray):
         if self.evidence is not None:
             kept = {name: value for name, value in vars(self.evidence).items() if value is not None}
             tensors.update({f"evidence/{name}": value for name, value in kept.items()})
+        if self.eraser is not None:
+            tensors.update({f"eraser/{name}": getattr(self.eraser, name) for name in _ERASER})
         return provenance.write(path, tensors, facts)
 
     @classmethod
@@ -349,14 +355,17 @@ class Directions(AsArray):
         try:
             refuse_other(path, facts, _FACTS)
             meta = Provenance.from_dict(facts["meta"])
+            layers = tuple(facts["layers"])
+            maps = {name: tensors.pop(f"eraser/{name}") for name in _ERASER if f"eraser/{name}" in tensors}
             kept = {key.removeprefix("evidence/"): value for key, value in tensors.items() if "/" in key}
             directions = cls(
                 vectors=tensors["vectors"],
-                layers=tuple(facts["layers"]),
+                layers=layers,
                 residual_norms=tensors["residual_norms"],
                 meta=meta,
-                evidence=Evidence.of_file(kept, len(facts["layers"])) if kept else None,
+                evidence=Evidence.of_file(kept, len(layers)) if kept else None,
                 calibration=Calibration.from_dict(facts["calibration"]) if facts.get("calibration") else None,
+                eraser=Eraser(**maps, layers=layers) if maps else None,
             )
             stated = torch.tensor(facts["norms"], dtype=torch.float32, device="cpu")
             agree = torch.allclose(directions.norms, stated, rtol=1e-4)
@@ -397,7 +406,7 @@ class Directions(AsArray):
 
     def _changed(self, vectors: Tensor, label: str | None = None) -> "Directions":
         meta = self.meta if label is None else replace(self.meta, label=label)
-        return replace(self, vectors=vectors, meta=meta, evidence=None, samples=None, calibration=None)
+        return replace(self, vectors=vectors, meta=meta, evidence=None, samples=None, calibration=None, eraser=None)
 
     def _summed(self, other: "Directions", vectors: Tensor, label: str) -> "Directions":
         # The result must be symmetric in the operands, so its residual norm is the mean of both.

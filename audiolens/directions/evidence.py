@@ -7,6 +7,7 @@ tested on the second half's prompts, which are held out.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ FEWEST_HALF = 4
 """`Evidence.stable_at` needs this many prompts per pole in the first half, to have curve points at 1, 2 and 4."""
 
 N_SHUFFLES = 999
+_OPTIONAL = ("means_p", "predictor_auc", "share", "gain")
 LEVEL = 0.05
 
 
@@ -46,6 +48,15 @@ class Evidence:
         least_p: the smallest possible `p`, which an AUC of 1 would have. It is large if there are few held-out prompts,
             because many shuffles then reach an AUC of 1 at some layer. It is `None` in files written by earlier
             versions.
+        means_p: permutation p-value of the distance between the poles' means, family-wise over layers. If it is large,
+            there may be no difference in means to steer along, whatever an estimator returns. `al.estimate` computes
+            it. It is `None` if there are too few prompts to test, and in directions of `difference_in_means`.
+        predictor_auc: the AUC of the estimator's own predictor, which was fitted to the first half, on held-out
+            prompts. Only estimators that are not linear have one ("rfm"). If it is high and `auc` is near .5, the
+            concept is there, but along no single direction.
+        share: the share of the gradients' squared length that is along the direction ("rfm"). If two directions have
+            half each, the concept needs both.
+        gain: by how many nats per code adding the vector made held-out clips likelier ("gradient").
 
     This evidence shows that the poles differ consistently. It does not show that the difference represents the concept,
     or that the model uses it.
@@ -58,6 +69,10 @@ class Evidence:
     stability: Float[Tensor, "count layer"]
     p: Float[Tensor, " layer"] | None = None
     least_p: Float[Tensor, ""] | None = None
+    means_p: Float[Tensor, " layer"] | None = None
+    predictor_auc: Float[Tensor, " layer"] | None = None
+    share: Float[Tensor, " layer"] | None = None
+    gain: Float[Tensor, " layer"] | None = None
 
     @classmethod
     def of_file(cls, tensors: Mapping[str, Tensor], n_layers: int) -> "Evidence":
@@ -71,7 +86,7 @@ class Evidence:
         each = ((n_layers,), "real")
         expected = {"split_half_cosine": each, "separation": each, "auc": each, "counts": ((n_counts,), "whole")}
         expected["stability"] = ((n_counts, n_layers), "real")
-        optional = {"p": each, "least_p": ((), "real")}
+        optional = {"p": each, "least_p": ((), "real"), **dict.fromkeys(_OPTIONAL, each)}
         wanted = {**expected, **{name: shape for name, shape in optional.items() if name in found_shapes}}
         if found_shapes != wanted or not n_counts:
             raise InputError(f"its evidence is not for {n_layers} layers.")
@@ -104,7 +119,27 @@ class Evidence:
         if self.p is None:
             return f"{highest}, the best of {layers}"
         least = float(self.p.min())
-        return f"{highest} ({self._caution(least)}p = {least:.3f}, the best of {layers})"
+        return f"{self._means}{highest} ({self._caution(least)}p = {least:.3f}, the best of {layers}){self._predictor}"
+
+    def columns(self) -> dict[str, Any]:
+        """Return the values per layer, by the name of their column in `Directions.to_frame`."""
+        named = {"split_half_cosine": self.split_half_cosine, "separation": self.separation, "auc": self.auc}
+        named |= {"auc_p": self.p, **{name: getattr(self, name) for name in _OPTIONAL}}
+        return {name: value.numpy() for name, value in named.items() if value is not None}
+
+    @property
+    def _means(self) -> str:
+        if self.means_p is None or float(self.means_p.min()) <= LEVEL:
+            return ""
+        return f"the poles' means coincide within chance (p = {float(self.means_p.min()):.3f}), "
+
+    @property
+    def _predictor(self) -> str:
+        if self.gain is not None:
+            return f", held-out clips likelier by up to {float(self.gain.max()):.3f} nats per code"
+        if self.predictor_auc is None:
+            return ""
+        return f", held-out AUC of the predictor up to {float(self.predictor_auc.max()):.2f}"
 
     def _caution(self, p: float) -> str:
         if p <= LEVEL:
@@ -165,19 +200,8 @@ class Contrast:
         """Return the evidence, or `None` if a pole has a single prompt and cannot be split into halves."""
         if min(self.sizes) < 2:
             return None
-        halves = [self._half(0), self._half(1)]
         negative, positive = (torch.stack(scores, dim=1) for scores in self.scores)
-        return Evidence(
-            split_half_cosine=cosine_similarity(halves[0], halves[1], dim=-1).float(),
-            separation=_cohens_d(positive, negative).float(),
-            auc=_auc(positive, negative).float(),
-            counts=torch.tensor(list(self.snapshots), device="cpu"),
-            stability=torch.stack(
-                [cosine_similarity(early, halves[1], dim=-1) for early in self.snapshots.values()]
-            ).float(),
-            p=_p_of_auc(positive, negative, _auc(positive, negative)).float(),
-            least_p=_p_of_auc(positive, negative, torch.ones(1, device="cpu"))[0].float(),
-        )
+        return measured(positive, negative, self._half(0), self._half(1), self.snapshots)
 
     def _sums(self) -> Tensor:
         if self.sums is None:
@@ -197,6 +221,31 @@ class Contrast:
         if due and 0 < seen <= whole and seen not in self.snapshots and max(self.counts) <= max(self.first):
             negative, positive = self._sums()[0]
             self.snapshots[seen] = positive / self.counts[1] - negative / self.counts[0]
+
+
+def measured(
+    positive: Float[Tensor, "layer prompt"],
+    negative: Float[Tensor, "layer other_prompt"],
+    first: Float[Tensor, "layer d_model"],
+    second: Float[Tensor, "layer d_model"],
+    early: Mapping[int, Float[Tensor, "layer d_model"]],
+) -> Evidence:
+    """Return the evidence of a direction, given those of both halves.
+
+    Args:
+        positive, negative: projections of the prompts of the second half onto the direction of the first.
+        early: the direction of the first n prompts per pole, by n, of which the last is the whole first half.
+    """
+    found = _auc(positive, negative)
+    return Evidence(
+        split_half_cosine=cosine_similarity(first, second, dim=-1).float(),
+        separation=_cohens_d(positive, negative).float(),
+        auc=found.float(),
+        counts=torch.tensor(list(early), device="cpu"),
+        stability=torch.stack([cosine_similarity(one, second, dim=-1) for one in early.values()]).float(),
+        p=_p_of_auc(positive, negative, found).float(),
+        least_p=_p_of_auc(positive, negative, torch.ones(1, device="cpu"))[0].float(),
+    )
 
 
 def _cohens_d(

@@ -171,7 +171,7 @@ class Run:
             for site in family.find(config, intervention.site, intervention.layers):
                 # An intervention is checked even if the run stops before its site.
                 edit = BoundIntervention(
-                    intervention,
+                    intervention.at_layer(site.layer),
                     site.name,
                     family.tap(site).form,
                     gate=None if gate is None else gates[id(gate)],

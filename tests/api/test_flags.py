@@ -18,7 +18,6 @@ MODULES = [
     "audiolens",
     "audiolens.measure",
     "audiolens.prompts",
-    "audiolens.directions.estimators",
     "analysis.study.study_set",
 ]
 EXPERIMENTS = [f"analysis.{found.name}" for found in pkgutil.iter_modules(analysis.__path__) if found.name != "cli"]

@@ -15,10 +15,9 @@ from sklearn.metrics import roc_auc_score
 from torch.nn.functional import cosine_similarity
 
 import audiolens as al
-from audiolens.directions import estimators
 from audiolens.directions.directions import orthogonalised
 from audiolens.directions.evidence import Contrast, Evidence
-from audiolens.directions.pole_reader import PoleReader, Samples
+from audiolens.directions.pole_reader import PoleReader
 from audiolens.errors import DamagedError, InputError, PromptError, SiteError
 from audiolens.interventions import Ablate, Add
 from audiolens.model.provenance import Provenance
@@ -566,7 +565,7 @@ def test_vectors_that_are_not_finite_are_refused(directions: al.Directions) -> N
         al.Directions(directions.vectors, (0, 2, 1), directions.residual_norms, directions.meta)
 
 
-# Several at once, and other estimators
+# Several at once
 
 
 def test_orthogonalised_keeps_the_first_and_is_orthogonal_in_pairs(directions: al.Directions) -> None:
@@ -575,62 +574,3 @@ def test_orthogonalised_keeps_the_first_and_is_orthogonal_in_pairs(directions: a
     for i, one in enumerate(made):
         for other in made[:i]:
             torch.testing.assert_close(one.cosine(other), torch.zeros(3), atol=1e-5, rtol=0)
-
-
-@pytest.fixture(scope="module")
-def noisy() -> al.Directions:
-    """Samples whose poles differ along axis 0, with a louder axis 1 that says nothing about the pole."""
-    generator = torch.Generator().manual_seed(0)
-    shared = torch.randn(1, 40, 8, generator=generator) * torch.tensor([0.3, 5.0, 1, 1, 1, 1, 1, 1])
-    values = torch.cat([shared, shared], dim=1) + 0.3 * torch.randn(1, 80, 8, generator=generator)
-    labels = torch.arange(80) < 40
-    values[:, labels, 0] += 2.0
-    samples = Samples(values, labels, (0,), tuple(map(str, range(80))))
-    meta = Provenance(model="synthetic", weights="", n_layers=1, label="axis 0")
-    return al.Directions(samples.difference(), (0,), values.norm(dim=-1).mean(1), meta, samples=samples)
-
-
-@pytest.mark.parametrize("estimate", [estimators.principal_component, estimators.probe_weights])
-def test_estimators_find_the_planted_axis_and_keep_the_step(noisy: al.Directions, estimate: Any) -> None:
-    found = estimate(noisy)
-    assert float(found.unit()[0][0]) > 0.95
-    assert float(found.norms[0]) == pytest.approx(2.0, rel=0.1)
-    assert found.meta.estimator != noisy.meta.estimator
-    assert found.meta.label == "axis 0"
-
-
-NEUTRAL = ["a song", "piano", "the jazz with drums", "guitar and drums", "a bright song"]
-
-
-@pytest.mark.parametrize(
-    "estimate",
-    [
-        lambda lens, read: estimators.mean_centred(lens, FAST, NEUTRAL, **read),
-        lambda lens, read: estimators.principal_component(
-            al.difference_in_means(lens, FAST, SLOW, keep_samples=True, **read)
-        ),
-    ],
-    ids=["mean-centred", "pca of pairs"],
-)
-def test_estimators_find_the_direction_of_a_planted_model(planted: tuple[Any, torch.Tensor], estimate: Any) -> None:
-    # Probe weights need many more prompts than these: see the planted axis above.
-    lens, direction = planted
-    codes = torch.randint(0, 32, (5, 4, 12), generator=torch.Generator().manual_seed(0))
-    found = estimate(lens, {"layers": 1, "codes": codes, "progress": False})
-    cosine = abs(float(cosine_similarity(found[1], direction, dim=0)))
-    assert cosine > 0.95
-    assert found.meta.estimator != "difference in means"
-    elsewhere = torch.nn.functional.normalize(torch.randn(48, generator=torch.Generator().manual_seed(9)), dim=0)
-    assert abs(float(cosine_similarity(found[1], elsewhere, dim=0))) < 0.5
-
-
-def test_estimators_say_what_they_need(noisy: al.Directions) -> None:
-    with pytest.raises(InputError, match="keep_samples=True"):
-        estimators.probe_weights(-noisy)
-    with pytest.raises(InputError, match="penalty=0"):
-        estimators.probe_weights(noisy, penalty=0)
-    samples = noisy.samples
-    assert samples is not None
-    odd = replace(samples, values=samples.values[:, 1:], labels=samples.labels[1:])
-    with pytest.raises(InputError, match="39 positive and 40 negative prompts"):
-        estimators.principal_component(replace(noisy, samples=odd))

@@ -10,7 +10,6 @@ from plants.text_direction import text_along_one_direction
 from torch.nn.functional import cosine_similarity
 
 import audiolens as al
-from audiolens.directions import estimators
 from audiolens.directions.pole_reader import PoleReader
 from audiolens.directions.shared_codes import FEWEST_CLIPS, SharedClips
 from audiolens.errors import InputError, InputTypeError, PromptError
@@ -172,17 +171,17 @@ def test_melody_is_read_over_shared_codes_too(melody_lens: Any) -> None:
 
 
 def test_a_pole_is_centred_on_neutral_prompts_over_their_own_clips(lens: Any) -> None:
-    found = estimators.mean_centred(lens, FAST[:3], NEUTRAL, codes="shared", **QUIET)
+    found = al.estimate(lens, FAST[:3], method="mean_centred", neutral=NEUTRAL, codes="shared", **QUIET)
     codes = lens.generate(NEUTRAL, 0.6, seeds=[0, 1, 2]).codes
     given = al.difference_in_means(lens, FAST[:3], NEUTRAL, codes=codes, progress=False)
     torch.testing.assert_close(found.vectors, given.vectors, rtol=1e-3, atol=1e-4)
     assert (found.meta.estimator, found.meta.source) == ("mean-centred", "shared codes")
 
 
-@pytest.mark.parametrize("estimate", [estimators.principal_component, estimators.probe_weights])
-def test_estimators_keep_the_reading_of_their_samples(lens: Any, estimate: Any) -> None:
+@pytest.mark.parametrize("method", ["principal_component", "probe"])
+def test_estimators_keep_the_reading_of_their_samples(lens: Any, method: Any) -> None:
     read = shared(lens, keep_samples=True)
-    found = estimate(read)
+    found = al.estimate(samples=read.samples, method=method)
     assert (found.meta.source, found.meta.neutral, found.meta.seeds) == (
         "shared codes",
         read.meta.neutral,

@@ -34,6 +34,7 @@ INSTANCES: dict[str, Callable[[World], Any]] = {
     "audiolens.AudioLens": lambda w: w.lens,
     "audiolens.Clamp": lambda w: al.Clamp(torch.ones(48), 1.0),
     "audiolens.Directions": lambda w: w.directions,
+    "audiolens.Erase": lambda w: al.Erase(w.directions),
     "audiolens.Gate": lambda w: al.Gate(weights=torch.ones(48), layer=1),
     "audiolens.Generation": lambda w: w.clips,
     "audiolens.Intervention": lambda w: al.Add(torch.ones(48)),
@@ -44,6 +45,7 @@ INSTANCES: dict[str, Callable[[World], Any]] = {
     "audiolens.Targeted": lambda w: al.steer_to(w.lens, w.directions, **TARGET),
     "audiolens.directions.calibration.Calibration": lambda w: Calibration(**CURVE),
     "audiolens.directions.evidence.Evidence": lambda w: w.directions.evidence,
+    "audiolens.directions.leace.Eraser": lambda w: w.erasing.eraser,
     "audiolens.cache.decomposition.Components": lambda w: w.cache.accumulated_resid(),
     "audiolens.compatibility.Hook": lambda w: Hook("blocks.1.hook_resid_post"),
     "audiolens.model.config.LensConfig": lambda w: w.lens.config,
@@ -53,7 +55,7 @@ INSTANCES: dict[str, Callable[[World], Any]] = {
     "audiolens.prompts.PromptSet": lambda w: w.sets,
     "audiolens.prompts.Rejected": lambda w: al.prompts.Rejected(1, "a song", "absent"),
     "audiolens.model.provenance.Provenance": lambda w: w.directions.meta,
-    "audiolens.directions.pole_reader.Samples": lambda w: w.directions.samples,
+    "audiolens.directions.samples.Samples": lambda w: w.directions.samples,
     "audiolens.model.timeline.Timeline": lambda w: w.lens.timeline(12),
     "audiolens.tracing.trace.SiteValue": lambda w: w.lens.site("resid_post", 1),
     "analysis.Resampling": lambda w: Resampling(n_bootstrap=5, seed=1),
@@ -209,6 +211,11 @@ ARGUMENTS: dict[str, Arguments] = {
         "lens": w.lens, "positive": ["fast"], "negative": ["slow"], "seconds": 0.2, "progress": False,
         "codes": "shared", "neutral": ["piano"],
     },
+    "audiolens.Erase": lambda w: {"maps": w.erasing},
+    "audiolens.estimate": lambda w: {"samples": w.directions.samples, "method": "ridge"},
+    "audiolens.directions.leace.Eraser.__call__": lambda w: {"values": torch.ones(2, 48), "layer": 1},
+    "audiolens.directions.leace.Eraser.at": lambda w: {"layers": [1]},
+    "audiolens.directions.leace.Eraser.index": lambda w: {"layer": 1},
     "audiolens.orthogonalised": lambda w: {"*directions": w.directions},
     "audiolens.steer": lambda w: {"directions": w.directions, "layer": 1},
     "audiolens.directions.evidence.Evidence.of_file": lambda w: {
@@ -389,6 +396,7 @@ ON_PLANTED = {
 FURTHER: dict[str, tuple[str, ...]] = {
     "analysis.harvest.plan": ("seeds", "codes", "seconds", "span", "reduce", "dtype", "heads", "batch_size"),
     "audiolens.Directions.orthogonal_to": ("*others",),
+    "audiolens.estimate": ("penalty",),
     "audiolens.orthogonalised": ("*directions",),
     "analysis.layer_attribution.gather": ("tempo",),
     "analysis.placement.Placement.with_more": ("certainty",),
@@ -408,8 +416,9 @@ EXEMPT = {
     "audiolens.ActivationCache.__dlpack__": "refuses: a cache is no array",
     "audiolens.Directions.__rsub__": "refuses: nothing less directions is meant",
     **{
-        f"audiolens.{operator}.change": "called by a run with what it bound: written by whoever adds an operator"
-        for operator in ("Ablate", "Add", "Apply", "Clamp", "Intervention", "Replace", "Scale")
+        f"audiolens.{operator}.{method}": "called by a run with what it bound: written by whoever adds an operator"
+        for method in ("change", "at_layer")
+        for operator in ("Ablate", "Add", "Apply", "Clamp", "Erase", "Intervention", "Replace", "Scale")
     },
     "audiolens.Intervention": "refuses: a base class, which does nothing",
     "audiolens.tracing.trace.SiteValue": "made by lens.site",

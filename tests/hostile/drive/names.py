@@ -39,10 +39,11 @@ REACHED = {
     "Hook": "audiolens.compatibility",
     "Calibration": "audiolens.directions.calibration",
     "Evidence": "audiolens.directions.evidence",
+    "Eraser": "audiolens.directions.leace",
     "Provenance": "audiolens.model.provenance",
     "SiteValue": "audiolens.tracing.trace",
     "LensConfig": "audiolens.model.config",
-    "Samples": "audiolens.directions.pole_reader",
+    "Samples": "audiolens.directions.samples",
 }
 """Classes that no package exports, but that public calls return or pass to a caller's function."""
 RETURNED = ("DoseResponse", "Front", "Limits", "Strategies", "LayerMap", "CrossEffects")

@@ -148,8 +148,8 @@ AT_HAND = {
     "analysis.patching.Sound",
     "analysis.probing.Dataset", "analysis.study.Settings", "analysis.sweep.Condition", "audiolens.Ablate",
     "audiolens.ActivationCache", "audiolens.Add", "audiolens.Apply", "audiolens.AudioLens", "audiolens.Clamp",
-    "audiolens.Directions", "audiolens.Reading", "audiolens.Replace", "audiolens.Sampling", "audiolens.Scale",
-    "audiolens.prompts.PromptSet",
+    "audiolens.Directions", "audiolens.Erase", "audiolens.Reading", "audiolens.Replace", "audiolens.Sampling",
+    "audiolens.Scale", "audiolens.prompts.PromptSet",
 }  # fmt: skip
 """Classes that users instantiate; other results are returned by functions."""
 

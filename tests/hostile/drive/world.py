@@ -98,6 +98,10 @@ class World:
         return self.read(self.lens, keep_samples=True)
 
     @cached_property
+    def erasing(self) -> Any:
+        return al.estimate(samples=self.directions.samples, method="leace")
+
+    @cached_property
     def others(self) -> Any:
         """Directions of another model with the same width."""
         return self.read(self.melody)
