@@ -50,21 +50,38 @@ def directions_read(
     model: ModelOptions = ETUDE,
     position: Annotated[str, typer.Option(help="mean, first, last, or eos (MusicGen Melody).")] = "mean",
     branch: Annotated[str, typer.Option(help="Guidance branch to read: cond, null or both.")] = "cond",
+    method: Annotated[
+        str, typer.Option(help=f"Estimator: {', '.join(early.METHODS)} (docs/directions.md).")
+    ] = early.METHODS[0],
+    measure: Annotated[
+        str | None, typer.Option(help="What by_measure sorts clips by [default: the concept's measure].")
+    ] = None,
     codes: Annotated[
-        str, typer.Option(help="Clips for reading the poles: shared (of neutral prompts) or own (of each prompt).")
-    ] = "shared",
-    seconds: Annotated[float, typer.Option(help="Length of the clips generated for reading.")] = 2.0,
+        str | None,
+        typer.Option(
+            help="Clips for reading the poles: shared (of neutral prompts) or own (of each prompt) [default: shared; "
+            "own for by_measure and gradient]."
+        ),
+    ] = None,
+    seconds: Annotated[
+        float | None,
+        typer.Option(help="Length of the clips generated for reading [default: 2; 4 for by_measure]."),
+    ] = None,
     vocabulary: Annotated[
         str | None, typer.Option(help="Vocabulary of a bundled concept: etude or english [default: the model's].")
     ] = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Read a concept's directions (one difference in means per block) and write them to a safetensors file.
+    """Read a concept's directions (one per block) and write them to a safetensors file.
 
     Examples:
 
         audiolens directions tempo -o tempo.safetensors
+
+        audiolens directions tempo --method rfm -o rfm.safetensors
+
+        audiolens directions tempo --method by_measure --measure tempo -o measured.safetensors
 
         audiolens directions my-prompts.csv -o mine.safetensors
     """
@@ -74,31 +91,43 @@ def directions_read(
     folder.check_file(out, overwrite=force)
     early.check_choice("position", position, early.POSITIONS)
     early.check_choice("branch", branch, early.BRANCHES)
-    early.check_choice("codes", codes, early.CODES)
+    early.check_method(method, measure, codes, concept)
     early.check_length(seconds)
+    seconds = seconds or (4.0 if method == "by_measure" else 2.0)
     own = bool(Path(concept).suffix)
     sets = own_prompts(concept) if own else sets_of.load(concept, vocabulary)
     early.check_model(model)
     if (sizes := Sizes.stated(model)) is not None:
         sizes.check(seconds=seconds, eos=position == "eos")
-    from audiolens import difference_in_means
+    from audiolens import estimate
 
     lens = open_lens(model)
     sets = completed(sets, lens) if own else sets_of.load(concept, vocabulary, lens=lens)
-    found = difference_in_means(
+    found = estimate(
         lens,
-        sets.positive,
-        sets.negative,
-        position=position,  # pyright: ignore[reportArgumentType]  # checked there
-        branch=branch,  # pyright: ignore[reportArgumentType]
-        codes=codes,  # pyright: ignore[reportArgumentType]
-        neutral=sets.development if codes == "shared" else None,
+        **_asked(sets, method, measure, codes),
+        method=method,  # pyright: ignore[reportArgumentType]  # checked there
+        position=position,
+        branch=branch,
         seconds=seconds,
         label=sets.concept,
         progress=not as_json,
+        keep_samples=False,
     )
     found.save(out)
     _show(found, out, as_json)
+
+
+def _asked(sets: Any, method: str, measure: str | None, codes: str | None) -> dict[str, Any]:
+    """Return the prompts of a method, and the clips on which it reads them."""
+    from analysis.sweep.concept_measures import MEASURED
+
+    if method == "by_measure":
+        return {"prompts": sets.development, "measure": measure or MEASURED[sets.concept]}
+    codes = codes or ("own" if method == "gradient" else "shared")
+    neutral = {"neutral": sets.development} if codes == "shared" or method == "mean_centred" else {}
+    negative = {} if method == "mean_centred" else {"negative": sets.negative}
+    return {"positive": sets.positive, **negative, "codes": codes, **neutral}
 
 
 @app.command("calibrate")
@@ -180,6 +209,8 @@ def _show(found: Any, file: Path, as_json: bool) -> None:
     say(f"{file}: {found!r}")
     say(f"read at position {meta.position}, branch {meta.branch}, guidance {meta.guidance_scale:g}, "
                f"from {meta.source}{clips}")  # fmt: skip
+    if meta.options:
+        say("options: " + "; ".join(f"{name} {value}" for name, value in meta.options.items()))
     place = f"; {meta.device}, {meta.dtype}" if meta.device else ""
     say(f"weights {meta.weights}, revision {meta.revision or 'none'}, prompts {meta.prompts}{place}; {versions}")
     print_table([{key: cell(value) for key, value in row.items()} for row in facts["layers"]])

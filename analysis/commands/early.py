@@ -26,6 +26,10 @@ STRATEGIES = ("one-to-one", "one-to-all", "one-to-band", "all-to-all")
 PLACED = ("one-to-one", "one-to-all", "all-to-all")
 BRANCHES = ("cond", "null", "both")
 CODES = ("own", "shared")
+METHODS = (
+    "difference_in_means", "mean_centred", "principal_component", "probe", "ridge", "leace", "rfm", "by_measure",
+    "gradient",
+)  # fmt: skip
 POSITIONS = ("mean", "first", "last", "eos")
 PROBED_POSITIONS = ("mean", "first", "last", "max", "eos")
 PROBES = ("logistic", "ridge", "mlp")
@@ -171,6 +175,21 @@ def check_confirm(confirm: int, by: str, measure: str | None, concept: str) -> N
         raise InputError(f"--measure {measure}: only --confirm measures clips, so give it as well.")
     if confirm and measure is None and concept not in MEASURED and not is_prompt_file(concept):
         raise InputError(f"--confirm {confirm}: {concept} has no measure of its own, so give one with --measure.")
+
+
+def check_method(method: str, measure: str | None, codes: str | None, concept: str) -> None:
+    """Raise an error if directions cannot be estimated in this way."""
+    from analysis.sweep.concept_measures import MEASURED
+
+    check_choice("--method", method, METHODS)
+    check_choice("codes", codes, CODES)
+    check_measures("--measure", measure)
+    if measure is not None and method != "by_measure":
+        raise InputError(f"--measure {measure}: only --method by_measure measures clips.")
+    if method == "by_measure" and measure is None and concept not in MEASURED:
+        raise InputError(f"--method by_measure: {concept} has no measure of its own, so give one with --measure.")
+    if codes == "shared" and method in ("by_measure", "gradient"):
+        raise InputError(f"--codes shared: --method {method} needs each prompt's own clips; leave --codes out.")
 
 
 def check_length(seconds: float | None) -> None:

@@ -189,6 +189,23 @@ def test_directions_can_be_read_over_each_poles_own_clips(run: Run, checkpoint: 
     assert "codes='both': expected 'own', 'shared'" in err
 
 
+def test_directions_are_estimated_by_any_method(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    nouns = ("song", "piano", "guitar", "drums", "jazz", "music", "loud song", "soft song")
+    lines = ["fast,slow", *(f"fast {noun},slow {noun}" for noun in nouns)]
+    (tmp_path / "mine.csv").write_text("\n".join(lines))
+    asked = ("directions", "mine.csv", "-m", checkpoint, "-o", "mine.safetensors", "--seconds", 0.4, "--force")
+    for method, estimator in (("mean_centred", "mean-centred"), ("rfm", "rfm"), ("leace", "leace")):
+        code, out, err = run(*asked, "--method", method, "--json")
+        assert code == 0, err
+        facts = json.loads(out)
+        assert (facts["estimator"], facts["source"]) == (estimator, "shared codes")
+    assert al.Directions.load("mine.safetensors").eraser is not None
+    code, out, err = run(*asked, "--method", "by_measure", "--measure", "loudness")
+    assert code == 0, err
+    assert "options: measure loudness; fit quantile; clips 40; undefined 0; quantile 0.25" in out
+    assert al.Directions.load("mine.safetensors").meta.seconds == 0.4
+
+
 def test_models_says_what_works_offline(run: Run) -> None:
     code, out, _ = run("models")
     assert code == 0

@@ -20,6 +20,7 @@ from analysis.probing.features import FeaturePosition
 from analysis.probing.probes import KINDS
 from analysis.study import settings
 from analysis.sweep.storage import SoundFormat
+from audiolens.directions.estimators import Method
 from audiolens.directions.pole_reader import CodesSource, Position
 from audiolens.directions.steering import Strategy
 from audiolens.errors import InputError
@@ -57,7 +58,10 @@ REFUSED = (
     "patch tempi", "patch tempo --by ear", "patch tempo --mode both", "patch tempo --pairs 1", "patch tempo -o full",
     "patch tempo --sound loud", "patch tempo --sound tempo --no-sound", "patch tempo --model nowhere",
     "directions tempi", "directions tempo --branch some", "directions tempo --position end", "directions none.csv",
-    "directions tempo --codes both", "directions tempo --model nowhere", "directions tempo -o full/file",
+    "directions tempo --codes both", "directions tempo --method some", "directions tempo --measure tempo",
+    "directions tempo --method by_measure --measure some", "directions mode --method by_measure",
+    "directions tempo --method gradient --codes shared", "directions tempo --model nowhere",
+    "directions tempo -o full/file",
     "generate song --strategy one-to-one", "generate song --steer none:1", "generate song --seconds 0",
     "generate song --guidance 0", "generate song --seed -1", "generate song -o full", "generate song --model nowhere",
     "generate song --engine quick", "generate song --overlap 1", "generate song --window 0",
@@ -144,6 +148,7 @@ def test_early_choices_are_those_of_the_functions() -> None:
     assert get_args(Strategy) == early.STRATEGIES
     assert get_args(Branch) == early.BRANCHES
     assert get_args(CodesSource) == early.CODES
+    assert get_args(Method) == early.METHODS
     assert get_args(get_args(Position)[0]) == early.POSITIONS
     assert early.PROBES == KINDS
     assert PLACED == early.PLACED
