@@ -66,7 +66,7 @@ def test_predictions_interpolate_and_see_what_is_outside_the_span(rounds: int) -
 
 @pytest.mark.parametrize(("kind", "axes"), [("even", 1), ("xor", 2), ("radial", 2)])
 def test_rfm_finds_concepts_without_a_difference_in_means(kind: Plant, axes: int) -> None:
-    samples = planted(kind, pairs=100)
+    samples = planted(kind)
     one = al.estimate(samples=samples, method="rfm")
     assert float(one.unit()[0][:axes].norm()) > 0.95
     machine, _ = rfm.chosen(samples.values[0], Target.of(samples))
