@@ -236,7 +236,8 @@ def _stored() -> tuple[float, float]:
     """Return the driver's time per batch, and the bytes that it writes per batch."""
     import pandas as pd
 
-    from analysis.sweep.batches import BATCHES, Batches
+    from analysis.sweep.batch_files import BATCHES
+    from analysis.sweep.batches import Batches
     from audiolens import measure
 
     n, rng = 40, np.random.default_rng(0)

@@ -48,7 +48,8 @@ def compared(clips: int) -> float:
     """Compare all conditions of a stored sweep by their codes."""
     import pandas as pd
 
-    from analysis.sweep.batches import BATCHES, Batches
+    from analysis.sweep.batch_files import BATCHES
+    from analysis.sweep.batches import Batches
     from analysis.sweep.result import SweepResult
 
     rng = np.random.default_rng(0)

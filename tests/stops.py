@@ -8,16 +8,23 @@ from pathlib import Path
 from typing import Any, Literal
 from unittest.mock import patch
 
-Write = Literal["cut", "fsync", "replace"]
-"""A moment of a write: its file is half written, or written, or its name is about to be changed to the final one."""
+Write = Literal["cut", "fsync", "replace", "unlink"]
+"""A moment of a write: its file is half written, or written, or its name is about to be changed to the final one. Or a
+file is about to be removed."""
 
 
 def killed(work: Callable[[], object], at: int, write: Write = "replace") -> None:
     """Run `work` in a process that kills itself (-9) at this moment of its n-th write."""
+    assert was_killed(work, at, write)
+
+
+def was_killed(work: Callable[[], object], at: int, write: Write) -> bool:
+    """Whether `work` had an n-th write at all, at which the process killed itself."""
     child = os.fork()
     if child:
-        assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
-        return
+        status = os.waitpid(child, 0)[1]
+        assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
+        return os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
 
     def die(*given: Any) -> None:
         if write == "cut":
@@ -25,11 +32,13 @@ def killed(work: Callable[[], object], at: int, write: Write = "replace") -> Non
                 os.ftruncate(given[0], os.fstat(given[0]).st_size // 2)
         os.kill(os.getpid(), signal.SIGKILL)
 
+    status = 1
     try:
         with _instead(write, at, die):
             work()
+        status = 0
     finally:
-        os._exit(0)
+        os._exit(status)
 
 
 @contextmanager

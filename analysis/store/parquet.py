@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,10 +26,14 @@ MOST_BYTES = 2**29
 
 def sealed(table: pd.DataFrame, schema: pa.Schema | None, facts: Mapping[str, Any]) -> bytes:
     """Return a table as the bytes of a Parquet file. Its metadata contain `facts` and a hash of the whole file."""
-    written = pa.Table.from_pandas(table, schema=schema, preserve_index=False)
+    return sealed_arrow(pa.Table.from_pandas(table, schema=schema, preserve_index=False), facts)
+
+
+def sealed_arrow(table: pa.Table, facts: Mapping[str, Any]) -> bytes:
+    """Return an Arrow table, such as one that `read_arrow` returned, as `sealed` returns a data frame."""
     own = {SEALED: json.dumps({**facts, "seal": OPEN_SEAL})}
     buffer = pa.BufferOutputStream()
-    pq.write_table(written.replace_schema_metadata({**(written.schema.metadata or {}), **own}), buffer)
+    pq.write_table(table.replace_schema_metadata({**(table.schema.metadata or {}), **own}), buffer)
     return seal(buffer.getvalue().to_pybytes())
 
 
@@ -62,8 +65,31 @@ def read(path: Path, content: bytes, kinds: Mapping[str, Kind], rows: int | None
         InputError: if the bytes are not a Parquet file, or if the table lacks these columns, has a different number of
             rows, or is too large.
     """
+    table, metadata = read_arrow(path, content, rows)
+    return frame_of(path, table, kinds), metadata
+
+
+def read_metadata(path: Path, content: bytes) -> Mapping[bytes, bytes]:
+    """Return the metadata of a Parquet file, without its table.
+
+    Raises:
+        InputError: if the bytes are not a Parquet file.
+    """
     try:
-        facts = pq.read_metadata(io.BytesIO(content))
+        return pq.read_metadata(pa.BufferReader(content)).metadata or {}
+    except Exception as error:
+        raise _unreadable(path, error) from None
+
+
+def read_arrow(path: Path, content: bytes, rows: int | None = None) -> tuple[pa.Table, Mapping[bytes, bytes]]:
+    """Return the Arrow table stored in the bytes of a Parquet file, and the file's metadata, within the same limits.
+
+    Raises:
+        InputError: if the bytes are not a Parquet file, or if the table has a different number of rows or is too large.
+    """
+    try:
+        file = pq.ParquetFile(pa.BufferReader(content))
+        facts = file.metadata
         held = sum(facts.row_group(group).total_byte_size for group in range(facts.num_row_groups))
     except Exception as error:
         raise _unreadable(path, error) from None
@@ -74,17 +100,29 @@ def read(path: Path, content: bytes, kinds: Mapping[str, Kind], rows: int | None
         size = f"{facts.num_rows:,} rows of {facts.num_columns:,} columns, {held:,} bytes"
         raise InputError(f"{path} cannot be used: {size} exceed the limits for a table.")
     try:
-        table = pq.read_table(io.BytesIO(content)).to_pandas()
+        return file.read(use_threads=False), facts.metadata or {}
+    except Exception as error:
+        raise _unreadable(path, error) from None
+
+
+def frame_of(path: Path, found: pa.Table, kinds: Mapping[str, Kind]) -> pd.DataFrame:
+    """Return an Arrow table as a data frame, once its columns are checked.
+
+    Raises:
+        InputError: if the table lacks a column of `kinds`, or a column has another type.
+    """
+    try:
+        table = found.to_pandas()
         columns = [(name, _kind(table.iloc[:, place])) for place, name in enumerate(table.columns) if name in kinds]
-        found = {name: [kind for own, kind in columns if own == name] for name in kinds}
+        own = {name: [kind for other, kind in columns if other == name] for name in kinds}
     except Exception as error:
         # pandas follows the metadata in the file, and can fail in many ways if the metadata are wrong.
         raise _unreadable(path, error) from None
     for name, kind in kinds.items():
-        if found[name] != [kind]:
-            there = " and ".join(found[name]) or "none"
+        if own[name] != [kind]:
+            there = " and ".join(own[name]) or "none"
             raise InputError(f"{path} cannot be used: its column {name!r} is {there}, expected {kind}.")
-    return table, facts.metadata or {}
+    return table
 
 
 def _kind(column: Any) -> str:

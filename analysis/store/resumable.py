@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -38,6 +39,8 @@ from audiolens.model.tokens import callers_level
 
 LOCK = ".lock"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_SETTLED_NS = 2_000_000_000
+"""Age of a folder's last change from which a later change must have another time, on any common file system."""
 
 
 class OtherResultsError(InputError):
@@ -51,22 +54,29 @@ class Held:
     Attributes:
         folder: path of the folder.
         lock: device and inode of its lock file, which distinguish this folder from another one with the same name.
-        kept: the files that were there at the start or have been written since.
+        kept: the names of the files that were there at the start or have been written since, by their folder.
+        complete: the time of change of each folder in which all of these files were found, unless it was too recent to
+            show a later change. A folder of many files is listed again only once it has changed.
     """
 
     folder: Path
     lock: tuple[int, int] | None
-    kept: set[Path] = field(default_factory=set)
+    kept: dict[Path, set[str]] = field(default_factory=dict)
+    complete: dict[Path, int] = field(default_factory=dict)
 
     def keep(self, *places: Path) -> None:
         """Add files, or all files in folders, to the files that must stay."""
         for place in places if self.lock is not None else ():
-            found = [place] if place.is_file() else place.rglob("*")
-            self.kept.update(path for path in found if path.is_file() and path.name != LOCK)
+            found = (os.path.split(path) for path in ([place] if place.is_file() else files_in(place)))
+            for folder, name in found:
+                if name != LOCK:
+                    self.kept.setdefault(Path(folder), set()).add(name)
 
     def release(self, place: Path) -> None:
         """Before a file or folder is removed, drop its files from those that must stay."""
-        self.kept.difference_update([path for path in self.kept if path.is_relative_to(place)])
+        self.kept.get(place.parent, set()).discard(place.name)
+        for folder in [folder for folder in self.kept if folder.is_relative_to(place)]:
+            del self.kept[folder]
 
     def check(self) -> None:
         """Raise if the folder was removed or replaced, or has lost files, so that nothing more is written to it.
@@ -81,9 +91,16 @@ class Held:
         """Return a description of what was removed, or `None` if everything is still there."""
         if self.lock != _identity(self.folder / LOCK):
             return f"{self.folder} was removed or replaced by another folder"
-        there = {path for folder in {path.parent for path in self.kept} for path in _listed(folder)}
-        lost = sorted(self.kept - there)
-        return f"{lost[0]} was removed" if lost else None
+        lost: list[Path] = []
+        for folder, names in self.kept.items():
+            changed = _changed(folder)
+            if changed is not None and self.complete.get(folder) == changed:
+                continue
+            missing = names.difference(_listed(folder))
+            lost += [folder / name for name in missing]
+            if not missing and changed is not None and time.time_ns() - changed > _SETTLED_NS:
+                self.complete[folder] = changed
+        return f"{min(lost)} was removed" if lost else None
 
 
 @dataclass(frozen=True)
@@ -189,7 +206,9 @@ class Kind:
         """
         with held(folder, self.busy, kept) as lock:
             facts = settled()
-            for here in (folder, *(folder / name for name in (self.entries, *self.folders))):
+            # A folder of very many files is divided into folders.
+            divided = [one for name in self.folders for one in _folders_in(folder / name)]
+            for here in (folder, *(folder / name for name in (self.entries, *self.folders)), *divided):
                 remove_unfinished(here)
             # The description is written first, because entries alone do not always show what they belong to.
             if not self._says(folder, facts):
@@ -267,10 +286,15 @@ def first_difference(begun: Mapping[str, Any], facts: Mapping[str, Any], told: I
     return None
 
 
-def drop(name: str, error: Exception, *places: Path, lock: Held = UNHELD) -> None:
-    """Remove the files or folders of a damaged entry, with a warning that the entry will be recomputed."""
+def drop(name: str, error: Exception, *places: Path, lock: Held = UNHELD, several: bool = False) -> None:
+    """Remove the files or folders of a damaged entry, with a warning that the entry will be recomputed.
+
+    `several` states that the name is that of several entries.
+    """
     reason = " ".join(str(error).split())[:200].rstrip(".")
-    warnings.warn(DamageWarning(f"{reason}: {name} is made again."), stacklevel=callers_level())
+    warnings.warn(
+        DamageWarning(f"{reason}: {name} {'are' if several else 'is'} made again."), stacklevel=callers_level()
+    )
     for place in places:
         lock.release(place)
         remove(place)
@@ -292,11 +316,36 @@ def _identity(lock: Path) -> tuple[int, int] | None:
     return facts.st_dev, facts.st_ino
 
 
-def _listed(folder: Path) -> list[Path]:
+def files_in(folder: Path) -> Iterator[str]:
+    """Yield the path of every file in a folder and in the folders inside it, if it exists."""
+    inside = [str(folder)]
+    while inside:
+        with suppress(FileNotFoundError, NotADirectoryError), os.scandir(inside.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    inside.append(entry.path)
+                elif entry.is_file():
+                    yield entry.path
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    with suppress(OSError), os.scandir(folder) as entries:
+        return [Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)]
+    return []
+
+
+def _listed(folder: Path) -> list[str]:
     try:
-        return [folder / name for name in os.listdir(folder)]
+        return os.listdir(folder)
     except OSError:
         return []
+
+
+def _changed(folder: Path) -> int | None:
+    try:
+        return os.stat(folder).st_mtime_ns
+    except OSError:
+        return None
 
 
 def _is_foreign(path: Path) -> bool:

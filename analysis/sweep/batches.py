@@ -1,38 +1,53 @@
 """Store a sweep's finished batches and the table of all rows in its folder, and protect these files with hashes.
 
-A batch is a Parquet file of its rows, a file of its codes and, if requested, sound files. The Parquet file is written
-last. It identifies the batch and the plan, and contains the hashes of its own bytes and of every other file of the
-batch. A file that has changed, or that belongs to another batch or sweep, is therefore detected when it is read.
-`ledger` opens the sweep's folder.
+A batch is a Parquet file of its rows, a file of its codes and, if requested, sound files. In a large sweep, the files
+of neighbouring batches are merged (`packing`). A file that has changed, or that belongs to another batch or sweep, is
+detected when it is read (`batch_files`). `ledger` opens the sweep's folder.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors.numpy import save
 
 from analysis.store import parquet
 from analysis.store.resumable import UNHELD, Held, drop
+from analysis.sweep import packing
+from analysis.sweep.batch_files import (
+    REMEDY,
+    SOUND,
+    Part,
+    checked_content,
+    codes_in,
+    codes_of,
+    damaged,
+    frame_of,
+    listed,
+    parts_of,
+    read_frame,
+    read_rows,
+    single,
+    small,
+    stamp,
+)
 from audiolens.errors import DamagedError, InputError, StoppedError
 from audiolens.files.atomic import is_name, put, refused
-from audiolens.files.bounded import json_of
-from audiolens.files.integrity import check_bytes, check_files, check_seal, content_of, digest
-from audiolens.files.json_shapes import refuse_other
+from audiolens.files.integrity import check_files, content_of, digest
 
-TABLE, BATCHES, SOUND = "clips.parquet", "batches", "audio"
-MOST_THREADS = 1024
-_COLUMNS: Mapping[str, parquet.Kind] = {"condition": "text", "prompt": "text", "seed": "number", "failed": "truth"}
-_METADATA = {"batch?": int, "plan?": (str, None), "threads?": int, "files?": {str: str}}
-"""The schema of the metadata in a file of rows."""
+if TYPE_CHECKING:
+    from audiolens.measure.failure import Levels
+
+TABLE = "clips.parquet"
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -53,31 +68,54 @@ class Batches:
     threads: int = 1
     schema: pa.Schema | None = None
     held: Held = UNHELD
+    _known: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def done(self) -> frozenset[int]:
         """The numbers of the finished batches."""
-        return finished(self.folder) & frozenset(range(len(self.sizes)))
+        return frozenset(self._listed())
 
-    def keep(self, batch: int, rows: pd.DataFrame, codes: np.ndarray, sounds: Mapping[str, bytes]) -> None:
-        """Write a finished batch: its rows, codes "row codebook frame", and sound files by name.
+    def keep(
+        self,
+        batch: int,
+        rows: pd.DataFrame,
+        codes: np.ndarray,
+        sounds: Mapping[str, bytes],
+        levels: Levels | None = None,
+    ) -> None:
+        """Write a finished batch, and merge its group into a pack if it was the last one (`packing`).
+
+        Args:
+            rows: the rows of the table.
+            codes: "row codebook frame".
+            sounds: the sound files by name, such as "audio/000005.flac".
+            levels: numbers of the rows with which other rows are compared, if they are baselines.
 
         Raises:
             StoppedError: if the folder was removed, or files in it have disappeared.
         """
         self.held.check()
-        if sounds:
-            with refused(self.folder / SOUND):
-                (self.folder / SOUND).mkdir(exist_ok=True)
-        files = {f"{SOUND}/{name}": content for name, content in sounds.items()}
-        files[_codes_file(batch)] = save({"codes": small(codes)})
+        for place in sorted({(self.folder / name).parent for name in sounds}):
+            with refused(place):
+                place.mkdir(parents=True, exist_ok=True)
+        own, stored = single(batch), small(codes)
+        files = {**sounds, own.codes_file: save({"codes": stored})}
         held = {name: digest(content) for name, content in files.items()}
-        facts = {"batch": batch, "plan": self.plan, "threads": self.threads, "files": held}
+        facts: dict[str, Any] = {"batch": batch, "plan": self.plan, "threads": self.threads, "files": held}
+        if levels is not None and np.isfinite([levels.rms, levels.entropy]).all():
+            facts["levels"] = {str(batch): {"rms": levels.rms.tolist(), "entropy": levels.entropy.tolist()}}
         # The rows are written last, because they mark the batch as finished.
-        files[_rows_file(batch)] = parquet.sealed(rows, self.schema, facts)
+        files[own.rows_file] = parquet.sealed(rows, self.schema, facts)
         for name, content in files.items():
             put(self.folder / name, content)
         self.held.keep(*(self.folder / name for name in files))
+        if "done" not in self._known:
+            self._known["done"] = set(self.done)
+        done: set[int] = self._known["done"]
+        done.add(batch)
+        group = self._group(batch, stored.nbytes // len(stored))
+        if group is not None and done.issuperset(group.numbers):
+            packing.merge(self, group)
 
     def rows(self, batch: int) -> pd.DataFrame:
         """Return the rows of a finished batch.
@@ -85,7 +123,7 @@ class Batches:
         Raises:
             DamagedError: if the file is damaged.
         """
-        return self._opened(batch)[0]
+        return next(self._frames([batch]))
 
     def codes(self, batch: int) -> np.ndarray:
         """Return the codes of a finished batch, "row codebook frame".
@@ -93,18 +131,38 @@ class Batches:
         Raises:
             DamagedError: if the file is damaged.
         """
-        path = self.folder / _codes_file(batch)
-        try:
-            found = load(self._content(batch, _codes_file(batch)))["codes"]
-        except (SafetensorError, KeyError, OSError) as error:
-            raise _damaged(path, error) from None
-        if found.dtype.kind != "i" or found.ndim != 3 or len(found) != self.sizes[batch]:
-            raise _damaged(path, f"it contains {found.dtype} {found.shape}, expected codes of {self.sizes[batch]} rows")
-        return found.astype(np.int64)
+
+        def read(part: Part) -> np.ndarray:
+            if self.plan is None:
+                path = self.folder / part.codes_file
+                return codes_of(path, content_of(path), self.sizes[batch])
+            return self.stored_codes(part, batch, self._facts(part))
+
+        return self._from(batch, read).astype(np.int64)
+
+    def levels(self, batch: int) -> Levels | None:
+        """Return the numbers of a batch's rows with which other rows are compared, if they were stored.
+
+        Raises:
+            DamagedError: if the file is damaged.
+        """
+        from audiolens.measure.failure import Levels
+
+        def read(part: Part) -> Levels | None:
+            stored = None if self.plan is None else self._facts(part).get("levels", {}).get(str(batch))
+            if stored is None:
+                return None
+            found = Levels(np.array(stored["rms"], dtype=float), np.array(stored["entropy"], dtype=float))
+            if not len(found.rms) == len(found.entropy) == self.sizes[batch]:
+                raise damaged(self.folder / part.rows_file, "its levels are not those of its rows")
+            return found
+
+        return self._from(batch, read)
 
     def stamp(self, batch: int) -> tuple[tuple[int, int, int] | None, ...]:
         """Return the inode, size and time of change of the files that `codes` reads, or `None` for a missing file."""
-        return tuple(_stamp(self.folder / name) for name in (_rows_file(batch), _codes_file(batch)))
+        part = self._placed(batch)
+        return tuple(stamp(self.folder / name) for name in (part.rows_file, part.codes_file))
 
     def sound(self, file: str) -> bytes:
         """Return the bytes of a row's sound file, given the file's name in the table.
@@ -112,32 +170,48 @@ class Batches:
         Raises:
             DamagedError: if the file is damaged.
         """
-        sounds, _, name = file.partition("/")
-        if sounds != SOUND or not is_name(name):
+        sounds, *names = file.split("/")
+        if sounds != SOUND or len(names) not in (1, 2) or not all(is_name(name) for name in names):
             raise DamagedError(f"{self.folder}: the table lists {file!r}, which is not a sound file of this sweep.")
-        try:
-            batch = int(np.searchsorted(np.cumsum(self.sizes), int(Path(name).stem), side="right"))
-        except ValueError as error:
-            raise _damaged(self.folder / file, error) from None
-        return self._content(batch, file)
+        if (batch := self.owner(file)) is None:
+            raise damaged(self.folder / file, "it has no number of a row")
+        if self.plan is None:
+            return content_of(self.folder / file)
+        return self._from(batch, lambda part: self._content(self._facts(part), file))
+
+    def owner(self, file: str) -> int | None:
+        """Return the number of the batch that a sound file belongs to, given its name."""
+        name = Path(file).stem
+        if not (name.isascii() and name.isdigit() and len(name) < 10):
+            return None
+        batch = int(np.searchsorted(self._starts, int(name), side="right")) - 1
+        return batch if batch < len(self.sizes) else None
 
     def check(self, batch: int) -> None:
-        """Read every file of a finished batch.
+        """Read every file of a finished batch and, if it is in a pack, of the pack.
 
         Raises:
             DamagedError: if a file is missing or damaged. The error names the first such file.
         """
-        if self.plan is not None:
-            check_files(self.folder, self._opened(batch)[1].get("files"))
+        self._from(batch, self._check)
 
     def drop_damaged(self) -> None:
-        """Remove damaged batches, with a warning for each, so that they are generated again."""
-        for batch in sorted(self.done):
-            try:
-                self.check(batch)
-            except DamagedError as error:
-                damage = DamagedError(str(error).removesuffix(_REMEDY).rstrip())
-                drop(f"batch {batch}", damage, self.folder / _rows_file(batch), self.folder / _codes_file(batch))
+        """Remove damaged batches, with a warning for each, so that they are generated again.
+
+        The intact batches of a damaged pack get files of their own.
+        """
+        # Whatever is left of a merge that was interrupted must not be checked, because it is in a pack.
+        for packs in (True, False):
+            for part in [part for part in self._parts() if part.is_pack == packs]:
+                try:
+                    self._check(part)
+                except DamagedError as error:
+                    damage = DamagedError(str(error).removesuffix(REMEDY).rstrip())
+                    lost = packing.rescued(self, part) if part.is_pack else [part.first]
+                    places = (self.folder / part.rows_file, self.folder / part.codes_file)
+                    drop(listed(lost) if lost else "the pack", damage, *places, several=len(lost) > 1)
+            if packs:
+                packing.tidy(self.folder)
 
     def table(self) -> tuple[pd.DataFrame, tuple[int, ...]]:
         """Return the rows of all finished batches, and the numbers of these batches.
@@ -158,7 +232,7 @@ class Batches:
             raise damage
         if not done:
             raise InputError(f"{self.folder}: no batch is finished yet.")
-        return pd.concat([self.rows(batch) for batch in done], ignore_index=True), done
+        return pd.concat(self._frames(done), ignore_index=True), done
 
     def close(self) -> None:
         """Write the whole table, unless it is already complete.
@@ -172,110 +246,122 @@ class Batches:
         if lost:
             more = f", and {len(lost) - 1} more" if len(lost) > 1 else ""
             raise StoppedError(
-                f"{self.folder / _rows_file(lost[0])} is gone{more}: something removed finished batches. Run the same "
-                "sweep again to restore them."
+                f"{self.folder / single(lost[0]).rows_file} is gone{more}: something removed finished batches. Run the "
+                "same sweep again to restore them."
             )
         with suppress(DamagedError):
             self._whole_table()
             return
-        rows = pd.concat([self.rows(batch) for batch in range(len(self.sizes))], ignore_index=True)
+        rows = pd.concat(self._frames(range(len(self.sizes))), ignore_index=True)
         put(self.folder / TABLE, parquet.sealed(rows, self.schema, {"plan": self.plan}))
 
-    def _whole_table(self) -> pd.DataFrame:
-        rows, facts = _read(self.folder / TABLE, sealed=self.plan is not None, rows=sum(self.sizes))
-        if self.plan is not None and facts.get("plan") != self.plan:
-            raise _damaged(self.folder / TABLE, "it belongs to another sweep")
-        return rows
+    def opened(self, part: Part) -> tuple[pa.Table, dict[str, Any]]:
+        """Return the rows and the metadata of a part.
 
-    def _opened(self, batch: int) -> tuple[pd.DataFrame, dict[str, Any]]:
-        path = self.folder / _rows_file(batch)
-        rows, facts = _read(path, sealed=self.plan is not None, rows=self.sizes[batch])
-        if self.plan is not None and (facts.get("plan"), facts.get("batch")) != (self.plan, batch):
-            raise _damaged(path, "it belongs to another batch or sweep")
-        if self.plan is not None and not (are_threads(facts.get("threads")) and _are_files(facts.get("files"))):
-            raise _damaged(path, "it does not list its files")
-        return rows, facts
+        Raises:
+            DamagedError: if its file of rows is damaged.
+        """
+        assert self.plan is not None
+        return read_rows(self.folder / part.rows_file, part, self.plan, self._rows_in(part))
 
-    def _content(self, batch: int, name: str) -> bytes:
-        path = self.folder / name
-        if self.plan is None:
-            return content_of(path)
-        expected = self._opened(batch)[1].get("files", {}).get(name)
-        if expected is None:
-            raise _damaged(path, "its batch does not list it")
+    def stored_codes(self, part: Part, batch: int, facts: Mapping[str, Any]) -> np.ndarray:
+        """Return the codes of one batch of a part as they are stored, given the part's metadata.
+
+        Raises:
+            DamagedError: if they are damaged.
+        """
+        path = self.folder / part.codes_file
+        if not part.is_pack:
+            return codes_of(path, self._content(facts, part.codes_file), self.sizes[batch])
+        start = self._starts[batch] - self._starts[part.first]
+        which = range(start, start + self.sizes[batch])
+        return codes_in(path, self._rows_in(part), which, facts["codes"][batch - part.first])
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        """The number of the first row of each batch, and the number of all rows."""
+        return np.cumsum([0, *self.sizes]).tolist()
+
+    def _rows_in(self, part: Part) -> int:
+        return self._starts[part.last + 1] - self._starts[part.first]
+
+    def _parts(self) -> list[Part]:
+        """The parts in the folder, packs first. The previous format had no packs."""
+        found = (part for part in parts_of(self.folder) if part.last < len(self.sizes))
+        return [part for part in found if self.plan is not None or not part.is_pack]
+
+    def _listed(self) -> dict[int, Part]:
+        """Map the number of every finished batch to the part that it is read from: its pack, if there is one."""
+        index = {number: part for part in reversed(self._parts()) for number in part.numbers}
+        self._known["index"] = index
+        return index
+
+    def _placed(self, batch: int) -> Part:
+        index: Mapping[int, Part] = self._known.get("index", {})
+        return index[batch] if batch in index else self._listed().get(batch, single(batch))
+
+    def _from(self, batch: int, read: Callable[[Part], _T]) -> _T:
+        """Return what `read` returns of the part that a batch is in.
+
+        Another process can merge the batch at this moment, so that it is then in another part.
+        """
+        part = self._placed(batch)
         try:
-            return check_bytes(path, expected)
-        except DamagedError as error:
-            raise DamagedError(f"{error} {_REMEDY}") from None
+            return read(part)
+        except DamagedError:
+            now = self._listed().get(batch, part)
+            if now == part:
+                raise
+            return read(now)
 
+    def _frames(self, numbers: Sequence[int]) -> Iterator[pd.DataFrame]:
+        """Yield the rows of batches, which are in ascending order, part by part."""
+        place = 0
+        while place < len(numbers):
+            frame, n = self._from(numbers[place], partial(self._frame, numbers, place))
+            yield frame
+            place += n
 
-_REMEDY = "Run the same sweep again to restore it."
+    def _frame(self, numbers: Sequence[int], place: int, part: Part) -> tuple[pd.DataFrame, int]:
+        """Return the rows of neighbouring batches from a place on that a part contains, and the number of batches."""
+        path, first = self.folder / part.rows_file, numbers[place]
+        if self.plan is None:
+            return read_frame(path, sealed=False, rows=self.sizes[first])[0], 1
+        end = place + 1
+        while end < len(numbers) and numbers[end] == numbers[end - 1] + 1 <= part.last:
+            end += 1
+        start = self._starts[first] - self._starts[part.first]
+        stop = self._starts[numbers[end - 1] + 1] - self._starts[part.first]
+        return frame_of(path, self.opened(part)[0].slice(start, stop - start)), end - place
 
+    def _facts(self, part: Part) -> dict[str, Any]:
+        """Return the metadata of a part. Those of a pack are read only once, until its file changes."""
+        now = part, stamp(self.folder / part.rows_file)
+        if not part.is_pack or self._known.get("stamp") != now:
+            table, facts = self.opened(part)
+            frame_of(self.folder / part.rows_file, table)
+            self._known.update(stamp=now, facts=facts)
+        return self._known["facts"]
 
-def are_threads(value: object) -> bool:
-    """Return whether a value is a plausible number of threads."""
-    return type(value) is int and 1 <= value <= MOST_THREADS
+    def _check(self, part: Part) -> None:
+        if self.plan is not None:
+            table, facts = self.opened(part)
+            frame_of(self.folder / part.rows_file, table)
+            check_files(self.folder, facts["files"])
 
+    def _content(self, facts: Mapping[str, Any], name: str) -> bytes:
+        if (expected := facts["files"].get(name)) is None:
+            raise damaged(self.folder / name, "its batch does not list it")
+        return checked_content(self.folder / name, expected)
 
-def finished(folder: Path) -> frozenset[int]:
-    """Return the numbers of the finished batches."""
-    return frozenset(int(path.stem) for path in (folder / BATCHES).glob("*.parquet") if path.stem.isdigit())
+    def _group(self, batch: int, clip_bytes: int) -> Part | None:
+        if self._known.get("clip_bytes") != clip_bytes:
+            groups = packing.groups(self.sizes, clip_bytes) if self.plan is not None else []
+            self._known.update(clip_bytes=clip_bytes, groups={one: group for group in groups for one in group.numbers})
+        return self._known["groups"].get(batch)
 
-
-def plans_of(folder: Path) -> dict[str, int]:
-    """Map each plan hash found in a folder's intact batches to the number of torch threads recorded with it."""
-    found: dict[str, int] = {}
-    for batch in sorted(finished(folder)):
-        with suppress(DamagedError):
-            facts = _read(folder / _rows_file(batch), sealed=True)[1]
-            if isinstance(facts.get("plan"), str) and are_threads(facts.get("threads")):
-                found[facts["plan"]] = facts["threads"]
-    return found
-
-
-def small(codes: np.ndarray) -> np.ndarray:
-    """Return the codes in the smallest integer type that can represent them."""
-    return np.ascontiguousarray(codes, dtype=np.int16 if codes.max(initial=0) < 2**15 else np.int32)
-
-
-def _stamp(path: Path) -> tuple[int, int, int] | None:
-    try:
-        stat = path.stat()
-    except OSError:
-        return None
-    return stat.st_ino, stat.st_size, stat.st_mtime_ns
-
-
-def _rows_file(batch: int) -> str:
-    return f"{BATCHES}/{batch:05d}.parquet"
-
-
-def _codes_file(batch: int) -> str:
-    return f"{BATCHES}/{batch:05d}.safetensors"
-
-
-def _read(path: Path, *, sealed: bool, rows: int | None = None) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Return the rows of a Parquet file, and the metadata that identify it.
-
-    `rows` is the expected number of rows, if known.
-    """
-    try:
-        content = content_of(path)
-        if sealed:
-            check_seal(path, content)
-        found, facts = parquet.read(path, content, _COLUMNS, rows)
-        stated = json_of(path, facts.get(parquet.SEALED, b"{}").decode())
-        refuse_other(path, stated, _METADATA)
-    except DamagedError as error:
-        raise DamagedError(f"{error} {_REMEDY}") from None
-    except (OSError, UnicodeDecodeError, InputError) as error:
-        raise _damaged(path, str(error).removeprefix(f"{path} ").rstrip(".")) from None
-    return found, stated
-
-
-def _are_files(value: object) -> bool:
-    return isinstance(value, dict) and all(isinstance(one, str) for one in value.values())
-
-
-def _damaged(path: Path, reason: object) -> DamagedError:
-    return DamagedError(f"{path} is damaged ({' '.join(str(reason).split())[:120]}). {_REMEDY}")
+    def _whole_table(self) -> pd.DataFrame:
+        rows, facts = read_frame(self.folder / TABLE, sealed=self.plan is not None, rows=self._starts[-1])
+        if self.plan is not None and facts.get("plan") != self.plan:
+            raise damaged(self.folder / TABLE, "it belongs to another sweep")
+        return rows

@@ -85,10 +85,8 @@ class Plan:
 
         The sizes of batches differ by at most one and never exceed `batch_size`. Baselines have their own batches.
         """
-        first = [condition for condition in self.conditions if condition.name == BASELINE]
-        others = [condition for condition in self.conditions if condition.name != BASELINE]
         packed = []
-        for group in (first, others):
+        for group in self._groups:
             rows = [(condition, clip) for condition in group for clip in range(len(self.clips))]
             bounds = np.linspace(0, len(rows), -(-len(rows) // self.batch_size) + 1).astype(int)
             packed += [rows[start:stop] for start, stop in zip(bounds, bounds[1:], strict=False)]
@@ -102,12 +100,26 @@ class Plan:
     @property
     def labels(self) -> pd.DataFrame:
         """One row per generated clip in batch order, with condition, labels, `prompt`, `asked` and `seed`."""
-        rows = []
-        for condition, clip in (row for batch in self.batches for row in batch):
-            prompt, seed = self.clips[clip]
-            common = {"condition": condition.name, **condition.labels}
-            rows.append({**common, "prompt": prompt, "asked": condition.asked(prompt), "seed": seed})
-        return pd.DataFrame(rows)
+        groups = self._groups
+        conditions = [condition for group in groups for condition in group]
+        prompts, seeds = (pd.Series(list(one)) for one in zip(*self.clips, strict=True))
+        # Only one row of each condition is made of its labels, because a dictionary for every row takes much memory.
+        first = [
+            {"condition": one.name, **one.labels, "prompt": prompts[0], "asked": prompts[0], "seed": seeds[0]}
+            for one in conditions
+        ]
+        clip = np.tile(np.arange(len(self.clips)), len(conditions))
+        found = pd.DataFrame(first).iloc[np.repeat(np.arange(len(conditions)), len(self.clips))].reset_index(drop=True)
+        found["prompt"], found["seed"] = (one.iloc[clip].reset_index(drop=True) for one in (prompts, seeds))
+        asked = (prompts if one.ask is None else map(one.ask, prompts) for one in conditions)
+        found["asked"] = pd.Series([text for texts in asked for text in texts])
+        return found
+
+    @property
+    def _groups(self) -> tuple[list[Condition], list[Condition]]:
+        """The baseline, and the other conditions."""
+        first = [condition for condition in self.conditions if condition.name == BASELINE]
+        return first, [condition for condition in self.conditions if condition.name != BASELINE]
 
     def asked(self) -> list[str]:
         """Return every distinct text that the model reads."""

@@ -316,7 +316,7 @@ def play(
                 codes_of_done = {number: partial(kept.codes, number) for number in kept.done}
                 shown = None if sound is None else keep_audio or (lambda *_: True)
                 making, note = replace(making, at_once=ledgers.at_once_of(out)), partial(ledgers.note_run, kept)
-                heard = heard_batches(lens, todo, making, ear, codes_of_done, shown, note)
+                heard = heard_batches(lens, todo, making, ear, codes_of_done, kept.levels, shown, note)
                 into_folder(kept, with_devices(Path(out), ear, heard), todo, sound, bar_shown)
         kept.close()
     return load_folder(out)

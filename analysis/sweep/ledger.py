@@ -24,14 +24,14 @@ import pyarrow as pa
 
 from analysis.store.resumable import OtherResultsError
 from analysis.sweep import runs
-from analysis.sweep.batches import BATCHES, SOUND, TABLE, Batches, finished, plans_of
+from analysis.sweep.batch_files import BATCHES, SOUND, entries, finished, plans_of
+from analysis.sweep.batches import TABLE, Batches
+from analysis.sweep.packing import merge_finished
 from analysis.sweep.planned import ENGINES, PLAN, SWEEP, Used, difference, plan_hash, used_engine
 from audiolens.errors import DamagedError, DamageWarning, InputError
 from audiolens.files.atomic import as_path, put
 from audiolens.files.integrity import sealed_json
 from audiolens.model.tokens import callers_level
-
-_SUFFIXES = (".parquet", ".safetensors", ".flac", ".wav")
 
 
 @contextmanager
@@ -59,6 +59,8 @@ def ledger(folder: str | os.PathLike[str], facts: Mapping[str, Any], labels: pd.
     check(place)
     refuse_begun(place, facts)
     schema, n_batches = _schema(labels, measured), len(facts["batches"])
+    # The labels of a large sweep take much memory, and the block can last for days.
+    del labels
 
     def settled() -> dict[str, Any]:
         begun = refuse_begun(place, facts) or facts
@@ -74,7 +76,9 @@ def ledger(folder: str | os.PathLike[str], facts: Mapping[str, Any], labels: pd.
     with SWEEP.opened(place, settled, lambda: kept_of(place, n_batches)) as (lock, begun):
         # Damaged batches must be removed before this line, because this run generates them again.
         lock.keep(place / BATCHES, place / SOUND)
-        yield replace(batches_of(place, begun), schema=schema, held=lock)
+        batches = replace(batches_of(place, begun), schema=schema, held=lock)
+        merge_finished(batches)
+        yield batches
 
 
 def refuse_begun(folder: Path, facts: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -211,8 +215,12 @@ def check(folder: Path) -> None:
         InputError: if the path is a file, or if the folder contains links or anything other than a sweep, or cannot be
             written to.
     """
-    made = [path for part in (BATCHES, SOUND) for path in (folder / part).glob("*") if path.suffix in _SUFFIXES]
-    if SWEEP.check(folder, made):
+    made, others = False, []
+    for entry in entries(folder):
+        made = True
+        if not entry.is_file(follow_symlinks=False):
+            others.append(Path(entry.path))
+    if SWEEP.check(folder, others):
         return
     # If the plan is missing, the batches still identify the sweep. There are no sound files without batches.
     own = (TABLE, SOUND) if finished(folder) else () if made else (SOUND,)

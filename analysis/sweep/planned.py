@@ -17,7 +17,8 @@ import numpy as np
 
 from analysis.store.resumable import Kind, first_difference
 from analysis.sweep import runs
-from analysis.sweep.batches import BATCHES, SOUND, TABLE, are_threads
+from analysis.sweep.batch_files import BATCHES, SOUND, are_threads
+from analysis.sweep.batches import TABLE
 from audiolens.checks import MOST, RATES_HZ, shown
 from audiolens.errors import InputError
 

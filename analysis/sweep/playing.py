@@ -116,6 +116,7 @@ def heard_batches(
     making: Making,
     ear: Backend,
     done: Mapping[int, Callable[[], np.ndarray]] | None = None,
+    levels: Callable[[int], Levels | None] | None = None,
     keep_audio: Callable[[Condition, PromptSeed], bool] | None = None,
     note: Callable[..., object] | None = None,
 ) -> Iterator[tuple[int, Heard, pd.DataFrame]]:
@@ -124,8 +125,9 @@ def heard_batches(
     Batches are begun in the plan's order, and can finish in any order. A clip is compared with its baseline only here,
     and only in numbers (`Levels`). Batches therefore need not wait for the baselines, whichever process generates them.
 
-    `done` maps finished batches to functions that return their codes. Finished baselines are decoded again, because
-    steered clips are compared with them. `keep_audio` selects the rows whose sound is returned (default: none). If an
+    `done` maps finished batches to functions that return their codes, and `levels` returns the stored numbers of a
+    finished batch of baselines. If they were not stored, the baselines are decoded again, because steered clips are
+    compared with them. `keep_audio` selects the rows whose sound is returned (default: none). If an
     exception occurs, all batches that could be measured are yielded before the exception is raised.
 
     A batch that does not fit in memory is divided in half, and later batches begin with the number of rows that fitted.
@@ -135,14 +137,20 @@ def heard_batches(
     finished = {} if done is None else done
     todo = [number for number in range(len(plan.batches)) if number not in finished]
     n_baselines = sum(batch[0][0].name == BASELINE for batch in plan.batches)
-    if todo and todo[-1] >= n_baselines:
-        todo = sorted({*todo, *range(n_baselines)})
+    baselines: dict[int, Levels] = {}
+    for number in range(n_baselines) if todo and todo[-1] >= n_baselines else ():
+        if number in finished:
+            stored = None if levels is None else levels(number)
+            if stored is None:
+                todo.append(number)
+            else:
+                baselines.update({clip: stored[place] for place, (_, clip) in enumerate(plan.batches[number])})
+    todo.sort()
     if ear.generates:
         # This process generates nothing, so the warnings of `lens.generate` are given here.
         tell_unread()
         warn_beyond(making.seconds, lens.traced_model)
     work = Playing(plan, making)
-    baselines: dict[int, Levels] = {}
     waiting: dict[int, tuple[Pending, Generation | None]] = {}
     # Batches that have not been compared with their baselines yet.
     measured: dict[int, tuple[Heard, Generation | None]] = {}

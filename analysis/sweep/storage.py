@@ -15,8 +15,9 @@ import pandas as pd
 from analysis.distributed.backend import Backend, WorkersLostError
 from analysis.heard import Heard
 from analysis.sweep import ledger as ledgers
-from analysis.sweep.batches import SOUND, Batches, small
-from analysis.sweep.conditions import Condition, Plan, PromptSeed
+from analysis.sweep.batch_files import small, sound_file
+from analysis.sweep.batches import Batches
+from analysis.sweep.conditions import BASELINE, Condition, Plan, PromptSeed
 from audiolens.errors import InputError, StoppedError
 from audiolens.files.atomic import put
 from audiolens.files.integrity import read_json, sealed_json
@@ -74,11 +75,13 @@ def into_folder(
         if sound is not None:
             files: list[str | None] = [None] * len(rows)
             for place, clip in batch.audio.items():
-                name = f"{start + place:06d}.{sound}"
+                name = sound_file(start + place, len(todo), sound)
                 sounds[name] = _file(clip, batch.sample_rate, sound)
-                files[place] = f"{SOUND}/{name}"
+                files[place] = name
             rows["file"] = files
-        kept.keep(number, rows, batch.codes, sounds)
+        # With these numbers, a resumed sweep need not decode its baselines again.
+        levels = batch.levels if todo.batches[number][0][0].name == BASELINE else None
+        kept.keep(number, rows, batch.codes, sounds, levels)
         bar.update(len(rows))
 
 
