@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from analysis.sweep.conditions import Plan
 
 HERE = Path(__file__).parents[1]
-PAGE = HERE / "docs" / "scale.md"
+PAGE, RESULTS = HERE / "docs" / "scale.md", HERE / "runs" / "million.json"
 SIZES = (10_000, 100_000, 1_000_000)
 BATCH, CODEBOOKS, FRAMES = 64, 4, 250
 LEFT = 8
@@ -34,13 +34,16 @@ LEFT = 8
 
 def plan(rows: int) -> Plan:
     """Return a plan of at most this many rows."""
-    from plants import tables
+    import torch
 
-    from analysis.sweep import clips, packed
+    from analysis.sweep.conditions import clips, packed
     from analysis.sweep.factorial import Factors, conditions
+    from audiolens.directions.directions import Directions
+    from audiolens.model.provenance import Provenance
 
     factors = Factors(strengths=(-1, -0.5, -0.25, 0.25, 0.5, 1), n_random=19)
-    found = conditions({"tempo": tables.directions()}, factors)
+    meta = Provenance(model="synthetic", weights="0" * 64, n_layers=8, label="tempo")
+    found = conditions({"tempo": Directions(torch.eye(8, 32), tuple(range(8)), torch.ones(8), meta)}, factors)
     n_clips = rows // len(found)
     prompts = [f"a neutral song number {n} with drums, bass and a piano" for n in range(-(-n_clips // 4))]
     return packed(found, clips(prompts, 4)[:n_clips], BATCH)
@@ -231,9 +234,8 @@ def table(found: dict[int, dict[str, dict[str, float]]]) -> str:
 def main(
     rows: Annotated[str, typer.Option(help="Numbers of clips, separated by commas.")] = ",".join(map(str, SIZES)),
     update: Annotated[bool, typer.Option(help=f"Write the table to {PAGE.name}.")] = False,
-    folder: Annotated[
-        Path | None, typer.Option(help="Where to write the sweeps [default: a temporary folder].")
-    ] = None,
+    out: Annotated[Path, typer.Option(help="JSON file for the figures, also of earlier numbers.")] = RESULTS,
+    folder: Annotated[Path | None, typer.Option(help="Folder for the sweeps [default: a temporary one].")] = None,
     step: Annotated[str | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Print a table of processor time and memory, with one row per step."""
@@ -244,7 +246,8 @@ def main(
         measured["memory"] = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         typer.echo(json.dumps(measured))
         return
-    found: dict[int, dict[str, dict[str, float]]] = {}
+    known = json.loads(out.read_text("utf-8")) if out.exists() else {}
+    out.parent.mkdir(parents=True, exist_ok=True)
     for size in map(int, rows.split(",")):
         with tempfile.TemporaryDirectory(dir=folder) as place:
             sweep = Path(place) / "sweep"
@@ -254,8 +257,9 @@ def main(
                 typer.echo(f"{size:,} {name}: {json.dumps(steps[name])}", err=True)
             files = [path.stat().st_size for path in sweep.rglob("*") if path.is_file()]
         steps["sizes"] = {"files": len(files), "folder": sum(files), "page": steps["page"]["bytes"]}
-        found[size] = steps
-    text = table(found)
+        known[str(size)] = steps
+        out.write_text(json.dumps(known, indent=1), "utf-8")
+    text = table({int(size): known[size] for size in sorted(known, key=int)})
     typer.echo(text)
     if update:
         from pages import renewed

@@ -236,11 +236,12 @@ def _stored() -> tuple[float, float]:
     """Return the driver's time per batch, and the bytes that it writes per batch."""
     import pandas as pd
 
-    from analysis.sweep.batch_files import BATCHES
+    from analysis.sweep.batch_files import BATCHES, MOST_CLIPS
     from analysis.sweep.batches import Batches
     from audiolens import measure
 
-    n, rng = 40, np.random.default_rng(0)
+    # So many that most of them are merged into packs, as those of a large sweep.
+    n, rng = 5 * MOST_CLIPS // BATCH, np.random.default_rng(0)
     columns = [*measure.MEASURES, "rms_ratio", "onsets", "entropy_ratio", "strength"]
     frame = pd.DataFrame(rng.random((BATCH, len(columns))), columns=columns)
     frame["condition"], frame["prompt"], frame["failed"] = "tempo one-to-all 12 x 1", "a song", False
@@ -342,7 +343,8 @@ def main(update: Annotated[bool, typer.Option(help=f"Write the tables to {PAGE.n
         f"| decode, on one core instead of the GPU | {BATCH * cpu.decode:.0f} | measured |\n"
         f"| compress as FLAC, on one core ({BATCH * cpu.sound_bytes / 1e6:.0f} MB) | {BATCH * cpu.compress:.1f} | "
         f"measured |\n"
-        f"| store codes and rows, in the driver ({cpu.batch_bytes / 1e6:.1f} MB) | {cpu.store:.3f} | measured |\n"
+        f"| store and merge codes and rows, in the driver ({cpu.batch_bytes / 1e6:.1f} MB) | {cpu.store:.3f} | "
+        f"measured |\n"
         f"| wait for a local disk, in the driver | {_sync('local disk'):.3f} | assumed |\n"
         f"| wait for a network disk, in the driver | {_sync('network disk'):.3f} | assumed |\n"
     )

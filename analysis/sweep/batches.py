@@ -7,6 +7,7 @@ detected when it is read (`batch_files`). `ledger` opens the sweep's folder.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -184,7 +185,7 @@ class Batches:
         name = Path(file).stem
         if not (name.isascii() and name.isdigit() and len(name) < 10):
             return None
-        batch = int(np.searchsorted(self._starts, int(name), side="right")) - 1
+        batch = bisect_right(self._starts, int(name)) - 1
         return batch if batch < len(self.sizes) else None
 
     def check(self, batch: int) -> None:

@@ -300,7 +300,7 @@ def play(
             done |= {"devices": dict(ear.differences)} if ear.differences else {}
         rate, made = lens.config.sample_rate, runs.made(facts, range(len(todo.batches)))
         return SweepResult(table, names, done, rate, audio, tuple(also or ()), runs=made, _codes=codes)
-    ledgers.check(Path(out))
+    ledgers.check(Path(out), len(todo))
     making = replace(making, engine=chosen(lens, todo, making, engine, out, described))
     facts = described(making.engine)
     columns = [*names, *response.LOST, *(also or ()), *(["file"] if sound else [])]

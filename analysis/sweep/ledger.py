@@ -28,6 +28,7 @@ from analysis.sweep.batch_files import BATCHES, SOUND, entries, finished, plans_
 from analysis.sweep.batches import TABLE, Batches
 from analysis.sweep.packing import merge_finished
 from analysis.sweep.planned import ENGINES, PLAN, SWEEP, Used, difference, plan_hash, used_engine
+from audiolens.checks import MOST
 from audiolens.errors import DamagedError, DamageWarning, InputError
 from audiolens.files.atomic import as_path, put
 from audiolens.files.integrity import sealed_json
@@ -208,13 +209,18 @@ def engine_of(folder: str | os.PathLike[str], facts_with: Callable[[Used], Mappi
     return None
 
 
-def check(folder: Path) -> None:
-    """Check, before anything is generated, that a sweep can be written to a folder.
+def check(folder: Path, rows: int = 0) -> None:
+    """Check, before anything is generated, that a sweep of this many rows, if known, can be written to a folder.
 
     Raises:
-        InputError: if the path is a file, or if the folder contains links or anything other than a sweep, or cannot be
-            written to.
+        InputError: if the path is a file, if the folder contains links or anything other than a sweep, or cannot be
+            written to, or if there are too many rows.
     """
+    if rows > MOST:
+        raise InputError(
+            f"{rows:,} clips are too many for {folder}, which can hold {MOST:,}: sweep some of the conditions, or of "
+            "the clips, in another folder."
+        )
     made, others = False, []
     for entry in entries(folder):
         made = True

@@ -132,10 +132,11 @@ def rescued(batches: Batches, pack: Part) -> list[int]:
         rows, facts = batches.opened(pack)
     except DamagedError:
         return [number for number in pack.numbers if number not in there]
-    start = 0
+    start, files = 0, dict[int | None, dict[str, str]]()
+    for name, one in facts["files"].items():
+        files.setdefault(batches.owner(name), {})[name] = one
     for number in pack.numbers:
-        own, size = single(number), batches.sizes[number]
-        sounds = {name: one for name, one in facts["files"].items() if batches.owner(name) == number}
+        own, size, sounds = single(number), batches.sizes[number], files.get(number, {})
         try:
             codes = save({"codes": batches.stored_codes(pack, number, facts)})
             check_files(folder, sounds)

@@ -127,8 +127,8 @@ def heard_batches(
 
     `done` maps finished batches to functions that return their codes, and `levels` returns the stored numbers of a
     finished batch of baselines. If they were not stored, the baselines are decoded again, because steered clips are
-    compared with them. `keep_audio` selects the rows whose sound is returned (default: none). If an
-    exception occurs, all batches that could be measured are yielded before the exception is raised.
+    compared with them. `keep_audio` selects the rows whose sound is returned (default: none). If an exception occurs,
+    all batches that could be measured are yielded before the exception is raised.
 
     A batch that does not fit in memory is divided in half, and later batches begin with the number of rows that fitted.
     `note` is called with the numbers of the batches that are left, and with this number (`at_once=`) or the devices of

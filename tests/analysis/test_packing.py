@@ -363,6 +363,16 @@ def test_the_sound_of_a_large_sweep_is_in_several_folders(
         swept(lens, out)
 
 
+def test_a_sweep_with_more_rows_than_a_folder_can_list_is_refused_at_the_door(
+    lens: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(lens), "generate", lambda *_, **__: pytest.fail("the model ran"))
+    monkeypatch.setattr(ledger, "MOST", 15)
+    with pytest.raises(InputError, match=r"16 clips are too many for .*sweep, which can hold 15"):
+        swept(lens, tmp_path / "sweep")
+    assert not (tmp_path / "sweep").exists()
+
+
 def test_a_folder_is_listed_again_once_it_has_changed(tmp_path: Path) -> None:
     (tmp_path / ".lock").touch()
     lock = os.lstat(tmp_path / ".lock")
