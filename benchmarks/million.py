@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 import os
-import resource
-import subprocess
+import re
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -161,6 +162,8 @@ def page(_: Path, rows: int) -> dict[str, float]:
     from dataclasses import replace
 
     import pandas as pd
+
+    sys.path.insert(0, str(HERE / "tests"))
     from plants import tables
 
     from analysis.report import writer
@@ -210,12 +213,27 @@ def _clock(work: Callable[[], object]) -> dict[str, float]:
 
 
 def _run(step: str, folder: Path, rows: int) -> dict[str, float]:
-    """Run a step in a process of its own."""
-    path = os.pathsep.join(map(str, (HERE, HERE / "tests", HERE / "benchmarks")))
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-P", __file__, "--step", step, "--folder", str(folder), "--rows", str(rows)]
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    """Run a step in a process of its own, which has the packages of this one."""
+    reading, writing = os.pipe()
+    if child := os.fork():
+        os.close(writing)
+        with open(reading) as answer:
+            found = answer.read()
+        if os.waitpid(child, 0)[1]:
+            raise RuntimeError(f"the step {step} failed")
+        return json.loads(found)
+    status = 1
+    try:
+        measured = STEPS[step][1](folder, rows)
+        # Linux gives it in kB.
+        peak = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
+        assert peak is not None
+        os.write(writing, json.dumps({**measured, "memory": 1024 * int(peak[1])}).encode())
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(status)
 
 
 def table(found: dict[int, dict[str, dict[str, float]]]) -> str:
@@ -223,12 +241,17 @@ def table(found: dict[int, dict[str, dict[str, float]]]) -> str:
     head = "".join(f" {size:,} clips [s] | [GB] |" for size in found)
     lines = [f"| step |{head}", "|---|" + "---|---|" * len(found)]
     for step, (name, _) in STEPS.items():
-        cells = (f" {one[step]['seconds']:.1f} | {one[step]['memory'] / 1e9:.2f} |" for one in found.values())
-        lines.append(f"| {name} |{''.join(cells)}")
+        lines.append(f"| {name} |" + "".join(_cells(one.get(step)) for one in found.values()))
     for name, unit in (("files", ""), ("folder", " MB"), ("page", " MB")):
         values = (one["sizes"][name] / (1e6 if unit else 1) for one in found.values())
         lines.append(f"| {name} |" + "".join(f" {value:,.{1 if unit else 0}f}{unit} | |" for value in values))
     return "\n".join(lines) + "\n"
+
+
+def _cells(measured: dict[str, float] | None) -> str:
+    if measured is None:
+        return " – | – |"
+    return f" {measured['seconds']:.1f} | {measured['memory'] / 1e9:.2f} |"
 
 
 def main(
@@ -236,16 +259,11 @@ def main(
     update: Annotated[bool, typer.Option(help=f"Write the table to {PAGE.name}.")] = False,
     out: Annotated[Path, typer.Option(help="JSON file for the figures, also of earlier numbers.")] = RESULTS,
     folder: Annotated[Path | None, typer.Option(help="Folder for the sweeps [default: a temporary one].")] = None,
-    step: Annotated[str | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Print a table of processor time and memory, with one row per step."""
-    if step is not None:
-        assert folder is not None
-        measured = STEPS[step][1](folder, int(rows))
-        # Linux gives it in kB.
-        measured["memory"] = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        typer.echo(json.dumps(measured))
-        return
+    for name in ("analysis.sweep.ledger", "analysis.sweep.storage", "analysis.sweep.factorial", "audiolens.measure"):
+        import_module(name)
+    import_module("scipy.stats")
     known = json.loads(out.read_text("utf-8")) if out.exists() else {}
     out.parent.mkdir(parents=True, exist_ok=True)
     for size in map(int, rows.split(",")):
