@@ -24,6 +24,7 @@ from audiolens.errors import InputError
 
 if TYPE_CHECKING:
     from analysis.sweep.conditions import Condition
+    from audiolens.gates import Gate
     from audiolens.interventions import Intervention
     from audiolens.lens import AudioLens
 
@@ -198,19 +199,26 @@ def condition_hash(condition: Condition, times: np.ndarray) -> str:
     digest.update(json.dumps([dict(condition.labels), condition.reseed], default=str, sort_keys=True).encode())
     for step in condition.interventions:
         digest.update(type(step).__name__.encode())
-        for entry in fields(step):
-            if entry.name == "meta":
-                # The origin of a vector does not affect how it is used.
-                continue
-            digest.update(f"{entry.name}=".encode())
-            digest.update(_bytes(condition, step, entry.name, times))
+        digest.update(_fields(condition, step, times))
     return digest.hexdigest()[:16]
 
 
-def _bytes(condition: Condition, step: Intervention, name: str, times: np.ndarray) -> bytes:
+def _fields(condition: Condition, step: Intervention | Gate, times: np.ndarray) -> bytes:
+    found = b""
+    for entry in fields(step):
+        # The origin of a vector does not affect how it is used, and the first versions had no gates.
+        if entry.name == "meta" or (entry.name == "gate" and getattr(step, "gate", None) is None):
+            continue
+        found += f"{entry.name}=".encode() + _bytes(condition, step, entry.name, times)
+    return found
+
+
+def _bytes(condition: Condition, step: Intervention | Gate, name: str, times: np.ndarray) -> bytes:
     import torch
 
     value: Any = getattr(step, name)
+    if name == "gate":
+        return _fields(condition, value, times)
     if callable(value) and name == "schedule":
         schedule: Callable[[float], Any] = value
         value = torch.tensor([float(schedule(float(time))) for time in times], dtype=torch.float32, device="cpu")

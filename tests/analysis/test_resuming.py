@@ -346,3 +346,14 @@ def test_the_hash_of_a_condition_is_that_of_every_version_before() -> None:
     )
     condition = Condition("up", edits, labels={"strength": 1.0})
     assert planned.condition_hash(condition, np.arange(2) / 25) == "2b389a7cf7b5d3d9"
+
+
+def test_another_gate_is_another_condition() -> None:
+    def hashed(**changes: Any) -> str:
+        gate = al.Gate(**{"weights": torch.arange(2000.0), "layer": 1, **changes})
+        return planned.condition_hash(Condition("up", (al.Add(torch.ones(3), gate=gate),)), np.arange(2) / 25)
+
+    other = torch.arange(2000.0)
+    other[1000] = 0
+    assert hashed() == hashed(meta=None)
+    assert len({hashed(), hashed(weights=other), hashed(threshold=-1.0), hashed(layer=2), hashed(smoothing=0.1)}) == 5
