@@ -43,6 +43,7 @@ class BoundGate:
                 f"{form.features(config)} at this site."
             )
         self.gate, self.layout, self.origin = gate, layout, origin
+        self.release = gate.threshold if gate.release is None else gate.release
         self.weights = gate.weights.to(device)
         self.share = -math.expm1(-1 / (gate.smoothing * timeline.frame_rate)) if gate.smoothing else 1.0
         """The share of the newest step in the average."""
@@ -63,7 +64,7 @@ class BoundGate:
                 level = torch.lerp(self.levels[:, step - 1], level, self.share)
                 before = self.opened[:, step - 1]
             self.levels[:, step] = level
-            self.opened[:, step] = (level < self.gate.threshold) | (before & (level < self.gate.release))
+            self.opened[:, step] = (level < self.gate.threshold) | (before & (level < self.release))
 
     def between(self, first: int, end: int) -> Bool[Tensor, "batch step"]:
         """Return the decisions for a range of steps, for the rows of both branches. Before step 0, gates are closed."""
