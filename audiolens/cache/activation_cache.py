@@ -59,7 +59,7 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
     shorter prefixes are left-padded with zeros. The keys of an attention pattern always begin at the start of the
     longest prefix, because every step attends to the prefix of its row.
 
-    `weights` is the hash of the model's weights, and is set only in a cache that was loaded from a file.
+    `weights` is the hash of the model's weights, and is set only in a cache that was loaded from a file or unpickled.
     """
 
     tensors: Mapping[str, Tensor]
@@ -93,6 +93,10 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
             return self._key(key) in self.tensors
         except (SiteError, InputTypeError):
             return False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state to pickle, which names the model's weights, because the model itself is not pickled."""
+        return {**vars(self), "weights": self.model_weights()}
 
     # The inherited mapping equality would compare tensors, and would make a cache unhashable.
     __eq__ = object.__eq__

@@ -173,6 +173,10 @@ def test_a_loaded_cache_travels_whole_and_saves_over_its_own_file(cache, tmp_pat
     assert all(torch.equal(tensor, copy[name]) for name, tensor in ActivationCache.load(path).tensors.items())
 
 
+def test_a_pickled_cache_still_names_the_weights_of_its_model(cache):
+    assert pickle.loads(pickle.dumps(cache)).model_weights() == cache.model_weights() != ""
+
+
 def test_layers_are_chosen_and_what_stands_in_no_block_stays(lens, codes):
     _, cache = lens.run_with_cache("calm", codes[:1], sites=["resid_post", "embed"], reduce="mean")
     part = cache.at_layers([2, 0])
