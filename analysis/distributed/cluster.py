@@ -243,8 +243,7 @@ class Cluster(AbstractContextManager["Cluster"]):
             with suppress(RayError):
                 ray.kill(worker)
         self._actors = []
-        if self.connection.is_own:
-            ray.shutdown()
+        self.connection.end()
 
     def _start(self, opening: bytes, where: Ray, n_calls: int | None) -> None:
         import ray

@@ -1,4 +1,4 @@
-"""State how a run is distributed over a Ray cluster. `sweep.run`, `sweep.play` and `study.run` take this value.
+"""State how a run is distributed over a Ray cluster. Sweeps, studies and harvests take this value.
 
 This module imports neither torch nor Ray, so that the command line can check its arguments at once.
 """
