@@ -30,7 +30,7 @@ from analysis.commands import (
     study,
     sweep,
 )
-from analysis.commands.common import say
+from analysis.commands.common import STOPPED, say
 from audiolens.characters import printable
 from audiolens.errors import AudioLensError, AudioLensWarning
 from audiolens.model.tokens import naming_once
@@ -71,7 +71,6 @@ for command in (
 app.add_typer(directions.app, name="directions")
 app.add_typer(prompts.app, name="prompts")
 
-_STOPPED = 130
 # Some versions of typer bundle click, and others use the installed click. This finds the right class in both cases.
 _UsageError: Any = typer.BadParameter.__bases__[0]
 
@@ -104,7 +103,7 @@ def main() -> None:
         _refuse(refused)
     else:
         # Commands return None; typer returns an exit code after --help and Ctrl-C.
-        if code == _STOPPED:
+        if code == STOPPED:
             say("Stopped; nothing was written.", err=True)
         sys.exit(code or 0)
 

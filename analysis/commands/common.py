@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from audiolens import AudioLens
     from audiolens.prompts import PromptSet
 
+STOPPED = 130
+"""The exit code after Ctrl-C."""
 _PANEL = "Model and device"
 Model = Annotated[
     str,
@@ -201,6 +203,12 @@ def command_line() -> str:
 def say(text: str = "", *, err: bool = False) -> None:
     """Print a line with control characters escaped, because names and labels can come from untrusted files."""
     typer.echo(printable(text), err=err)
+
+
+def stop(kept: str) -> NoReturn:
+    """State what a command that was interrupted has kept, and exit."""
+    say(f"\nStopped; {kept}. Run the same command again to resume.", err=True)
+    raise SystemExit(STOPPED)
 
 
 def say_json(file: Path) -> None:

@@ -267,12 +267,12 @@ def check_jobs(jobs: int | None) -> None:
         checked_count("n_jobs", jobs, 0, MOST_JOBS)
 
 
-def checked_ray(address: str | None, workers: int | None, gpus: float | None, jobs: int | None) -> Ray | None:
+def checked_ray(address: str | None, workers: int | None, gpus: float | None, jobs: int | None = None) -> Ray | None:
     """Return the Ray cluster that the options name, if any, and raise an error if it does not answer."""
     if address is None:
         for name, value in (("--workers", workers), ("--gpus-per-worker", gpus)):
             if value is not None:
-                raise InputError(f"{name} {value}: only a Ray cluster has workers; add --ray auto, or use --jobs.")
+                raise InputError(f"{name} {value}: only a Ray cluster has workers; add --ray auto.")
         return None
     if jobs is not None:
         raise InputError("--jobs and --ray were both given: on a Ray cluster, --workers sets the number of processes.")

@@ -11,13 +11,17 @@ import typer
 from analysis.commands import early
 from analysis.commands.common import (
     ETUDE,
+    GpusPerWorker,
     Json,
     ModelOptions,
+    RayAddress,
+    Workers,
     is_prompt_file,
     open_lens,
     opens_model,
     own_prompts,
     say,
+    stop,
     to_json,
 )
 from analysis.commands.sizes import Sizes
@@ -60,6 +64,9 @@ def harvest(
         Literal["exact", "fast"],
         typer.Option(help="exact (transformers), or fast (the same up to rounding, but sooner)."),
     ] = "exact",
+    ray: RayAddress = None,
+    workers: Workers = None,
+    gpus_per_worker: GpusPerWorker = None,
     plan: Annotated[bool, typer.Option("--plan", help="Print how large the harvest will be, then stop.")] = False,
     verify: Annotated[
         bool, typer.Option("--verify", help="Check every stored value, and harvest damaged shards again.")
@@ -94,6 +101,7 @@ def harvest(
     else:
         early.check_concept(source)
     described.check(out)
+    cluster = early.checked_ray(ray, workers, gpus_per_worker)
     early.check_model(model)
     if (sizes := Sizes.stated(model)) is not None:
         sizes.check(layers=blocks)
@@ -103,7 +111,7 @@ def harvest(
     lens = open_lens(model)
     asked: dict[str, Any] = {
         "sites": names, "layers": blocks, "out": out, "branch": branch, "span": within, "reduce": reduce,
-        "dtype": store, "batch_size": batch_size, "verify": verify,
+        "dtype": store, "batch_size": batch_size, "verify": verify, "ray": cluster,
     }  # fmt: skip
     if given is not None:
         asked |= {"prompts": given.prompts, "seeds": given.seeds, "codes": codes}
@@ -119,7 +127,10 @@ def harvest(
         return
     if not as_json:
         say(repr(estimate), err=True)
-    found = harvests.harvest(lens, **asked, progress=not as_json)
+    try:
+        found = harvests.harvest(lens, **asked, progress=not as_json)
+    except KeyboardInterrupt:
+        stop(f"{len(described.written(out))} of {estimate.shards} shards are kept in {out}")
     say(to_json({"folder": str(out), "clips": len(found), "bytes": found.n_bytes, "sites": found.sites})
         if as_json else f"{out}: {found!r}")  # fmt: skip
 

@@ -27,13 +27,12 @@ from analysis.commands.common import (
     own_prompts,
     say,
     say_json,
+    stop,
 )
 from audiolens.errors import InputError
 
 if TYPE_CHECKING:
     from audiolens.prompts import PromptSet
-
-_STOPPED = 130
 
 
 @opens_model
@@ -161,8 +160,7 @@ def study(
         else:
             found = studies.run(lens, sets[0], target, **options)
     except KeyboardInterrupt:
-        say(f"\nStopped; finished stages are kept in {target}. Run the same command again to resume.", err=True)
-        sys.exit(_STOPPED)
+        stop(f"finished stages are kept in {target}")
     if as_json:
         say_json(target / "summary.json")
         return

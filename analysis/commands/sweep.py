@@ -28,6 +28,7 @@ from analysis.commands.common import (
     own_prompts,
     print_table,
     say,
+    stop,
     to_json,
     words_unread,
 )
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
     from audiolens import AudioLens, Directions
     from audiolens.prompts import PromptSet
 
-_STOPPED = 130
 
 
 @opens_model
@@ -215,10 +215,7 @@ def sweep(
     try:
         result = sweeps.run(lens, found, out=out, engine=engine, progress=not as_json, **asked)
     except KeyboardInterrupt:
-        kept, of = len(ledger.finished(out)), len(estimate.plan.batches)
-        said = f"Stopped; {kept} of {of} batches are kept in {out}. Run the same command again to resume."
-        say(f"\n{said}", err=True)
-        raise SystemExit(_STOPPED) from None
+        stop(f"{len(ledger.finished(out))} of {len(estimate.plan.batches)} batches are kept in {out}")
     _tell(result, out, measured, as_json)
 
 

@@ -12,10 +12,14 @@ from jaxtyping import Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from analysis.distributed.opening import check_ray
+from analysis.distributed.settings import Ray
 from analysis.harvest import described, shards
 from analysis.harvest.opened import Harvest
 from analysis.harvest.planned import Engine, HarvestPlan, Prepared, Reduced
+from analysis.harvest.reading import read_all, read_elsewhere
 from analysis.store.threads import threads
+from audiolens.cache.activation_cache import ActivationCache
 from audiolens.checks import checked_flags
 from audiolens.door import guarded
 from audiolens.files.atomic import as_path
@@ -54,6 +58,7 @@ def harvest(
     heads: Sequence[int] | None = None,
     batch_size: int = 32,
     engine: Engine = "exact",
+    ray: Ray | None = None,
     verify: bool = False,
     progress: bool = True,
     reading: Reading | None = None,  # noqa: ARG001 - its values arrive as the loose arguments
@@ -81,6 +86,9 @@ def harvest(
         dtype: dtype in which to store the activations, such as "float16" (default: their own; float32 if reduced).
         batch_size: number of clips that the model generates and reads at once. It is a part of the harvest, because
             other batches can differ in the last bits.
+        ray: a Ray cluster whose workers generate and read whole shards (`analysis.distributed.Ray`), as in
+            `analysis.sweep.play`. This process alone writes, and the files are those of a harvest without it. Up to two
+            shards per worker, of 256 MB each unless a batch is larger, wait in the memory of the cluster.
         verify: check every tensor that the folder already contains against its hash, and harvest damaged shards again.
             By default only the header and the size of each shard are checked, and a tensor is checked when it is read.
         progress: show a progress bar.
@@ -89,11 +97,14 @@ def harvest(
 
     Raises:
         InputError: (or a subclass) if values are out of range, if the folder contains another harvest or anything else,
-            or if the disk has too little room. The error is raised before the model runs.
+            if the disk has too little room, or if the Ray cluster does not answer or its workers cannot open the same
+            model. The error is raised before the model runs.
         BusyError: if another process is harvesting into the folder.
-        StoppedError: if the folder was removed in the meantime. Finished shards are kept.
+        StoppedError: if the folder was removed in the meantime, or if the workers on a Ray cluster died again and
+            again. Finished shards are kept.
     """
     checked_flags(verify=verify, progress=progress)
+    check_ray(None, ray)
     place = as_path(out)
     described.check(place)
     asked = Prepared.of(
@@ -106,20 +117,20 @@ def harvest(
     if not place.exists():
         shards.refuse_full(place, n_bytes)
     with shards.opened(place, asked.facts(), n_bytes, values=verify) as kept, threads(kept.threads):
-        todo = sorted(frozenset(range(kept.count)) - {*kept.done})
+        todo = {number: kept.span(number) for number in sorted(frozenset(range(kept.count)) - {*kept.done})}
         with tqdm(desc="harvesting", unit="clip", total=kept.rows, initial=kept.finished, disable=not progress) as bar:
-            for number in todo:
-                _keep(kept, number, asked)
-                bar.update(len(kept.span(number)))
+
+            def keep(number: int, cache: ActivationCache, codes: Tensor | None) -> None:
+                rows = kept.span(number)
+                kept.keep(number, cache, codes, None if asked.seeds is None else asked.seeds[rows.start : rows.stop])
+                bar.update(len(rows))
+
+            if ray is None or not todo:
+                read_all(asked, todo, keep)
+            else:
+                read_elsewhere(asked, todo, keep, ray, kept.remains, tell=progress)
         kept.close(changed=bool(todo))
     return Harvest.load(place)
-
-
-def _keep(kept: shards.Shards, number: int, asked: Prepared) -> None:
-    """Record and write one shard. Nothing refers to its activations afterwards."""
-    rows = kept.span(number)
-    cache, codes = asked.read(rows)
-    kept.keep(number, cache, codes, None if asked.seeds is None else asked.seeds[rows.start : rows.stop])
 
 
 @guarded
@@ -141,6 +152,7 @@ def plan(
     place = None if out is None else as_path(out)
     values = _loose(lens, prompts, sites, layers, out=out, **asked)
     checked_flags(verify=values.pop("verify"), progress=values.pop("progress"))
+    check_ray(None, values.pop("ray"))
     prepared = Prepared.of(**values)
     if place is None:
         return prepared.plan()

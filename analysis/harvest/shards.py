@@ -102,6 +102,10 @@ class Shards:
         """The number of clips in the shards that are in the folder."""
         return sum(len(self.span(number)) for number in self.done)
 
+    def remains(self) -> str:
+        """Return a sentence that states what is kept if the harvest stops now."""
+        return f"{self.finished:,} of {self.rows:,} clips are kept in {self.folder}; repeat the harvest to resume."
+
     def span(self, number: int) -> range:
         """Return the clips of a shard."""
         return range(number * self.size, min((number + 1) * self.size, self.rows))
@@ -263,11 +267,7 @@ def opened(folder: Path, facts: Mapping[str, Any], n_bytes: int, *, values: bool
         refuse_full(folder, n_bytes * (1 - there.finished / there.rows))
         return begun
 
-    def kept() -> str:
-        there = Shards.of(folder, facts)
-        return f"{there.finished:,} of {there.rows:,} clips are kept in {folder}; repeat the harvest to resume."
-
-    with HARVEST.opened(folder, settled, kept) as (lock, begun):
+    with HARVEST.opened(folder, settled, Shards.of(folder, facts).remains) as (lock, begun):
         lock.keep(folder / SHARDS)
         yield replace(Shards.of(folder, begun), held=lock)
 

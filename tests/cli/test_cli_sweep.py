@@ -11,6 +11,7 @@ from command_line import Run
 
 from analysis import sweep
 from analysis.commands import sweep as command
+from analysis.harvest import planned, shards
 from analysis.sweep import batches
 
 SMALL = (
@@ -100,6 +101,28 @@ def test_stopping_keeps_what_is_finished_and_says_how_to_go_on(
     assert code == 0, err
     assert f"{kept} of them are already finished" in err
     assert sweep.load_folder(tmp_path / "out").whole
+
+
+def test_stopping_a_harvest_keeps_its_shards_and_says_how_to_go_on(
+    run: Run, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planned, "SHARD_BATCHES", 1)
+    Path("prompts.txt").write_text("fast song\nslow song\ncalm piano\n")
+    words = ("harvest", "prompts.txt", "-m", checkpoint, "-o", "out", "--seconds", 0.4, "--batch-size", 1)
+    keep = shards.Shards.keep
+
+    def stopped(self: shards.Shards, number: int, *content: object) -> None:
+        if number == 2:
+            raise KeyboardInterrupt
+        keep(self, number, *content)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shards.Shards, "keep", stopped)
+        code, out, err = run(*words)
+    assert (code, out) == (130, "")
+    assert err.endswith("Stopped; 2 of 3 shards are kept in out. Run the same command again to resume.\n")
+    code, out, err = run(*words)
+    assert (code, out[:14]) == (0, "out: Harvest(3")
 
 
 @pytest.mark.parametrize(

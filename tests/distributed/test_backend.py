@@ -5,6 +5,7 @@ import pickle
 import socket
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,7 +31,7 @@ needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="
 @pytest.fixture
 def silent() -> Iterator[str]:
     """The address of a server that accepts connections and says nothing."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
+    with socket.create_server(("", 0)) as server:
         yield f"127.0.0.2:{server.getsockname()[1]}"
 
 
@@ -63,21 +64,27 @@ def test_an_address_that_does_not_answer_is_told_in_time(
     code, out, err = run("study", "tempo", "-o", "out", "--ray", "auto")
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert f"ray='{silent}': no Ray cluster answers there" in err
+    code, out, err = run("harvest", "tempo", "-o", "out", "--ray", "auto")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert f"ray='{silent}': no Ray cluster answers there" in err
+    assert not Path("out").exists()
 
 
 def test_options_that_need_or_exclude_a_cluster(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    for options, message in (
-        (("--workers", 2), "--workers 2: only a Ray cluster has workers"),
-        (("--gpus-per-worker", 1), "--gpus-per-worker 1.0: only a Ray cluster has workers"),
-        (("--ray", "auto", "--jobs", 2), "--jobs and --ray were both given"),
+    for command, options, message in (
+        ("sweep", ("--workers", 2), "--workers 2: only a Ray cluster has workers"),
+        ("study", ("--gpus-per-worker", 1), "--gpus-per-worker 1.0: only a Ray cluster has workers"),
+        ("harvest", ("--workers", 2), "--workers 2: only a Ray cluster has workers"),
+        ("sweep", ("--ray", "auto", "--jobs", 2), "--jobs and --ray were both given"),
     ):
-        code, _, err = run("sweep", "tempo", "-o", "out", *options)
+        code, _, err = run(command, "tempo", "-o", "out", *options)
         assert (code, err.count("\n")) == (2, 1)
         assert message in err
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    code, _, err = run("sweep", "tempo", "-o", "out", "--ray", "auto")
-    assert code == 2
-    assert "needs the package ray: pip install 'audiolens[ray]'" in err
+    for command in ("sweep", "study", "harvest"):
+        code, _, err = run(command, "tempo", "-o", "out", "--ray", "auto")
+        assert code == 2
+        assert "needs the package ray: pip install 'audiolens[ray]'" in err
     with pytest.raises(MissingPackageError):
         address.found(Ray())
     with pytest.raises(InputError, match="n_jobs=2 and ray= were both given"):
