@@ -174,7 +174,8 @@ class Cluster(AbstractContextManager["Cluster"]):
             if self.connection.dashboard
             else "for Ray's dashboard: pip install 'ray[default]'"
         )
-        return f"Ray at {self.connection.address}: {self.n_workers} workers with {self._needs()} each; {board}"
+        count = "1 worker" if self.n_workers == 1 else f"{self.n_workers} workers"
+        return f"Ray at {self.connection.address}: {count} with {self._needs()} each; {board}"
 
     def actor(self, kind: type, **resources: float) -> Any:
         """Return a class as Ray's actor, which is started again if it is killed, and then repeats the lost call."""
