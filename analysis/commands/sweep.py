@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from audiolens.prompts import PromptSet
 
 
-
 @opens_model
 def sweep(
     sources: Annotated[

@@ -11,8 +11,8 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
-from small_runs import MAKING, conditions, played
-from stops import assert_same
+from small_runs import MAKING, TINY, bare_pages, conditions, played, studied
+from stops import assert_same, contents
 
 import audiolens as al
 from analysis import harvest
@@ -22,6 +22,7 @@ from analysis.distributed.cluster import Cluster
 from analysis.distributed.opening import backend_of
 from analysis.distributed.ray_backend import RayListener
 from analysis.harvest import planned, reading
+from analysis.study import pipeline
 from audiolens.errors import ActivationOverflow, AudioLensWarning, InputError, StoppedError
 
 ray = pytest.importorskip("ray")
@@ -97,6 +98,21 @@ def test_a_harvest_has_the_bytes_of_one_process_and_keeps_what_others_read_if_a_
     harvested("ray", Ray())
     harvested("alone", None)
     assert_same(tmp_path / "ray", tmp_path / "alone")
+
+
+def test_a_study_has_the_bytes_of_one_process(
+    lens: Any, ear: RayListener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with bare_pages(), monkeypatch.context() as patch:
+        patch.setattr(pipeline._Course, "_listener", ear)
+        patch.setattr(ear, "measures", TINY.measures_of("tempo"))
+        studied(lens, tmp_path / "ray", replace(TINY, n_jobs=None), ray=Ray())
+    with bare_pages():
+        studied(lens, tmp_path / "alone")
+    # The summary states the number of processes.
+    for part in ("stages", "tables"):
+        assert contents(tmp_path / "alone" / part)
+        assert_same(tmp_path / "ray" / part, tmp_path / "alone" / part)
 
 
 def test_a_cluster_that_asks_for_a_token_gets_it_although_no_one_said_so(
