@@ -135,6 +135,13 @@ def steer_to(
     allowed = default_tolerance(measure) if tolerance is None else checked_amount("tolerance", tolerance, above=0)
     budget = checked_count("max_clips", max_clips, least=1)
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    if not texts:
+        raise InputError("prompts is empty: give at least one prompt.")
+    for name in ("strength", "rows"):
+        if name in steering:
+            raise InputError(
+                f"steer_to takes no {name}=: it finds a strength for every row. Use limits= to restrict it."
+            )
     listed = checked_seeds(seeds, len(texts)) or []
     known = directions.calibration if directions.calibration and directions.calibration.measure == measure else None
     place = dict(steering)

@@ -14,8 +14,8 @@ from audiolens import prompts as prompt_sets
 from audiolens.checks import checked_amount, checked_count, checked_flags, in_order, shown
 from audiolens.directions.calibration import Calibration
 from audiolens.directions.directions import Directions
-from audiolens.directions.steering import steer
-from audiolens.errors import InputError
+from audiolens.directions.steering import PLACE, steer
+from audiolens.errors import InputError, nearest
 from audiolens.lens import AudioLens
 from audiolens.measure.targets import refuse_unknown
 from audiolens.tracing.generation import Generation
@@ -45,6 +45,9 @@ def calibrate(
     checked_flags(progress=progress)
     refuse_unknown(measure)
     n_seeds = checked_count("seeds", seeds)
+    for name in steering:
+        if name not in PLACE:
+            raise InputError(f"calibrate takes no {name}=.{nearest(name, PLACE)} A place is {', '.join(PLACE)}.")
     steps = steer(directions, **steering)
     blocks = [block for step in steps for block in (step.layers if isinstance(step.layers, list) else [step.layers])]
     widest = WIDEST / len(blocks)

@@ -31,7 +31,7 @@ from audiolens.vectors import apart
 Unit = Literal["raw", "unit", "residual"]
 Operator = Literal["add", "ablate", "clamp"]
 Combine = Literal["sum", "orthogonalised"]
-_PLACE = {
+PLACE = {
     "strategy": "one-to-one", "layer": None, "layers": None, "band": None, "unit": "raw", "branch": "both",
     "operator": "add",
 }  # fmt: skip
@@ -109,7 +109,7 @@ def steer(
             "operator": operator,
         }  # fmt: skip
         return steer(
-            directions, **placed(concepts[0].calibration, strength, given, _PLACE), seconds=seconds, rows=rows,
+            directions, **placed(concepts[0].calibration, strength, given, PLACE), seconds=seconds, rows=rows,
             schedule=schedule, preserve_norm=preserve_norm, prefix=prefix, combine=combine, span=span,
         )  # fmt: skip
     _choose("strategy", strategy, Strategy)
