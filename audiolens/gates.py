@@ -23,8 +23,8 @@ class Gate:
     At every step, the level of a row is `weights @ x + offset`. Here x is the activation of the conditional branch at
     `site` of block `layer`, before any intervention there. The level is averaged over the steps so far with weights
     that decay exponentially into the past. The gate of a row opens when its level falls below `threshold`, and closes
-    when it reaches `release`. In between, it stays as it is; a clip begins with a closed gate. Both guidance branches
-    follow the conditional one.
+    when it reaches `release`. In between, it stays as it is. A clip begins with a closed gate, and so does each window
+    of a clip that is generated in windows. Both guidance branches follow the conditional one.
 
     The intervention must come after the site that the gate reads, or be at the same site, so that the level and the
     change belong to the same forward pass. With and without a key-value cache, the clips are therefore the same.

@@ -151,6 +151,8 @@ class Intervention:
             raise InputTypeError(f"meta={shown(self.meta)}: expected the meta of directions, or None.")
         if self.gate is not None and not isinstance(self.gate, Gate):
             raise InputTypeError(f"gate={shown(self.gate)}: expected a Gate, or None.")
+        if self.gate is not None and self.prefix is True:
+            raise InputError("prefix=True and a gate: a gate decides at steps, and a prefix has none. Leave one out.")
         checked_flags(prefix=self.prefix, preserve_norm=self.preserve_norm)
         if self.seconds is not None:
             checked_span(self.seconds)

@@ -197,7 +197,7 @@ def page(facts: dict[str, Any]) -> str:
     text += (
         "\n**Gates.** The effect is the median of (steered / baseline - 1), with 0 for failed clips. Drift is the mean "
         "absolute change in nats per code under the unsteered model, relative to the difference between two seeds. "
-        "`open` is the share of steps at which a row was steered.\n\n"
+        "`open` is the share of steps at which the gate was open.\n\n"
         "| measure | strength | threshold | effect | drift | open | failed |\n|---|---|---|---|---|---|---|\n"
     )
     for line in facts["gates"]:

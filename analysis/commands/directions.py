@@ -24,6 +24,7 @@ from analysis.commands.common import (
     to_json,
 )
 from analysis.commands.sizes import Sizes
+from audiolens.errors import InputError
 
 
 class _Read(TyperGroup):
@@ -160,7 +161,9 @@ def directions_calibrate(
 
     folder.check_file(out, overwrite=force)
     refuse_unknown(measure)
-    early.check_choice("strategy", strategy, early.STRATEGIES)
+    early.check_choice("strategy", strategy, early.PLACED)
+    if strategy == "all-to-all" and layer is not None:
+        raise InputError("--strategy all-to-all adds every block's own direction: leave --layer out.")
     early.check_length(seconds)
     steering.existing("FILE", "", str(file))
     given = None if strengths is None else early.strengths("--strengths", strengths)

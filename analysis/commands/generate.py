@@ -36,7 +36,9 @@ def generate(
         str | None,
         typer.Option(help="MEASURE=VALUE, such as tempo=120: find a strength for each clip. Needs one --steer FILE."),
     ] = None,
-    max_clips: Annotated[int, typer.Option(help="With --to, the largest number of clips per prompt.")] = 10,
+    max_clips: Annotated[
+        int | None, typer.Option(help="With --to, the largest number of clips per prompt [default: 10].")
+    ] = None,
     layer: Annotated[int | None, typer.Option(help="Block whose direction is used [default: the middle one].")] = None,
     strategy: Annotated[
         str | None, typer.Option(help="one-to-one, one-to-all, one-to-band or all-to-all [default: one-to-one].")
@@ -85,8 +87,12 @@ def generate(
         raise InputError("a prompt is empty: expected a text, such as 'a little tune with drums'.")
     target = None if to is None else steering.target_of(to)
     if target is not None:
-        _refuse_beside_target(steer, orthogonal=orthogonal, baseline=baseline, window=window, overlap=overlap)
-        checked_count("max_clips", max_clips)
+        _refuse_beside_target(
+            steer, orthogonal=orthogonal, baseline=baseline, window=window, overlap=overlap, engine=engine == "fast"
+        )
+        checked_count("max_clips", 10 if max_clips is None else max_clips)
+    elif max_clips is not None:
+        raise InputError("--max-clips is for --to MEASURE=VALUE, and none was given.")
     todo = [
         steering.asked(text) if target is None else (steering.existing("--steer", text, text), 1.0)
         for text in steer or []
@@ -106,9 +112,7 @@ def generate(
     early.check_model(model)
     if (sizes := Sizes.stated(model)) is not None:
         sizes.check(seconds=seconds, window=window, overlap=overlap)
-    steered = steering.placed(
-        todo, layer=layer, strategy=strategy, band=blocks, branch=branch or "both", orthogonal=orthogonal
-    )
+    steered = steering.placed(todo, layer=layer, strategy=strategy, band=blocks, branch=branch, orthogonal=orthogonal)
     lens = open_lens(model)
     for directions in steered.directions:
         directions.meta.refuse_other(lens)
@@ -122,7 +126,7 @@ def generate(
     }
     if target is not None:
         place = steering.stated(strategy=strategy, layer=layer, band=blocks, branch=branch)
-        _to_target(lens, prompts, todo[0][0], place, target, max_clips, made, out, as_json)
+        _to_target(lens, prompts, todo[0][0], place, target, max_clips or 10, made, out, as_json)
         return
     with folder.fresh(out, overwrite=None) as work:
         clips = lens.generate(prompts, interventions=steered.steps, **made)
@@ -141,9 +145,12 @@ def _refuse_beside_target(steer: list[str] | None, **others: Any) -> None:
     """Raise an error for options that --to does not take."""
     if len(steer or []) != 1:
         raise InputError("--to needs one directions file: --steer FILE, without a strength.")
+    file, colon, strength = (steer or [""])[0].rpartition(":")
+    if colon and file.endswith(".safetensors"):
+        raise InputError(f"--to finds the strength: leave :{strength} out of --steer {file}:{strength}.")
     for name, value in others.items():
         if value:
-            raise InputError(f"--to takes no --{name}: it steers single windows along one direction.")
+            raise InputError(f"--to takes no --{name}: it steers along one direction, in clips of one window.")
 
 
 def _to_target(
@@ -164,7 +171,7 @@ def _to_target(
 
     directions = Directions.load(file, lens)
     known = directions.calibration is not None and directions.calibration.measure == target[0]
-    if not known and place.get("strategy") != "all-to-all":
+    if not (known and not place) and place.get("strategy") != "all-to-all":
         place = {"layer": steering.middle(directions), **place}
     found = steer_to(
         lens, directions, prompts, *target, seeds=made["seeds"], seconds=made["seconds"], max_clips=max_clips,

@@ -108,7 +108,7 @@ def placed(
     layer: int | None,
     strategy: str | None,
     band: tuple[int, int] | None,
-    branch: str,
+    branch: str | None,
     orthogonal: bool,
 ) -> Steered:
     """Read direction files and return their interventions. This does not need the model to be open.
@@ -118,6 +118,7 @@ def placed(
     if not todo:
         return Steered([], [], [])
     from audiolens import Directions, orthogonalised, steer
+    from audiolens.directions.calibration import refuse_elsewhere
     from audiolens.directions.strategies import described
 
     chosen = strategy or ("one-to-one" if band is None else "one-to-band")
@@ -127,14 +128,20 @@ def placed(
     for directions, (_, strength) in zip(found, todo, strict=True):
         if isinstance(strength, str):
             place = stated(strategy=strategy, layer=layer, band=band, branch=branch)
-            steps += steer(directions, strength=strength, **place)
+            if directions.calibration is None:
+                why = "--orthogonal changes directions, so a calibration no longer holds" if orthogonal else (
+                    "the file has no calibration; `audiolens directions calibrate` writes one"
+                )  # fmt: skip
+                raise InputError(f"strength {shown(strength)}: {why}. Give a number.")
+            refuse_elsewhere(directions.calibration, place)
+            steps += steer(directions, strength=strength)
             continue
         where: dict[str, Any] = {"band": band}
         if described(chosen).uses_one_layer:
             where["layer"] = middle(directions) if layer is None else layer
         elif layer is not None:
             raise InputError(f"--strategy {chosen} adds every block's own direction: leave --layer out.")
-        steps += steer(directions, chosen, strength=strength, branch=branch, **where)  # pyright: ignore[reportArgumentType]
+        steps += steer(directions, chosen, strength=strength, branch=branch or "both", **where)  # pyright: ignore[reportArgumentType]
     cautions = [
         drowning(file, directions, strength)
         for directions, (file, strength) in zip(found, todo, strict=True)
@@ -150,7 +157,7 @@ def middle(directions: Directions) -> int:
 
 def stated(*, branch: str | None, **place: Any) -> dict[str, Any]:
     """Return the arguments of `steer` for a place, of which a calibration gives what the options do not state."""
-    given = {**place, "branch": None if branch == "both" else branch}
+    given = {**place, "branch": branch}
     if given.get("band") is not None and given.get("strategy") is None:
         given["strategy"] = "one-to-band"
     return {name: value for name, value in given.items() if value is not None}

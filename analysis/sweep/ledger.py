@@ -112,7 +112,9 @@ def refuse_begun(folder: Path, facts: Mapping[str, Any]) -> dict[str, Any] | Non
         # Nothing was generated under the existing plan, so this one may replace it.
         return None
     SWEEP.refuse(folder, reason, "use the settings it was begun with.")
-    return begun
+    # The first versions did not record the dtype. With equal weights it is the same, and a resumed plan states it.
+    own = {name: one for name, one in facts["model"].items() if name in begun["model"] or name == "dtype"}
+    return {**begun, "model": {**own, **begun["model"]}}
 
 
 def _replanned(facts: dict[str, Any], plans: Mapping[str, int], damage: str) -> dict[str, Any]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cosine_similarity
 
 from audiolens.checks import checked_amount, shown, whole_number
 from audiolens.directions.directions import Directions
@@ -14,11 +16,14 @@ from audiolens.directions.steering import steer
 from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError, SiteError
 from audiolens.gates import Gate
-from audiolens.interventions import Intervention, Numbers
+from audiolens.interventions import Add, Clamp, Intervention, Numbers
+from audiolens.model.provenance import Provenance
 from audiolens.model.timeline import Real
 
 OPEN_BELOW, CLOSED_FROM = 0.8, 1.0
 """The default levels at which a gate opens and closes, relative to the poles of the probe."""
+LEAST_COSINE = 0.02
+"""The smallest cosine between directions and probe from which the pole that is steered towards is known."""
 SMOOTHING = 0.5
 """The default time constant of the level, in seconds."""
 
@@ -44,7 +49,11 @@ def gate(
     SMITIN (Koo et al., 2024), which reads probes of heads.
 
     The level shows what the probe reads, which need not be what is heard. `made.gates` of the generated clips states at
-    which steps each row was steered.
+    which steps the gate of each row was open. A clip that is generated in windows begins each of them with a closed
+    gate, and reads the overlap.
+
+    The level of the pole that is steered towards follows from the sign of the strength and from whether the directions
+    and the probe point the same way (the sign of their cosine at the probe's block).
 
     Args:
         directions: what to steer along, as in `steer`.
@@ -56,17 +65,24 @@ def gate(
         strength: as in `steer`; if several strengths are given, all must have the same sign.
         smoothing: the time constant of the running average, in seconds; 0 reads each step by itself.
         probe_layer: the block of the probe (default: its last block that is not after the first block that changes).
-        steering: further arguments of `steer`, such as `strategy`, `layer` and `seconds`.
+        steering: further arguments of `steer`, such as `strategy`, `layer` and `seconds`, but not `operator="ablate"`,
+            which would remove what is missing.
 
     Raises:
-        InputError: (or a subclass) if the probe has no samples, was read over shared codes, does not separate its
-            poles, or would be read after the first change, or if a level or an argument of `steer` is invalid.
+        InputError: (or a subclass) if the probe has no samples, does not read the music of its poles in the conditional
+            branch, does not separate its poles, is orthogonal to the directions, or would be read after the first
+            change, or if a level or an argument of `steer` is invalid.
     """
+    if steering.get("operator") == "ablate":
+        raise InputError(
+            "operator='ablate' with a gate would remove a trait while it is missing: use 'add' or 'clamp'."
+        )
     steps = steer(directions, strength=strength, **steering)
     probe = directions if probe is None else probe
     threshold = checked_amount("threshold", threshold)
     release = threshold + CLOSED_FROM - OPEN_BELOW if release is None else checked_amount("release", release)
-    level = _Level.of(probe, _layer(probe, steps, probe_layer), _sign(strength))
+    layer = _layer(probe, steps, probe_layer)
+    level = _Level.of(probe, layer, _sign(strength) * _orientation(steps, probe[layer]))
     condition = Gate(
         weights=level.weights, offset=level.offset, site=probe.meta.site, layer=level.layer, threshold=threshold,
         release=release, smoothing=smoothing, meta=probe.meta,
@@ -84,10 +100,11 @@ class _Level:
 
     @classmethod
     def of(cls, probe: Directions, layer: int, sign: int) -> _Level:
-        if "shared" in probe.meta.source:
+        why = _unfit(probe.meta)
+        if why:
             raise InputError(
-                f"the probe {shown(probe.meta.label)} was read over shared codes, so it reads the text and not the "
-                "music: give probe=, directions read with codes='own' and keep_samples=True."
+                f"the probe {shown(probe.meta.label)} {why}: give probe=, directions read with codes='own' and "
+                "keep_samples=True."
             )
         if probe.samples is None:
             raise InputError(
@@ -106,6 +123,30 @@ class _Level:
         if sign < 0:
             weights, offset = -weights, 1 - offset
         return cls(weights.float(), offset, layer)
+
+
+def _unfit(meta: Provenance) -> str:
+    """Return why the samples of a probe do not show the levels of music that is generated; an empty text if they do."""
+    if "shared" in meta.source:
+        return "was read over shared codes, so it reads the text and not the music"
+    if meta.position in ("first", "eos"):
+        return f"was read at position {meta.position!r}, where there is no music yet"
+    if meta.branch != "cond":
+        return f"was read in branch {meta.branch!r}, but a gate reads the conditional branch"
+    return "includes the prefix, but a gate reads steps" if meta.prefix else ""
+
+
+def _orientation(steps: Sequence[Intervention], weights: Tensor) -> int:
+    """Return whether the vectors that are added and the probe's vector point the same way (1) or not (-1)."""
+    first = steps[0]
+    vector = first.vector if isinstance(first, Add) else first.direction if isinstance(first, Clamp) else weights
+    cosine = float(cosine_similarity(torch.as_tensor(vector).double(), weights.double(), dim=0))
+    if abs(cosine) < LEAST_COSINE:
+        raise InputError(
+            f"the probe and the directions are nearly orthogonal (cosine {cosine:.3f}), so the probe does not show to "
+            "which pole is steered: give a probe of the same concept."
+        )
+    return 1 if cosine > 0 else -1
 
 
 def _sign(strength: Any) -> int:

@@ -61,7 +61,6 @@ class Search:
 
     def add(self, one: Try) -> bool:
         """Add a clip, and return whether it is the closest to the target so far."""
-        before = self.best
         self.tries.append(one)
         if one.failed and one.strength == 0:
             self.stuck = "the unsteered clip fails (see measure.failures), so nothing can be compared with it"
@@ -71,7 +70,7 @@ class Search:
                 self.high = (one.strength + max([0.0, *inner])) / 2
             elif one.strength < 0:
                 self.low = (one.strength + min([0.0, *inner])) / 2
-        return self.best is one or before is None
+        return self.best is one or len(self.tries) == 1
 
     @property
     def sound(self) -> list[Try]:
@@ -113,12 +112,13 @@ class Search:
         A measure can jump, because a small change of strength can change which notes are played. The widest interval
         across the target is therefore divided first, and once it is narrow, also wider ones near the target.
         """
-        sound = self.sound
-        above = [self.goal.above(one.value) for one in sound]
+        tries = sorted(self.tries, key=lambda one: one.strength)
         intervals = [
-            (second.strength - first.strength, first.strength, one, two)
-            for first, second, one, two in zip(sound, sound[1:], above, above[1:], strict=False)
+            (second.strength - first.strength, first.strength, *map(self._above, (first, second)))
+            for first, second in zip(tries, tries[1:], strict=False)
         ]
+        # An interval that ends at a clip that failed or is undefined does not show where the target is.
+        intervals = [one for one in intervals if all(map(math.isfinite, one[2:]))]
         if not any(one * two < 0 for _, _, one, two in intervals):
             return None
         width, start, one, two = max(intervals, key=lambda each: each[0] * self._promise(*each[2:]))
@@ -128,8 +128,11 @@ class Search:
         share = one / (one - two) if one * two < 0 else 0.5
         return start + width * min(max(share, INNER), 1 - INNER)
 
+    def _above(self, one: Try) -> float:
+        return math.nan if one.failed else self.goal.above(one.value)
+
     def _promise(self, one: float, two: float) -> float:
-        """Return how promising an interval is whose ends are so far above the target, between 0 and 1."""
+        """Return how promising an interval is, between 0 and 1, given how far its ends are above the target."""
         near = NEAR * self.goal.tolerance
         return 1.0 if one * two < 0 else math.exp(-min(abs(one), abs(two)) / near)
 
@@ -138,12 +141,14 @@ class Search:
         best = self.best
         upward = rising == (best is None or self.goal.above(best.value) < 0)
         limit = self.high if upward else self.low
-        tried = [one.strength for one in self.tries if not one.failed and one.strength * limit >= 0]
-        furthest = max(tried, key=abs, default=0.0)
+        side = [one for one in self.tries if one.strength == 0 or (one.strength > 0) == upward]
+        outermost = max((one for one in side if not one.failed), key=lambda one: abs(one.strength))
+        furthest = outermost.strength
         if abs(limit) - abs(furthest) <= OUTERMOST * self.widest:
-            ended = "beyond which clips fail" if any(one.failed for one in self.tries) else "the limit"
-            value = "undefined" if best is None else self.goal.text(best.value)
-            self.stuck = f"at strength {furthest:.3g}, {ended}, {self.goal.measure} is still {value}"
+            ended = "beyond which clips fail" if any(one.failed for one in side) else "the limit"
+            value = self._above(outermost)
+            told = self.goal.text(outermost.value) if math.isfinite(value) else "undefined"
+            self.stuck = f"at strength {furthest:.3g}, {ended}, {self.goal.measure} is still {told}"
             return None
         return math.copysign(min(abs(limit), max(2 * abs(furthest), abs(limit) / 4)), limit)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,16 +14,17 @@ from tqdm.auto import tqdm
 from audiolens import measure as measures
 from audiolens.checks import checked_amount, checked_count, checked_flags, in_order, shown
 from audiolens.control.search import Goal, Search, Try, rises
-from audiolens.directions.calibrating import WIDEST, measured
-from audiolens.directions.calibration import Calibration
+from audiolens.directions.calibrating import WIDEST, measured, refuse_other_operators
+from audiolens.directions.calibration import PLACE, Calibration, normal_place
 from audiolens.directions.directions import Directions
 from audiolens.directions.steering import steer
 from audiolens.door import guarded
 from audiolens.errors import InputError
 from audiolens.lens import AudioLens
-from audiolens.measure.targets import default_tolerance, in_range, refuse_unknown
+from audiolens.measure.targets import default_tolerance, in_range
 from audiolens.model.timeline import Real
 from audiolens.tracing.generation import Generation
+from audiolens.tracing.plan import checked_interventions
 from audiolens.tracing.sampling import checked_seeds
 
 if TYPE_CHECKING:
@@ -101,20 +102,22 @@ def steer_to(
     """Steer every clip to a value of a measure, such as 120 BPM, by finding a strength for each row.
 
     Every row is first generated without steering. Each further round generates the rows that have not reached the
-    target, with the same seeds and new strengths. The first strength follows from the calibration, if the directions
-    have one, or else from two trial strengths. Later ones follow from the row's own clips: between two strengths whose
-    values lie on either side of the target, by interpolation (regula falsi), and otherwise by doubling. Since a small
-    change of strength can change which notes are played, the widest interval that contains the target is divided first.
-    A clip that fails (`measure.failed`) does not count, and ends the search beyond its strength.
+    target, with the same seeds and new strengths. The first strength follows from the calibration, if there is one for
+    this measure and place. Otherwise it is a quarter of the limit, and then doubles, towards the side on which the
+    clips of all rows so far suggest the target. Once two values of a row lie on either side of the target, the strength
+    between them is interpolated (regula falsi). Since a small change of strength can change which notes are played, the
+    widest interval that contains the target is divided first. A clip that fails (`measure.failed`) does not count, and
+    moves the limit of its row to halfway between its strength and the nearest smaller one.
 
     Since clips are chosen by what is measured in them, part of the agreement with the target can be chance: measure
     something else to judge how well steering works.
 
     Args:
         lens: the model that the directions were read from.
-        directions: what to steer along. If they are calibrated for the measure, their place is that of the calibration
-            unless `steering` states one.
-        prompts, seeds: one prompt and one seed per row, as in `lens.generate`.
+        directions: what to steer along. If they are calibrated for the measure, their place is that of the calibration,
+            unless `steering` states a part of a place.
+        prompts: one prompt per row.
+        seeds: one seed per row, or one for all rows.
         measure: a measure, as in `measure.MEASURES`.
         target: the value to reach, in the unit of the measure, or text with a unit, such as "120 BPM" or "2.5 kHz".
         tolerance: the deviation that is accepted, as a share of the target for measures in BPM, Hz or onsets/s
@@ -122,15 +125,15 @@ def steer_to(
         seconds, guidance_scale, batch_size: as in `lens.generate`.
         max_clips: the largest number of clips per row, including the unsteered one.
         limits: the lowest and highest strength (default: those of the calibration, or -2 and 2, divided by the number
-            of steered blocks).
-        steering: where to steer, as in `steer`: `strategy`, `layer`, `band`, `unit`, `branch`, ...
+            of steered blocks; with a `unit` other than "raw", there is no default).
+        steering: where to steer, as in `steer`: `strategy`, `layer`, `band`, `unit`, `branch`, ... If a part of the
+            place is stated, the whole place is what `steer` takes for it, and not that of the calibration.
 
     Raises:
         InputError: (or a subclass) if the measure is unknown, the target has another unit or is out of the measure's
             range, or a place, a limit or a prompt is invalid.
     """
     checked_flags(progress=progress)
-    refuse_unknown(measure)
     wanted = in_range(measure, target)
     allowed = default_tolerance(measure) if tolerance is None else checked_amount("tolerance", tolerance, above=0)
     budget = checked_count("max_clips", max_clips, least=1)
@@ -143,14 +146,14 @@ def steer_to(
                 f"steer_to takes no {name}=: it finds a strength for every row. Use limits= to restrict it."
             )
     listed = checked_seeds(seeds, len(texts)) or []
-    known = directions.calibration if directions.calibration and directions.calibration.measure == measure else None
-    place = dict(steering)
-    if known is not None and not {"strategy", "layer", "layers", "band"} & set(place):
-        place = {**known.place, **place}
-    elif known is not None and {**known.place, **place} != dict(known.place):
-        known = None
+    place, known = _placed(directions, measure, steering)
+    steps = steer(directions, **place)
+    directions.meta.refuse_other(lens)
+    checked_interventions(steps, lens.traced_model, float(guidance_scale) > 1)
     goal = Goal(measure, wanted, allowed)
-    blocks = sum(len(step.layers) if isinstance(step.layers, list) else 1 for step in steer(directions, **place))
+    blocks = sum(len(step.layers) if isinstance(step.layers, list) else 1 for step in steps)
+    if limits is None and known is None and place["unit"] != "raw":
+        raise InputError(f"unit={shown(place['unit'])} needs limits=, the lowest and the highest strength.")
     low, high = _limits(limits, known, WIDEST / blocks)
     rows = [Search(goal, low, high) for _ in texts]
     base: list[Generation] = []
@@ -169,13 +172,29 @@ def steer_to(
             )  # fmt: skip
             base = base or [*made]
             failed = measures.failed(made, joined([base[number] for number in todo]))
-            heard = zip(made, todo.items(), measured(made, measure), failed, strict=True)
-            for clip, (number, strength), value, broken in heard:
+            tried = zip(made, todo.items(), measured(made, measure), failed, strict=True)
+            for clip, (number, strength), value, broken in tried:
                 if rows[number].add(Try(strength, float(value), bool(broken))):
                     kept[number] = clip
             bar.update()
             bar.set_postfix(reached=f"{sum(row.reached for row in rows)} of {len(rows)}")
     return _result(rows, joined([kept[number] for number in range(len(rows))]), goal)
+
+
+def _placed(
+    directions: Directions, measure: str, stated: Mapping[str, Any]
+) -> tuple[dict[str, Any], Calibration | None]:
+    """Return the arguments of `steer`, and the calibration if it holds for them."""
+    known = directions.calibration
+    if known is not None and known.measure != measure:
+        known = None
+    place = {name: value for name, value in stated.items() if name in PLACE}
+    others = {name: value for name, value in stated.items() if name not in PLACE}
+    own = None if known is None else {**PLACE, **known.place}
+    whole = own if own and not place else normal_place(place, directions.layers, directions.meta.n_layers)
+    refuse_other_operators(whole)
+    # A calibration does not hold for part of a clip, or with another schedule.
+    return {**whole, **others}, known if whole == own and not others else None
 
 
 def joined(clips: Sequence[Generation]) -> Generation:
@@ -197,8 +216,10 @@ def _result(rows: Sequence[Search], clips: Generation, goal: Goal) -> Targeted:
 
     best = [row.best or row.tries[0] for row in rows]
     tried = [(number, one.strength, one.value, one.failed) for number, row in enumerate(rows) for one in row.tries]
+    reached = {"measure": goal.measure, "target": goal.target, "strengths": [one.strength for one in best]}
+    settings = {**clips.settings, "interventions": ["Add"], "steered_to": reached}
     return Targeted(
-        clips=clips,
+        clips=replace(clips, settings=settings),
         strengths=np.array([one.strength for one in best]),
         measured=np.array([one.value for one in best]),
         reached=np.array([row.reached for row in rows], dtype=bool),

@@ -12,16 +12,16 @@ import numpy as np
 from audiolens import measure as measures
 from audiolens import prompts as prompt_sets
 from audiolens.checks import checked_amount, checked_count, checked_flags, in_order, shown
-from audiolens.directions.calibration import Calibration
+from audiolens.directions.calibration import PLACE, Calibration, normal_place
 from audiolens.directions.directions import Directions
-from audiolens.directions.steering import PLACE, steer
+from audiolens.directions.steering import steer
 from audiolens.errors import InputError, nearest
 from audiolens.lens import AudioLens
-from audiolens.measure.targets import refuse_unknown
+from audiolens.measure.targets import refuse_unordered
 from audiolens.tracing.generation import Generation
 
 MOST_FAILED = 0.2
-"""Strengths at which a larger share of the clips fails are left out of a calibration."""
+"""Strengths at which a larger share of the clips fails, or cannot be measured, are left out of a calibration."""
 N_STRENGTHS = 9
 WIDEST = 2.0
 """The default strengths reach from minus to plus this number, divided by the number of blocks that are steered."""
@@ -43,12 +43,15 @@ def calibrate(
 ) -> Directions:
     """See `Directions.calibrate`."""
     checked_flags(progress=progress)
-    refuse_unknown(measure)
+    refuse_unordered(measure)
     n_seeds = checked_count("seeds", seeds)
     for name in steering:
         if name not in PLACE:
             raise InputError(f"calibrate takes no {name}=.{nearest(name, PLACE)} A place is {', '.join(PLACE)}.")
-    steps = steer(directions, **steering)
+    place = normal_place(steering, directions.layers, directions.meta.n_layers)
+    refuse_other_operators(place)
+    directions.meta.refuse_other(lens)
+    steps = steer(directions, **place)
     blocks = [block for step in steps for block in (step.layers if isinstance(step.layers, list) else [step.layers])]
     widest = WIDEST / len(blocks)
     grid = (
@@ -64,7 +67,7 @@ def calibrate(
     made = [
         lens.generate(
             [text for text, _ in rows], seconds, seeds=[seed for _, seed in rows], guidance_scale=guidance_scale,
-            interventions=steer(directions, **{**steering, "strength": one}) if one else (), batch_size=batch_size,
+            interventions=steer(directions, **{**place, "strength": one}) if one else (), batch_size=batch_size,
             progress=progress,
         )
         for one in grid
@@ -73,15 +76,13 @@ def calibrate(
     values = np.stack([measured(one, measure) for one in made])
     failed = np.stack([measures.failed(one, base) for one in made])
     curve = _curve(np.array(grid), values, failed)
-    place = {"strategy": "one-to-one", **steering}
     return replace(
         directions,
         calibration=Calibration(
             measure=measure,
             measured_in=measures.UNITS[measure],
             **curve,
-            place={name: _plain(value) for name, value in place.items() if value is not None},
-            clips=len(rows),
+            place={name: value for name, value in place.items() if value != PLACE[name] or name == "strategy"},
             seconds=float(seconds),
             guidance_scale=float(guidance_scale),
         ),
@@ -108,13 +109,13 @@ def _curve(grid: np.ndarray, values: np.ndarray, failed: np.ndarray) -> dict[str
     """Return the medians over clips that did not fail, made monotone, at the strengths that few clips fail at."""
     from sklearn.isotonic import IsotonicRegression
 
-    share = failed.mean(1)
     values = np.where(failed, np.nan, values)
-    heard = np.isfinite(values).any(1) & (share <= MOST_FAILED)
+    lost = ~np.isfinite(values)
+    heard = lost.mean(1) <= MOST_FAILED
     if not heard[grid == 0].all() or heard.sum() < 2:
         raise InputError(
-            "the calibration has too few strengths at which clips can be measured and at most "
-            f"{MOST_FAILED:.0%} of them fail: {shown(grid[heard].tolist())}. Give smaller strengths."
+            f"the calibration has too few strengths at which at most {MOST_FAILED:.0%} of the clips fail or cannot be "
+            f"measured: {shown(grid[heard].tolist())}. Give smaller strengths, or longer clips."
         )
     with warnings.catch_warnings():
         # Strengths without any measurement have no quartiles.
@@ -124,7 +125,7 @@ def _curve(grid: np.ndarray, values: np.ndarray, failed: np.ndarray) -> dict[str
     fitted = IsotonicRegression(increasing=_rises(grid, median)).fit_transform(grid, median)
     return {
         "strengths": grid.tolist(), "values": fitted.tolist(), "low": low[heard].tolist(), "high": high[heard].tolist(),
-        "failed": share[heard].tolist(),
+        "failed": failed.mean(1)[heard].tolist(), "clips": int((~lost[heard]).sum(1).min()),
     }  # fmt: skip
 
 
@@ -132,5 +133,7 @@ def _rises(grid: np.ndarray, median: np.ndarray) -> bool:
     return float(np.polyfit(grid, median, 1)[0]) >= 0
 
 
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, Sequence) and not isinstance(value, str | tuple) else value
+def refuse_other_operators(place: Mapping[str, Any]) -> None:
+    """Raise an error unless a strength of 0 changes nothing, and a larger one adds more."""
+    if place["operator"] != "add":
+        raise InputError(f"operator={shown(place['operator'])}: only 'add' is calibrated or steered to a target.")

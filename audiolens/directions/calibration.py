@@ -7,16 +7,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from audiolens.checks import checked_amount, shown
+from audiolens.checks import checked_amount, shown, whole_number, whole_numbers
 from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError
 from audiolens.measure.targets import amount
+from audiolens.model.sites import counted, layers_once, listed_layers
 from audiolens.model.timeline import Real
 
 SHAPE = {
@@ -28,6 +30,11 @@ SHAPE = {
     "clips": int, "seconds": float, "guidance_scale": float,
 }  # fmt: skip
 """The shape of a `Calibration` as JSON."""
+PLACE = {
+    "strategy": "one-to-one", "layer": None, "layers": None, "band": None, "unit": "raw", "branch": "both",
+    "operator": "add",
+}  # fmt: skip
+"""The arguments of `steer` that a calibration fixes, with their defaults."""
 
 
 @guarded
@@ -43,7 +50,7 @@ class Calibration:
         low, high: the quartiles of the measure over clips at each strength; `None` if no clip could be measured.
         failed: the share of failed clips at each strength.
         place: the arguments with which `steer` places the direction.
-        clips: the number of clips at each strength.
+        clips: the smallest number of clips at a strength whose measure the median is taken over.
         seconds, guidance_scale: how the clips were generated.
     """
 
@@ -62,6 +69,7 @@ class Calibration:
     def __post_init__(self) -> None:
         for name in ("strengths", "values", "low", "high", "failed"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        object.__setattr__(self, "place", {name: own for name, own in self.place.items() if own is not None})
         size, steps = len(self.strengths), np.diff(self.values)
         if size < 2 or {len(self.values), len(self.low), len(self.high), len(self.failed)} != {size}:
             raise InputError(f"a calibration of {size} strengths: expected at least two, with one value for each.")
@@ -125,23 +133,50 @@ class Calibration:
         return f"Calibration({self.measure} from {low} to {high}, {self.clips} clips per strength)"
 
 
-def placed(calibration: Calibration | None, target: str, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict:
-    """Return the arguments of `steer` for a strength in a musical unit.
+def normal_place(stated: Mapping[str, Any], layers: Sequence[int], n_layers: int) -> dict[str, Any]:
+    """Return the whole place that `steer` takes for these arguments: blocks counted from the first, and all defaults.
+
+    `layers` are those of the directions. What `steer` would refuse is left as it is.
+    """
+    place = {**PLACE, **{name: value for name, value in stated.items() if value is not None}}
+    one, several = place["layer"], place["layers"]
+    if place["strategy"] == "one-to-one" and several is not None and one is None and place["band"] is None:
+        named = layers_once(several)
+        one, several = (named[0] if isinstance(named, list) and len(named) == 1 else named), None
+    if one is None and place["strategy"] != "all-to-all" and len(layers) == 1:
+        one = layers[0]
+    if several is not None:
+        several = sorted(counted(layer, n_layers) for layer in listed_layers(several))
+    band = place["band"]
+    with suppress(TypeError):
+        one = one if one is None else counted(whole_number(one), n_layers)
+        band = band if band is None else tuple(counted(layer, n_layers) for layer in whole_numbers(list(band)))
+    return {**place, "layer": one, "layers": several, "band": band}
+
+
+def placed(calibration: Calibration | None, target: str, place: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of `steer` for a strength in a musical unit, given the whole place that was asked for.
 
     Raises:
         InputTypeError: if there is no calibration.
-        InputError: if `given` differs from the place of the calibration, or the target is not reached.
+        InputError: if an argument that is not a default differs from the place of the calibration, or if the target is
+            not reached.
     """
     if calibration is None:
         raise InputTypeError(
             f"strength={shown(target)}: these directions are not calibrated. Give a number, or use "
-            "d.calibrate(lens, measure=..., layer=...)."
+            "d.calibrate(lens, measure=..., layer=...) or `audiolens directions calibrate`."
         )
-    for name, value in given.items():
-        own = calibration.place.get(name, defaults[name])
-        if value != defaults[name] and value != own:
+    refuse_elsewhere(calibration, {name: value for name, value in place.items() if value != PLACE[name]})
+    return {**calibration.place, "strength": calibration.strength(target)}
+
+
+def refuse_elsewhere(calibration: Calibration, stated: Mapping[str, Any]) -> None:
+    """Raise an error if a stated argument differs from the place of a calibration."""
+    for name, value in stated.items():
+        own = calibration.place.get(name, PLACE[name])
+        if value != own:
             raise InputError(
                 f"{name}={shown(value)}: the directions were calibrated with {name}={shown(own)}; leave it out, or "
                 "calibrate them at the other place."
             )
-    return {**calibration.place, "strength": calibration.strength(target)}

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from audiolens.checks import checked_flags, listed, one_or_listed, shown, whole_number, whole_numbers
-from audiolens.directions.calibration import placed
+from audiolens.directions.calibration import normal_place, placed
 from audiolens.directions.directions import Directions
 from audiolens.directions.strategies import STRATEGIES, Strategy, changed_blocks
 from audiolens.door import guarded
@@ -31,11 +31,6 @@ from audiolens.vectors import apart
 Unit = Literal["raw", "unit", "residual"]
 Operator = Literal["add", "ablate", "clamp"]
 Combine = Literal["sum", "orthogonalised"]
-PLACE = {
-    "strategy": "one-to-one", "layer": None, "layers": None, "band": None, "unit": "raw", "branch": "both",
-    "operator": "add",
-}  # fmt: skip
-"""The defaults of the arguments that a calibration fixes."""
 
 
 @guarded
@@ -72,7 +67,8 @@ def steer(
         strength: the coefficient of the vector; a negative coefficient steers towards the negative pole. Give one
             number, or one number per steered row to run a whole dose-response curve in one batch. If the directions are
             calibrated (`Directions.calibrate`), text such as "120 BPM" is the strength at which the median clip has
-            this value. Strategy, layer, unit and branch are then those of the calibration.
+            this value. The place (strategy, layer, unit, branch, operator) is then that of the calibration. An argument
+            that differs from it raises an error, unless it has its default value.
         unit: what a strength of 1 adds. "raw" adds the full difference of means (as in the paper), "unit" adds a vector
             of norm 1, and "residual" adds a vector whose norm is the mean activation norm at the target block.
         branch: the guidance branch to steer: "cond", "null" or "both". To first order, steering "cond" alone moves the
@@ -108,8 +104,11 @@ def steer(
             "strategy": strategy, "layer": layer, "layers": layers, "band": band, "unit": unit, "branch": branch,
             "operator": operator,
         }  # fmt: skip
+        place = normal_place(given, concepts[0].layers, concepts[0].meta.n_layers)
+        if layer is None and layers is None:
+            place["layer"] = None
         return steer(
-            directions, **placed(concepts[0].calibration, strength, given, PLACE), seconds=seconds, rows=rows,
+            directions, **placed(concepts[0].calibration, strength, place), seconds=seconds, rows=rows,
             schedule=schedule, preserve_norm=preserve_norm, prefix=prefix, combine=combine, span=span,
         )  # fmt: skip
     _choose("strategy", strategy, Strategy)

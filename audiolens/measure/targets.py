@@ -14,7 +14,8 @@ from audiolens.measure.rhythm import FASTEST_BPM, SLOWEST_BPM
 from audiolens.measure.table import MEASURES, UNITS
 
 _AMOUNT = re.compile(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(\S.*?)?\s*")
-_KILO = {"kHz": "Hz"}
+_OTHER_UNITS = {"kHz": ("Hz", 1000.0), "dB": ("dBFS", 1.0)}
+_EXAMPLES = {"BPM": "120 BPM", "Hz": "1500 Hz", "dBFS": "-20 dBFS", "onsets/s": "4 onsets/s"}
 _RELATIVE = ("BPM", "Hz", "onsets/s")
 _TOLERANCES: Mapping[str, float] = {"dBFS": 1.0}
 _BEATS, _SPECTRUM = (SLOWEST_BPM, FASTEST_BPM), (20.0, 20_000.0)
@@ -43,8 +44,7 @@ def in_range(measure: str, target: Any) -> float:
         InputTypeError: if it is neither a number nor text.
         InputError: if it has another unit or is out of the measure's range, or the measure has no order.
     """
-    if measure not in RANGES:
-        raise InputError(f"measure={shown(measure)} has no target: its values lie on a circle.")
+    refuse_unordered(measure)
     unit = UNITS[measure]
     wanted = amount(target, unit, "target")
     low, high = RANGES[measure]
@@ -65,6 +65,13 @@ def deviation(measure: str, value: float, target: float) -> float:
 def is_near(measure: str, value: float, target: float, tolerance: float) -> bool:
     """Whether a value is within a tolerance of a target."""
     return abs(value - target) <= tolerance * (abs(target) if is_relative(measure) else 1.0)
+
+
+def refuse_unordered(measure: str) -> None:
+    """Raise an error if there is no such measure, or its values have no order."""
+    refuse_unknown(measure)
+    if measure not in RANGES:
+        raise InputError(f"measure={shown(measure)} has no target: its values lie on a circle.")
 
 
 def refuse_unknown(measure: str) -> None:
@@ -88,9 +95,11 @@ def amount(given: Any, unit: str, name: str) -> float:
     if parsed is None:
         raise InputError(f"{name}={shown(given)}: expected a number with its unit, such as '{_example(unit)}'.")
     number, stated = float(parsed[1]), parsed[2] or ""
+    # The unit of mode is a description.
+    unit = "" if " " in unit else unit
     scale = 1.0
-    if _KILO.get(stated) == unit:
-        scale, stated = 1000.0, unit
+    if _OTHER_UNITS.get(stated, ("", 0))[0] == unit:
+        scale, stated = _OTHER_UNITS[stated][1], unit
     if stated.casefold() not in ("", unit.casefold()) or not stated and unit:
         raise InputError(
             f"{name}={shown(given)}: expected {f'the unit {unit}' if unit else 'no unit'}, such as '{_example(unit)}'."
@@ -99,4 +108,4 @@ def amount(given: Any, unit: str, name: str) -> float:
 
 
 def _example(unit: str) -> str:
-    return f"120 {unit}".strip()
+    return _EXAMPLES.get(unit, "0.5")

@@ -226,7 +226,8 @@ class _Batch:
                 part = self.exact(traced, run, window.timeline, sampling, use_cache, given)
             made = part if made is None else torch.cat([made, part[..., window.given :]], dim=-1)
             if run.gates:
-                self.opened.append((slice(*window.drawn), torch.stack([gate.opened for gate in run.gates])))
+                steps = slice(*window.drawn)
+                self.opened.append((steps, torch.stack([gate.opened[:, steps] for gate in run.gates]).cpu()))
             tell()
         assert made is not None
         return made
@@ -235,7 +236,7 @@ class _Batch:
         """Copy the decisions of the gates in all windows so far into those of the whole call."""
         kept = self.layout.kept
         for steps, opened in self.opened:
-            gates[:, list(self.layout.rows[:kept]), steps] = opened[:, :kept, steps].to(gates.device)
+            gates[:, list(self.layout.rows[:kept]), steps] = opened[:, :kept]
 
     def exact(
         self,

@@ -175,7 +175,7 @@ def changed(copied: Path, before: dict[str, str], file: str, change: Callable[[s
         ("audiolens/tracing/sampling.py", EVERY),
         ("audiolens/model/families/melody.py", EVERY),
         ("audiolens/files/bounded.py", EVERY),
-        ("audiolens/measure/timbre.py", EVERY - {"directions"}),
+        ("audiolens/measure/timbre.py", EVERY),
         ("audiolens/directions/difference_in_means.py", {"directions", "placement"}),
         ("analysis/patching/engine.py", {"patching", "placement"}),
         ("analysis/listening.py", {"sweep"}),

@@ -102,6 +102,28 @@ def test_a_row_that_cannot_be_measured_says_so() -> None:
     assert "undefined" in row.stuck
 
 
+def test_a_clip_inside_that_fails_is_not_tried_again() -> None:
+    def broken(strength: float) -> float:
+        return math.nan if 0.1 < strength < 0.45 else 100.0 if strength < 0.3 else 160.0
+
+    (row,) = searched([broken], budget=10)
+    strengths = [one.strength for one in row.tries]
+    assert len(set(strengths)) == len(strengths)
+
+
+def test_a_reason_states_what_was_measured_there() -> None:
+    (row,) = searched([lambda strength: 100 - 10 * strength if strength > 0.6 else 100 + 20 * strength], budget=20)
+    assert "at strength 2, the limit, tempo is still 80 BPM" in row.stuck
+
+
+def test_the_first_clip_is_kept_until_one_can_be_measured() -> None:
+    row = Search(GOAL, -LIMIT, LIMIT)
+    assert row.add(Try(0.0, math.nan, False))
+    assert not row.add(Try(0.5, math.nan, False))
+    assert row.add(Try(1.0, 100.0, False))
+    assert not row.add(Try(2.0, 90.0, False))
+
+
 def test_deviations_are_ratios_or_differences() -> None:
     assert deviation("tempo", 60.0, 120.0) == pytest.approx(-math.log(2))
     assert deviation("loudness", -22.0, -20.0) == -2

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import audiolens as al
-from audiolens.directions.calibration import Calibration
+from audiolens.control import target
+from audiolens.directions.calibration import Calibration, normal_place
 from audiolens.errors import InputError, InputTypeError, SiteError
 
 SECONDS, LAYER = 3.0, 4
@@ -85,13 +86,14 @@ def test_what_cannot_be_reached_is_said(etude: Any, timbre: al.Directions) -> No
     assert not found.reached.any()
     assert all("brightness is still" in reason for reason in found.reasons)
     assert found.clips.codes.shape[0] == 2
+    assert found.clips.settings["steered_to"]["strengths"] == found.strengths.tolist()
     assert found.tried.strength.abs().max() <= 0.1
 
 
 def test_a_calibration_is_the_median_of_its_clips(etude: Any, timbre: al.Directions, calibrated: al.Directions) -> None:
     one = calibrated.calibration
     assert one is not None
-    assert one.place == {"strategy": "one-to-one"}
+    assert one.place == {"strategy": "one-to-one", "layer": LAYER}
     assert (one.measured_in, one.clips, one.strengths) == ("Hz", 3, (-1.0, 0.0, 0.5, 1.0))
     clips = [
         etude.generate(PROMPTS[:3], SECONDS, seeds=0, interventions=al.steer(timbre, layer=LAYER, strength=strength))
@@ -150,11 +152,52 @@ def test_of_several_strengths_the_smallest_is_taken() -> None:
     assert flat.range == (80, 100)
 
 
+PLACES: dict[str, tuple[dict[str, Any], bool]] = {
+    "nothing": ({}, True),
+    "the same block": ({"layer": LAYER}, True),
+    "the same block from the end": ({"layer": LAYER - 8, "branch": "both"}, True),
+    "another name": ({"layers": [LAYER]}, True),
+    "another strategy": ({"strategy": "one-to-all", "layer": LAYER}, False),
+    "another branch": ({"branch": "cond"}, False),
+    "a part of the clip": ({"seconds": (0, 1)}, False),
+}
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_a_calibration_holds_only_for_its_own_place(calibrated: al.Directions, name: str) -> None:
+    stated, holds = PLACES[name]
+    place, known = target._placed(calibrated, "brightness", stated)
+    assert (known is not None) == holds
+    assert place["layer"] == LAYER
+    assert place["strategy"] == stated.get("strategy", "one-to-one")
+    assert place["branch"] == stated.get("branch", "both")
+    assert target._placed(calibrated, "tempo", stated)[1] is None
+
+
+def test_every_place_survives_its_file(etude: Any, timbre: al.Directions, tmp_path: Path) -> None:
+    for place in (
+        {"layers": LAYER},
+        {"layer": np.int64(LAYER)},
+        {"layer": LAYER - 8},
+        {"layer": LAYER, "band": [2, 4]},
+    ):
+        whole = normal_place(
+            {"strategy": "one-to-band" if "band" in place else "one-to-one", **place}, timbre.layers, 8
+        )
+        known = Calibration(**{**CURVE, "place": whole | {"branch": "cond"}})
+        opened = al.Directions.load(replace(timbre, calibration=known).save(tmp_path / "d.safetensors"))
+        assert opened.calibration is not None
+        assert opened.calibration.place == known.place
+        assert al.steer(opened, strength="90 BPM")
+
+
 def refused(etude: Any, d: al.Directions) -> dict[str, tuple[Callable[[], Any], type, str]]:
     known = replace(d, calibration=Calibration(**CURVE))
 
     def to(measure: Any = "tempo", target: Any = 120, **options: Any) -> Any:
         return al.steer_to(etude, d, "a tune", measure, target, progress=False, **options)
+
+    foreign = replace(d, meta=replace(d.meta, weights="0" * 64))
 
     return {
         "unit": (lambda: to(target="2 kHz"), InputError, "expected the unit BPM"),
@@ -166,7 +209,12 @@ def refused(etude: Any, d: al.Directions) -> dict[str, tuple[Callable[[], Any], 
         "circle": (lambda: to("pitch_class", 3), InputError, "circle"),
         "budget": (lambda: to(max_clips=0), InputError, "max_clips"),
         "tolerance": (lambda: to(tolerance=0), InputError, "tolerance"),
+        "unit limits": (lambda: to(unit="residual"), InputError, "needs limits="),
+        "clamp": (lambda: to(operator="clamp"), InputError, "only 'add'"),
+        "calibrated clamp": (lambda: d.calibrate(etude, "tempo", operator="clamp"), InputError, "only 'add'"),
+        "calibrated circle": (lambda: d.calibrate(etude, "pitch_class"), InputError, "circle"),
         "limits": (lambda: to(limits=(1, 2)), InputError, "limits"),
+        "foreign": (lambda: al.steer_to(etude, foreign, "a tune", "tempo", 120), InputError, "weights|model"),
         "nobody": (lambda: al.steer_to(etude, d, [], "tempo", 120), InputError, "at least one prompt"),
         "strength": (lambda: to(strength=1.0), InputError, "takes no strength="),
         "rows": (lambda: to(rows=[0]), InputError, "takes no rows="),

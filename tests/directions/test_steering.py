@@ -233,7 +233,7 @@ def test_a_row_of_strength_zero_is_left_to_the_bit(lens: Any, directions: al.Dir
         ({"layer": "ten"}, TypeError, "expected a layer number"),
         ({"layer": 1, "strength": float("nan")}, InputError, "strength contains NaN"),
         ({"layer": 1, "strength": [1.0, math.inf]}, InputError, "strength contains NaN or infinite"),
-        ({"layer": 1, "strength": "much"}, TypeError, "strength=str: expected numbers"),
+        ({"layer": 1, "strength": "much"}, TypeError, "these directions are not calibrated"),
         ({"layer": 1, "branch": "left"}, InputError, "expected 'cond', 'null' or 'both'"),
         ({"layer": 1, "band": (0, 1)}, InputError, "takes no band="),
         ({"layer": 1, "strategy": "all-to-all"}, InputError, "takes no layer="),

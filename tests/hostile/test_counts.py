@@ -123,7 +123,7 @@ def test_ranges_of_the_command_line_have_an_end(text: str) -> None:
 
 
 def test_strengths_of_the_command_line_have_an_end() -> None:
-    refused(lambda: sweep_command._strengths("--strengths", f"-2:2:{HUGE}"))
+    refused(lambda: early.strengths("--strengths", f"-2:2:{HUGE}"))
 
 
 @pytest.mark.parametrize("beat_steps", [1e-300, 1e-9, 0.5, 1.0])

@@ -169,8 +169,15 @@ def test_the_level_of_a_gate_is_0_and_1_at_the_means_of_the_poles(lens: Any, pro
         assert float(values[goal].mean(0) @ one.weights + one.offset) == pytest.approx(1, abs=1e-4)
         assert float(values[~goal].mean(0) @ one.weights + one.offset) == pytest.approx(0, abs=1e-4)
         (plain,) = al.steer(probe, layer=1, strength=strength, rows=[0, 1], branch="cond")
-        assert repr(plain.vector) == repr(steps[0].vector)
+        assert isinstance(plain, al.Add)
+        assert isinstance(steps[0], al.Add)
+        assert torch.equal(plain.vector, steps[0].vector)
         assert steps[0].branch == "cond"
+    (away,) = al.gate(-probe, probe, layer=1, strength=-2.0)
+    (same,) = al.gate(probe, probe, layer=1, strength=2.0)
+    assert away.gate is not None
+    assert same.gate is not None
+    assert torch.equal(away.gate.weights, same.gate.weights)
     (late,) = al.gate(probe, layer=2, probe_layer=-3, threshold=0.5, release=0.9)
     assert late.gate is not None
     assert (late.gate.layer, late.gate.release) == (0, 0.9)
@@ -201,6 +208,11 @@ def refused(lens: Any, vector: Tensor, probe: al.Directions) -> dict[str, tuple[
         "shared codes": (lambda: al.gate(shared, layer=1), InputError, "reads the text and not the music"),
         "no samples": (lambda: al.gate(probe * 1.0, layer=1), InputError, "keep_samples=True"),
         "turned": (lambda: al.gate(probe, probe=_turned(probe), layer=1), InputError, "does not separate"),
+        "null branch": (lambda: al.gate(probe, _read(lens, branch="null"), layer=1), InputError, "conditional branch"),
+        "start token": (lambda: al.gate(probe, _read(lens, position="first"), layer=1), InputError, "no music yet"),
+        "orthogonal": (lambda: al.gate(_orthogonal(probe), probe, layer=1), InputError, "nearly orthogonal"),
+        "ablate": (lambda: al.gate(probe, layer=1, operator="ablate"), InputError, "would remove a trait"),
+        "prefix": (lambda: al.Add(vector, prefix=True, gate=one()), InputError, "a prefix has none"),
         "signs": (lambda: al.gate(probe, layer=1, strength=[1.0, -1.0]), InputError, "one gate for each sign"),
         "probe too late": (lambda: al.gate(probe, probe=_late(lens), layer=1), SiteError, "Steer later blocks"),
         "unknown block": (lambda: al.gate(probe, layer=1, probe_layer=9), SiteError, "9"),
@@ -211,6 +223,14 @@ def _turned(probe: al.Directions) -> al.Directions:
     from dataclasses import replace
 
     return replace(probe, vectors=-probe.vectors)
+
+
+def _orthogonal(probe: al.Directions) -> al.Directions:
+    return probe.random_like(0).orthogonal_to(probe)
+
+
+def _read(lens: Any, **options: Any) -> al.Directions:
+    return al.difference_in_means(lens, ["fast"], ["slow"], seconds=0.4, keep_samples=True, **options)
 
 
 def _late(lens: Any) -> al.Directions:
