@@ -10,6 +10,7 @@ import pytest
 from command_line import Run
 
 from analysis import sweep
+from analysis.commands import early
 from analysis.commands import sweep as command
 from analysis.harvest import planned, shards
 from analysis.sweep import batches
@@ -187,7 +188,7 @@ def test_help_teaches(run: Run) -> None:
     [("-2:2:5", [-2, -1, 0, 1, 2]), ("0.1", [0.1]), (" -1, 0.5 ", [-1, 0.5]), ("-0.3:0.3:3", [-0.3, 0, 0.3])],
 )
 def test_strengths_are_a_range_or_a_list(text: str, expected: list[float]) -> None:
-    assert command._strengths("--strengths", text) == expected
+    assert early.strengths("--strengths", text) == expected
 
 
 def test_blocks_are_a_list_of_numbers_and_ranges() -> None:
