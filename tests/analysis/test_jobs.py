@@ -193,7 +193,7 @@ def test_ctrl_c_ends_the_workers_without_a_word_from_them(lens: Any, whole: Path
         "import sys; from pathlib import Path; import torch; torch.set_num_threads(1)\n"
         "from small_runs import played; from audiolens import AudioLens\n"
         # The sweep waits after its first batch, so that it cannot end before it is stopped.
-        "import time; from analysis.sweep.batches import Batches; keep, waits = Batches.keep, iter([5])\n"
+        "import time; from analysis.sweep.batches import Batches; keep, waits = Batches.keep, iter([60])\n"
         "Batches.keep = lambda *given: (keep(*given), time.sleep(next(waits, 0)))\n"
         "played(AudioLens.from_pretrained(sys.argv[1]), Path(sys.argv[2]), n_jobs=2, batch_size=1)\n"
     )

@@ -139,7 +139,7 @@ def test_generate_steers_to_a_target(run: Run, checkpoint: Path, file: Path, tmp
     assert len(list((tmp_path / "out" / "clips").glob("*.wav"))) == 2
     code, _, err = run("generate", "a song", "-m", checkpoint, "--steer", f"{file}:120 BPM", "-o", "other")
     assert code == 2
-    assert "not calibrated" in err
+    assert "has no calibration" in err
 
 
 def test_generate_steers_along_several_at_a_band(run: Run, checkpoint: Path, file: Path, tmp_path: Path) -> None:
