@@ -42,7 +42,7 @@ def few_clips(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def screened(lens: Any, where: Candidate, strength: float, **options: Any) -> capacity.Capacity:
-    plain: dict[str, Any] = {"seconds": 4.0, "seed": 0, "batch_size": 8, "progress": False, "sampling": Sampling()}
+    plain: dict[str, Any] = {"seconds": 3.0, "seed": 0, "batch_size": 8, "progress": False, "sampling": Sampling()}
     return capacity.screen(lens, where, strength, PROMPTS, **{**plain, **options})
 
 
@@ -75,7 +75,7 @@ def test_smaller_strengths_are_tried_until_one_does_no_harm(
     prompts, first = list(PROMPTS) * 2, capacity.FIRST_SEED
     rounds = [list(range(start, start + 4)) for start in (first, first + 4)]
     unsteered, steered = (
-        [etude.generate(prompts, 4.0, seeds=seeds, interventions=steps) for seeds in rounds]
+        [etude.generate(prompts, 3.0, seeds=seeds, interventions=steps) for seeds in rounds]
         for steps in ([], where.steps(64.0))
     )
     nats = [

@@ -63,7 +63,7 @@ def test_a_drawn_part_of_all_wrong_calls_is_refused_in_our_own_words() -> None:
     """Runs in its own process, whose memory is limited; `make drive` makes all calls."""
     paths = os.pathsep.join([str(TESTS.parent), str(TESTS)])
     done = subprocess.run(
-        [sys.executable, "-m", "hostile.drive", "--calls", "250", "--quick"],
+        [sys.executable, "-m", "hostile.drive", "--calls", "150", "--quick"],
         env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
