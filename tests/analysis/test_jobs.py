@@ -207,7 +207,7 @@ def test_ctrl_c_ends_the_workers_without_a_word_from_them(lens: Any, whole: Path
     # A terminal sends it to every process of the foreground group.
     os.killpg(running.pid, signal.SIGINT)
     told = running.communicate(timeout=PATIENCE)[1]
-    assert running.returncode == -signal.SIGINT
+    assert running.returncode == -signal.SIGINT, told
     assert told.count("Traceback") == 1
     while _alive(running.pid) and time.monotonic() < until:
         time.sleep(0.1)
