@@ -157,10 +157,10 @@ def directions_calibrate(
         audiolens directions calibrate tempo.safetensors --measure tempo --layer 3 -o tempo-calibrated.safetensors
     """
     from analysis.store import folder
-    from audiolens.measure.targets import refuse_unknown
+    from audiolens.measure.targets import refuse_unordered
 
     folder.check_file(out, overwrite=force)
-    refuse_unknown(measure)
+    refuse_unordered(measure)
     early.check_choice("strategy", strategy, early.PLACED)
     if strategy == "all-to-all" and layer is not None:
         raise InputError("--strategy all-to-all adds every block's own direction: leave --layer out.")

@@ -47,12 +47,11 @@ def existing(option: str, text: str, file: str) -> Path:
 
 def target_of(text: str) -> tuple[str, float | str]:
     """Parse MEASURE=VALUE into a measure and a value in its unit."""
-    from audiolens.measure.targets import in_range, refuse_unknown
+    from audiolens.measure.targets import in_range
 
     measure, separator, value = text.partition("=")
     if not separator or not value.strip():
         raise InputError(f"--to {shown(text)}: expected MEASURE=VALUE, such as tempo=120 or 'brightness=2 kHz'.")
-    refuse_unknown(measure.strip())
     try:
         target: float | str = float(value)
     except ValueError:

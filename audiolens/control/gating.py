@@ -12,7 +12,7 @@ from torch.nn.functional import cosine_similarity
 
 from audiolens.checks import checked_amount, shown, whole_number
 from audiolens.directions.directions import Directions
-from audiolens.directions.steering import steer
+from audiolens.directions.steering import steer, steered_blocks
 from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError, SiteError
 from audiolens.gates import Gate
@@ -169,7 +169,7 @@ def _layer(probe: Directions, steps: list[Intervention], given: Any) -> int:
         if number not in probe:
             raise SiteError(f"probe_layer={number}: the probe has layers {', '.join(map(str, probe.layers))}.")
         return number % probe.meta.n_layers
-    changed = [layer for step in steps for layer in _blocks(step)]
+    changed = steered_blocks(steps)
     before = [layer for layer in probe.layers if layer <= min(changed)]
     if not before:
         raise SiteError(
@@ -177,7 +177,3 @@ def _layer(probe: Directions, steps: list[Intervention], given: Any) -> int:
             f"{', '.join(map(str, probe.layers))}. Steer later blocks, or give another probe."
         )
     return before[-1]
-
-
-def _blocks(step: Intervention) -> list[int]:
-    return [step.layers] if isinstance(step.layers, int) else [*(step.layers or [])]

@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from audiolens import measure as measures
 from audiolens.directions.calibration import Calibration
-from audiolens.measure.targets import deviation, is_near, is_relative
+from audiolens.measure.targets import deviation, is_near, is_relative, with_unit
 
 INNER = 0.15
 """A new strength stays at least this share of an interval away from its ends, so that every clip tells something."""
@@ -33,7 +32,7 @@ class Goal:
         return deviation(self.measure, value, self.target)
 
     def text(self, value: float) -> str:
-        return f"{value:.4g} {measures.UNITS[self.measure]}".strip()
+        return with_unit(self.measure, value)
 
 
 @dataclass(frozen=True)
@@ -75,8 +74,7 @@ class Search:
     @property
     def sound(self) -> list[Try]:
         """The clips that did not fail and were measured, in the order of their strengths."""
-        found = [one for one in self.tries if not one.failed and math.isfinite(self.goal.above(one.value))]
-        return sorted(found, key=lambda one: one.strength)
+        return sorted((one for one in self.tries if math.isfinite(self._above(one))), key=lambda one: one.strength)
 
     @property
     def best(self) -> Try | None:

@@ -17,7 +17,7 @@ from audiolens.control.search import Goal, Search, Try, rises
 from audiolens.directions.calibrating import WIDEST, measured, refuse_other_operators
 from audiolens.directions.calibration import PLACE, Calibration, normal_place
 from audiolens.directions.directions import Directions
-from audiolens.directions.steering import steer
+from audiolens.directions.steering import steer, steered_blocks
 from audiolens.door import guarded
 from audiolens.errors import InputError
 from audiolens.lens import AudioLens
@@ -151,10 +151,9 @@ def steer_to(
     directions.meta.refuse_other(lens)
     checked_interventions(steps, lens.traced_model, float(guidance_scale) > 1)
     goal = Goal(measure, wanted, allowed)
-    blocks = sum(len(step.layers) if isinstance(step.layers, list) else 1 for step in steps)
     if limits is None and known is None and place["unit"] != "raw":
         raise InputError(f"unit={shown(place['unit'])} needs limits=, the lowest and the highest strength.")
-    low, high = _limits(limits, known, WIDEST / blocks)
+    low, high = _limits(limits, known, WIDEST / len(steered_blocks(steps)))
     rows = [Search(goal, low, high) for _ in texts]
     base: list[Generation] = []
     kept: dict[int, Generation] = {}

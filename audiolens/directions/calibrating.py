@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,7 +13,7 @@ from audiolens import prompts as prompt_sets
 from audiolens.checks import checked_amount, checked_count, checked_flags, in_order, shown
 from audiolens.directions.calibration import PLACE, Calibration, normal_place
 from audiolens.directions.directions import Directions
-from audiolens.directions.steering import steer
+from audiolens.directions.steering import steer, steered_blocks
 from audiolens.errors import InputError, nearest
 from audiolens.lens import AudioLens
 from audiolens.measure.targets import refuse_unordered
@@ -51,9 +50,7 @@ def calibrate(
     place = normal_place(steering, directions.layers, directions.meta.n_layers)
     refuse_other_operators(place)
     directions.meta.refuse_other(lens)
-    steps = steer(directions, **place)
-    blocks = [block for step in steps for block in (step.layers if isinstance(step.layers, list) else [step.layers])]
-    widest = WIDEST / len(blocks)
+    widest = WIDEST / len(steered_blocks(steer(directions, **place)))
     grid = (
         np.linspace(-widest, widest, N_STRENGTHS).tolist()
         if strengths is None
@@ -117,14 +114,11 @@ def _curve(grid: np.ndarray, values: np.ndarray, failed: np.ndarray) -> dict[str
             f"the calibration has too few strengths at which at most {MOST_FAILED:.0%} of the clips fail or cannot be "
             f"measured: {shown(grid[heard].tolist())}. Give smaller strengths, or longer clips."
         )
-    with warnings.catch_warnings():
-        # Strengths without any measurement have no quartiles.
-        warnings.simplefilter("ignore", RuntimeWarning)
-        low, median, high = np.nanquantile(values, [0.25, 0.5, 0.75], axis=1)
-    grid, median = grid[heard], median[heard]
+    low, median, high = np.nanquantile(values[heard], [0.25, 0.5, 0.75], axis=1)
+    grid = grid[heard]
     fitted = IsotonicRegression(increasing=_rises(grid, median)).fit_transform(grid, median)
     return {
-        "strengths": grid.tolist(), "values": fitted.tolist(), "low": low[heard].tolist(), "high": high[heard].tolist(),
+        "strengths": grid.tolist(), "values": fitted.tolist(), "low": low.tolist(), "high": high.tolist(),
         "failed": failed.mean(1)[heard].tolist(), "clips": int((~lost[heard]).sum(1).min()),
     }  # fmt: skip
 

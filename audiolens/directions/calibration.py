@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -104,23 +105,19 @@ class Calibration:
                 f"{self.measure} is between {self._text(low)} and {self._text(high)}."
             )
         found = []
-        for (a, x), (b, y) in zip(self._points[:-1], self._points[1:], strict=True):
+        for (a, x), (b, y) in pairwise(zip(self.strengths, self.values, strict=True)):
             if min(x, y) <= wanted <= max(x, y):
                 found += [a, b] if x == y else [a + (wanted - x) / (y - x) * (b - a)]
                 if x == y and a < 0 < b:
                     found.append(0.0)
         return min(found, key=abs)
 
-    @property
-    def _points(self) -> list[tuple[float, float]]:
-        return list(zip(self.strengths, self.values, strict=True))
-
     def _text(self, value: float) -> str:
         return f"{value:.4g} {self.measured_in}".strip()
 
     def as_dict(self) -> dict[str, Any]:
         """Return the calibration as JSON values."""
-        return {**asdict(self), "place": dict(self.place)}
+        return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Calibration:

@@ -23,7 +23,7 @@ from audiolens.directions.strategies import STRATEGIES, Strategy, changed_blocks
 from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError, SiteError, nearest
 from audiolens.interventions import Ablate, Add, Branch, Clamp, Intervention, Numbers, Schedule
-from audiolens.model.sites import checked_layers, counted, layers_once
+from audiolens.model.sites import checked_layers, counted, layers_once, listed_layers
 from audiolens.model.timeline import Span, one_span
 from audiolens.tensors import numbers
 from audiolens.vectors import apart
@@ -135,6 +135,11 @@ def steer(
             concepts, strategy, layer, layers, band, "unit" if operator == "ablate" else unit, combine
         )
     ]
+
+
+def steered_blocks(steps: Sequence[Intervention]) -> list[int]:
+    """Return the blocks that interventions of `steer` change, once for each intervention."""
+    return [block for step in steps for block in listed_layers(step.layers or ())]
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from inspect import signature
 from typing import Any
 
 import torch
@@ -17,10 +18,12 @@ from audiolens.errors import InputError
 from audiolens.lens import AudioLens
 from audiolens.vectors import unit
 
-_DEFAULTS: dict[str, Any] = {
-    "site": "resid_post", "layers": None, "position": "mean", "branch": "cond", "guidance_scale": 3.0, "codes": None,
-    "audio": None, "seeds": None, "seconds": 2.0, "batch_size": 32, "progress": True, "prefix": False, "neutral": None,
-}  # fmt: skip
+_DEFAULTS = {
+    name: one.default
+    for name, one in signature(difference_in_means).parameters.items()
+    if one.default is not one.empty and name not in ("label", "keep_samples")
+}
+"""The arguments of a `PoleReader`, with the defaults of `difference_in_means`."""
 
 
 def trained(

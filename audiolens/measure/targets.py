@@ -69,17 +69,17 @@ def is_near(measure: str, value: float, target: float, tolerance: float) -> bool
 
 def refuse_unordered(measure: str) -> None:
     """Raise an error if there is no such measure, or its values have no order."""
-    refuse_unknown(measure)
-    if measure not in RANGES:
-        raise InputError(f"measure={shown(measure)} has no target: its values lie on a circle.")
-
-
-def refuse_unknown(measure: str) -> None:
-    """Raise an error if there is no such measure."""
     if measure not in MEASURES:
         raise InputError(
             f"measure={shown(measure)}: expected one of {', '.join(MEASURES)}.{nearest(measure, [*MEASURES])}"
         )
+    if measure not in RANGES:
+        raise InputError(f"measure={shown(measure)} has no target: its values lie on a circle.")
+
+
+def with_unit(measure: str, value: float) -> str:
+    """Return a value of a measure as text with its unit, such as "120 BPM"."""
+    return f"{value:.4g} {UNITS[measure]}".strip()
 
 
 def amount(given: Any, unit: str, name: str) -> float:
