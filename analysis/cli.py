@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from analysis.commands import (
+    compare,
     directions,
     generate,
     harvest,
@@ -64,8 +65,8 @@ def _options(
 
 
 for command in (
-    study.study, report.report, place.place, probe.probe, patch.patch, sweep.sweep, generate.generate, harvest.harvest,
-    models.models, measure.measure,
+    study.study, report.report, compare.compare, place.place, probe.probe, patch.patch, sweep.sweep, generate.generate,
+    harvest.harvest, models.models, measure.measure,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(directions.app, name="directions")

@@ -94,9 +94,9 @@ def redraw(folder: str | os.PathLike[str]) -> Study | Several:
     if not index.is_ours(place):
         return _redrawn(place)
     facts = _object(place / SUMMARY)
-    names = _names(place / SUMMARY, facts.get("concepts"), "studies")
     index.check(place)
-    studies = [inside(place, name) for name in names]
+    studies = study_folders(place)
+    names = [one.name for one in studies]
     # All summaries are read before the first page is drawn.
     summaries = [_summary(one) for one in studies]
     for one, name, summary in zip(studies, names, summaries, strict=True):
@@ -105,6 +105,16 @@ def redraw(folder: str | os.PathLike[str]) -> Study | Several:
     found = Several(tuple(_redrawn(one) for one in studies))
     index.write(found, place, str(facts.get("command", "")))
     return found
+
+
+def study_folders(place: Path) -> list[Path]:
+    """Return the folders of the studies that an index lists, or the folder itself if it contains no index."""
+    from analysis.report import index
+
+    if not index.is_ours(place):
+        return [place]
+    names = _names(place / SUMMARY, _object(place / SUMMARY).get("concepts"), "studies")
+    return [inside(place, name) for name in names]
 
 
 def _redrawn(place: Path) -> Study:

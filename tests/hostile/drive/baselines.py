@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 import audiolens as al
-from analysis import Resampling, harvest, patching, pooling, statistics, sweep
+from analysis import Resampling, comparison, harvest, patching, pooling, statistics, sweep
 from analysis.distributed import Ray
 from audiolens.compatibility import Hook
 from audiolens.directions.calibration import Calibration
@@ -71,6 +71,8 @@ INSTANCES: dict[str, Callable[[World], Any]] = {
     "analysis.attribution.Scores": lambda w: next(iter(w.attributed.sites.values())),
     "analysis.distributed.Ray": lambda w: Ray("local", workers=1),
     "analysis.layer_attribution.LayerEvidence": lambda w: w.gathered.evidence[0],
+    "analysis.comparison.Slope": lambda w: comparison.fit_slopes(w.tested, "tempo_ioi", 1.0)[0],
+    "analysis.comparison.StudyComparison": lambda w: comparison.compare([w.studied]),
     "analysis.layer_attribution.LayerAttribution": lambda w: w.gathered,
     "analysis.logit_lens.Audible": lambda w: w.audible,
     "analysis.logit_lens.LogitLensResult": lambda w: w.seen,
@@ -315,6 +317,10 @@ ARGUMENTS: dict[str, Arguments] = {
     f"{ANALYSIS}.similarity.chance_cosine": lambda w: {"width": 48},
     f"{ANALYSIS}.similarity.chance_p": lambda w: {"cosines": np.array([0.1, 0.2]), "width": 48},
     f"{ANALYSIS}.similarity.compare": lambda w: {"directions": {"one": w.directions, "two": -w.directions}},
+    f"{ANALYSIS}.comparison.Slope.from_scale": lambda _: {"value": 0.4},
+    f"{ANALYSIS}.comparison.StudyComparison.save": lambda w: {"folder": w.place()},
+    f"{ANALYSIS}.comparison.compare": lambda w: {"studies": [w.studied], "names": ["one"]},
+    f"{ANALYSIS}.comparison.fit_slopes": lambda w: {"clips": w.tested, "measured": "tempo_ioi", "strength": 1.0},
     f"{ANALYSIS}.harvest.Harvest.load": lambda w: {"folder": w.harvested.folder},
     f"{ANALYSIS}.harvest.Harvest.vectors": lambda w: {"layer": 1},
     f"{ANALYSIS}.harvest.ShardOrder": lambda w: {"data": w.harvested.vectors(layer=1)},

@@ -273,6 +273,11 @@ class World:
         return planted.study()
 
     @cached_property
+    def tested(self) -> Any:
+        clips = self.studied.clips
+        return clips[(clips["split"] == "test") & clips["kind"].isin(["baseline", "steered"])]
+
+    @cached_property
     def study_folder(self) -> Path:
         place = self.folder / "study"
         study.run(self.lens, "tempo", place, settings=self.settings, progress=False, tell=lambda _: None)

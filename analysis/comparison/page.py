@@ -1,0 +1,117 @@
+"""Write a comparison to a folder, as a page with its tables (CSV) and figure (PNG, SVG)."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import matplotlib as mpl
+import pandas as pd
+
+from analysis.figures.literal import as_typed
+from analysis.figures.style import signed
+from analysis.report import live, page
+from analysis.report.downloads import data_link, downloads
+from analysis.report.templates import template, text
+from analysis.report.writer import plain
+from analysis.resampling import COVERAGE
+from analysis.spreadsheets import write_csv
+from analysis.store import folder as folders
+from analysis.store.versions import versions
+from audiolens.files.integrity import sealed_json
+
+if TYPE_CHECKING:
+    from analysis.comparison.result import StudyComparison
+
+FORMAT = "audiolens.comparison.1"
+_MEASURED: Mapping[str, tuple[str, ...]] = {
+    "study": ("study",), "concept": ("concept",), "towards": ("pole",), "place": ("strategy", "layer"),
+    "strength": ("strength",), f"effect [{COVERAGE}]": ("effect", "low", "high"),
+    "by the mixed model": ("slope", "slope_low", "slope_high"), "words": ("prompted",), "failed": ("failed",),
+    "p": ("p_corrected",), "claim holds": ("claimable",),
+}  # fmt: skip
+"""Columns of the page's table, each with the columns of `StudyComparison.table` that it shows."""
+_POOLED: Mapping[str, tuple[str, ...]] = {
+    "concept": ("concept",), "towards": ("pole",), "studies": ("studies",), "models": ("models",),
+    f"mean change [{COVERAGE}]": ("effect", "low", "high"), "between studies (tau)": ("tau",),
+    "p of equal effects": ("p_heterogeneity",),
+}  # fmt: skip
+
+
+def write(comparison: StudyComparison, folder: Path, command: str) -> Path:
+    """Write everything to a new folder."""
+    with folders.fresh(folder, overwrite=None) as work:
+        tables = {
+            "effects": comparison.table, "pooled": comparison.pooled, "variation": comparison.variation,
+            "differences": pd.DataFrame(comparison.differences, index=pd.Index(comparison.names, name="study"))
+            .T.rename_axis("setting").reset_index(),
+        }  # fmt: skip
+        for name, table in tables.items():
+            write_csv(table, work / f"{name}.csv")
+        figure = comparison.plot(caption=False)
+        # Without a fixed salt, the ids in an SVG are random.
+        with as_typed(), mpl.rc_context({"svg.hashsalt": "audiolens"}):
+            figure.savefig(work / "effects.svg", metadata={"Date": None})
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format="png")
+        (work / "effects.png").write_bytes(buffer.getvalue())
+        facts = {
+            "format": FORMAT, "finding": comparison.finding, "studies": comparison.names,
+            "weights": comparison.weights, "effects": comparison.table.to_dict("records"),
+            "pooled": comparison.pooled.to_dict("records"), "versions": versions(), "command": command,
+        }  # fmt: skip
+        (work / folders.SUMMARY).write_bytes(sealed_json(plain(facts), indent=2, ensure_ascii=False))
+        html = _page(comparison, tables, buffer.getvalue(), page.least_width(figure), command)
+        (work / "index.html").write_text(html, "utf-8")
+    return folder
+
+
+def _page(
+    comparison: StudyComparison, tables: Mapping[str, pd.DataFrame], image: bytes, least: int, command: str
+) -> str:
+    from analysis.comparison.figures import CAPTION
+
+    saves = text("downloads.js")
+    chosen = comparison.table[comparison.table["chosen"]].to_dict("records")
+    others = comparison.table[~comparison.table["chosen"]].to_dict("records")
+    notes = [(row["study"], row["note"]) for row in comparison.variation.to_dict("records") if row["note"]]
+    pooled = comparison.pooled.to_dict("records")
+    return template("comparison.html.j2").render(
+        names=comparison.names, findings=comparison.finding.split("\n"), image=data_link("image/png", image),
+        least=least, caption=CAPTION, held=downloads(tables, {name: f"{name}.csv" for name in tables}),
+        chosen=_grid(chosen, _MEASURED), others=_grid(others, _OTHER), pooled=_grid(pooled, _POOLED), notes=notes,
+        differences=comparison.differences, models=len(set(comparison.weights)), command=command,
+        style=text("style.css"), saves=saves, policy=live.policy(saves),
+    )  # fmt: skip
+
+
+_OTHER = {name: columns for name, columns in _MEASURED.items() if name not in ("by the mixed model", "words", "p",
+          "claim holds")}  # fmt: skip
+
+
+def _grid(rows: Sequence[Mapping[Any, Any]], shown: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:
+    """Return the heads and cells of a table, as texts."""
+    return {
+        "heads": list(shown),
+        "rows": [[_cell([row.get(name) for name in names], names) for names in shown.values()] for row in rows],
+    }
+
+
+def _cell(values: Sequence[Any], names: Sequence[str]) -> str:
+    first = values[0]
+    if first is None or first != first:
+        return "–"
+    if names[0] in ("effect", "slope"):
+        ends = [signed(one) if one == one else "–" for one in values]
+        return f"{ends[0]} [{ends[1]}, {ends[2]}]"
+    if names[0] == "strategy":
+        return str(first) if values[1] is None or values[1] != values[1] else f"{first} {int(values[1])}"
+    if names[0] == "claimable":
+        return "yes" if first else "no"
+    if names[0] == "prompted":
+        return signed(first)
+    if names[0] == "failed":
+        return f"{first:.0%}"
+    return f"{first:.3g}" if isinstance(first, float) else str(first)
