@@ -51,6 +51,9 @@ def directions_read(
     model: ModelOptions = ETUDE,
     position: Annotated[str, typer.Option(help="mean, first, last, or eos (MusicGen Melody).")] = "mean",
     branch: Annotated[str, typer.Option(help="Guidance branch to read: cond, null or both.")] = "cond",
+    site: Annotated[
+        str, typer.Option(help="Site to read, such as attn.z for steering attention heads.")
+    ] = "resid_post",
     method: Annotated[
         str, typer.Option(help=f"Estimator: {', '.join(early.METHODS)} (docs/directions.md).")
     ] = early.METHODS[0],
@@ -84,6 +87,8 @@ def directions_read(
 
         audiolens directions tempo --method by_measure --measure tempo -o measured.safetensors
 
+        audiolens directions tempo --site attn.z -o heads.safetensors
+
         audiolens directions my-prompts.csv -o mine.safetensors
     """
     from analysis.store import folder
@@ -108,6 +113,7 @@ def directions_read(
         lens,
         **_asked(sets, method, measure, codes),
         method=method,  # pyright: ignore[reportArgumentType]  # checked there
+        site=site,
         position=position,
         branch=branch,
         seconds=seconds,
@@ -203,6 +209,8 @@ def directions_show(file: Annotated[Path, typer.Argument(help="A directions file
 
 def _show(found: Any, file: Path, as_json: bool) -> None:
     facts = {"file": str(file), **found.meta.as_dict(), "layers": found.to_frame().to_dict("records")}
+    if found.heads is not None:
+        facts["heads"] = found.heads.to_frame().to_dict("records")
     if as_json:
         say(to_json(facts))
         return

@@ -22,7 +22,7 @@ from audiolens.model.known_models import folder_of
 if TYPE_CHECKING:
     from analysis.distributed.settings import Ray
 
-STRATEGIES = ("one-to-one", "one-to-all", "one-to-band", "all-to-all")
+STRATEGIES = ("one-to-one", "one-to-all", "one-to-band", "all-to-all", "heads")
 PLACED = ("one-to-one", "one-to-all", "all-to-all")
 BRANCHES = ("cond", "null", "both")
 CODES = ("own", "shared")
@@ -43,6 +43,18 @@ REPETITIONS = 100
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d{1,3})?")
 _RANGE = re.compile(r"^(?P<first>[^:]+):(?P<last>[^:]+):(?P<count>\d{1,6})$")
 _MOST_STRENGTHS = 1000
+
+
+def check_heads(strategies: Iterable[str | None], heads: int | None) -> None:
+    """Raise an error unless the strategy "heads" and the number of heads are given together, and alone."""
+    given = [strategy for strategy in strategies if strategy is not None]
+    if heads is None and "heads" not in given:
+        return
+    if heads is None:
+        raise InputError("--strategy heads needs --heads, the number of heads to steer.")
+    checked_count("--heads", heads, least=1)
+    if given != ["heads"]:
+        raise InputError(f"--heads {heads} needs --strategy heads, and no other: their directions are read elsewhere.")
 
 
 def check_model(options: ModelOptions) -> None:

@@ -41,7 +41,11 @@ def generate(
     ] = None,
     layer: Annotated[int | None, typer.Option(help="Block whose direction is used [default: the middle one].")] = None,
     strategy: Annotated[
-        str | None, typer.Option(help="one-to-one, one-to-all, one-to-band or all-to-all [default: one-to-one].")
+        str | None,
+        typer.Option(help="one-to-one, one-to-all, one-to-band, all-to-all or heads [default: one-to-one]."),
+    ] = None,
+    heads: Annotated[
+        int | None, typer.Option(help="Number of attention heads for --strategy heads, the best by their probes.")
     ] = None,
     band: Annotated[
         str | None, typer.Option(help="Blocks for one-to-band, such as 4-8; selects that strategy.")
@@ -75,6 +79,8 @@ def generate(
 
         audiolens generate "a little tune with drums" --steer study-tempo/directions.safetensors:+1 --baseline
 
+        audiolens generate "a little tune" -s heads.safetensors:+8 --strategy heads --heads 12
+
         audiolens generate "a little tune" --seconds 60 --window 10 --overlap 4
 
         audiolens generate "a little tune" "a song" --steer tempo.safetensors --layer 3 --to tempo=120
@@ -98,11 +104,12 @@ def generate(
         for text in steer or []
     ]
     blocks = steering.band_of(band)
-    where = {"--layer": layer, "--strategy": strategy, "--band": band, "--branch": branch}
+    where = {"--layer": layer, "--strategy": strategy, "--band": band, "--branch": branch, "--heads": heads}
     for option, value in {**where, "--orthogonal": orthogonal or None}.items():
         if value is not None and not todo:
             raise InputError(f"{option} applies to a direction, and none was given: give one with --steer.")
     early.check_choice("strategy", strategy, early.STRATEGIES)
+    early.check_heads([strategy], heads)
     early.check_choice("branch", branch, early.BRANCHES)
     early.check_length(seconds)
     early.check_windows(window, overlap)
@@ -112,7 +119,9 @@ def generate(
     early.check_model(model)
     if (sizes := Sizes.stated(model)) is not None:
         sizes.check(seconds=seconds, window=window, overlap=overlap)
-    steered = steering.placed(todo, layer=layer, strategy=strategy, band=blocks, branch=branch, orthogonal=orthogonal)
+    steered = steering.placed(
+        todo, layer=layer, strategy=strategy, band=blocks, branch=branch, orthogonal=orthogonal, heads=heads
+    )
     lens = open_lens(model)
     for directions in steered.directions:
         directions.meta.refuse_other(lens)
@@ -125,7 +134,7 @@ def generate(
         "engine": engine,
     }
     if target is not None:
-        place = steering.stated(strategy=strategy, layer=layer, band=blocks, branch=branch)
+        place = steering.stated(strategy=strategy, layer=layer, band=blocks, branch=branch, heads=heads)
         _to_target(lens, prompts, todo[0][0], place, target, max_clips or 10, made, out, as_json)
         return
     with folder.fresh(out, overwrite=None) as work:
@@ -171,7 +180,7 @@ def _to_target(
 
     directions = Directions.load(file, lens)
     known = directions.calibration is not None and directions.calibration.measure == target[0]
-    if not (known and not place) and place.get("strategy") != "all-to-all":
+    if not (known and not place) and place.get("strategy") not in ("all-to-all", "heads"):
         place = {"layer": steering.middle(directions), **place}
     found = steer_to(
         lens, directions, prompts, *target, seeds=made["seeds"], seconds=made["seconds"], max_clips=max_clips,

@@ -109,6 +109,7 @@ def placed(
     band: tuple[int, int] | None,
     branch: str | None,
     orthogonal: bool,
+    heads: int | None = None,
 ) -> Steered:
     """Read direction files and return their interventions. This does not need the model to be open.
 
@@ -126,7 +127,7 @@ def placed(
     steps: list[Intervention] = []
     for directions, (_, strength) in zip(found, todo, strict=True):
         if isinstance(strength, str):
-            place = stated(strategy=strategy, layer=layer, band=band, branch=branch)
+            place = stated(strategy=strategy, layer=layer, band=band, branch=branch, heads=heads)
             if directions.calibration is None:
                 why = "--orthogonal changes directions, so a calibration no longer holds" if orthogonal else (
                     "the file has no calibration; `audiolens directions calibrate` writes one"
@@ -135,16 +136,17 @@ def placed(
             refuse_elsewhere(directions.calibration, place)
             steps += steer(directions, strength=strength)
             continue
-        where: dict[str, Any] = {"band": band}
+        where: dict[str, Any] = {"band": band, "heads": heads}
         if described(chosen).uses_one_layer:
             where["layer"] = middle(directions) if layer is None else layer
         elif layer is not None:
-            raise InputError(f"--strategy {chosen} adds every block's own direction: leave --layer out.")
+            raise InputError(f"--strategy {chosen} adds to every block its own directions: leave --layer out.")
         steps += steer(directions, chosen, strength=strength, branch=branch or "both", **where)  # pyright: ignore[reportArgumentType]
     cautions = [
         drowning(file, directions, strength)
         for directions, (file, strength) in zip(found, todo, strict=True)
-        if not isinstance(strength, str)
+        # At chosen heads, a strength is not a multiple of the direction.
+        if not isinstance(strength, str) and chosen != "heads"
     ]
     return Steered(steps, read, [caution for caution in cautions if caution is not None])
 

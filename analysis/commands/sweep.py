@@ -59,8 +59,12 @@ def sweep(
         str, typer.Option(help="FROM:TO:COUNT, or a list such as -1,-0.5,0.5,1; 0 is the unsteered baseline.")
     ] = "-1:1:5",
     strategy: Annotated[
-        str, typer.Option(help="one-to-one, one-to-all, one-to-band or all-to-all; separate several with commas.")
+        str,
+        typer.Option(help="one-to-one, one-to-all, one-to-band, all-to-all (several with commas), or heads alone."),
     ] = "one-to-one",
+    heads: Annotated[
+        int | None, typer.Option(help="Number of attention heads for --strategy heads, the best by their probes.")
+    ] = None,
     layers: Annotated[str, typer.Option(help="Blocks such as 2,4,6-9, or all.")] = "all",
     band: Annotated[str | None, typer.Option(help="Blocks for one-to-band, such as 4-8.")] = None,
     branch: Annotated[
@@ -145,6 +149,7 @@ def sweep(
         "n_shuffled": shuffled,
         "control_strengths": control_strengths and early.strengths("--control-strengths", control_strengths),
         "opposed": opposed,
+        "heads": heads,
         "seeds": seeds,
         "seconds": seconds,
         "guidance_scale": guidance,
@@ -157,6 +162,7 @@ def sweep(
     early.check_measures("--measure", measured)
     for one in asked["strategies"]:
         early.check_choice("strategy", one, early.STRATEGIES)
+    early.check_heads(asked["strategies"], heads)
     for one in asked["branches"]:
         early.check_choice("branch", one, early.BRANCHES)
     early.check_choice("codes", codes, early.CODES)
@@ -199,7 +205,7 @@ def sweep(
         torch.set_num_threads(begun)
     sets = _sets(given, lens)
     neutral = _neutral(sets, split, prompts, lens)
-    reading: dict[str, Any] = {"progress": not as_json}
+    reading: dict[str, Any] = {"progress": not as_json, "site": "resid_post" if heads is None else "attn.z"}
     found = _directions(given, sets, lens, poles, guidance, codes, keep_samples=shuffled > 0, **reading)
     own = _sets(compared, lens)
     asked["others"] = _directions(compared, own, lens, poles, guidance, codes, keep_samples=False, **reading) or None
@@ -299,6 +305,7 @@ def _directions(
     *,
     keep_samples: bool,
     progress: bool,
+    site: str,
 ) -> list[Directions]:
     """Return the directions from files, and estimate the others. The same command always gives the same directions."""
     from audiolens import Directions, difference_in_means
@@ -315,6 +322,7 @@ def _directions(
                 lens,
                 own.positive[:poles],
                 own.negative[:poles],
+                site,
                 guidance_scale=guidance,
                 codes=codes,  # pyright: ignore[reportArgumentType]  # checked there
                 neutral=own.development if codes == "shared" else None,

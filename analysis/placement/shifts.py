@@ -46,8 +46,8 @@ FRAMES = 64
 """Number of frames compared at a time. A long clip's predictions might not all fit into memory at once."""
 _Moved = tuple[Tensor, Tensor, float]
 """Logits "row codebook frame vocab" under a strength and under minus this strength, and the strength."""
-PLACED = tuple(name for name, placing in STRATEGIES.items() if placing.changes != "band")
-"""The strategies that a placement can choose. A band has no single block to compare with the others."""
+PLACED = tuple(name for name, placing in STRATEGIES.items() if placing.changes not in ("band", "heads"))
+"""The strategies that a placement can choose. A band or a set of heads has no single block to compare with others."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ from analysis.sweep.concept_measures import FEWEST_PROMPTS, measure_of, refuse_t
 from audiolens import measure
 from audiolens.checks import MOST_JOBS, checked_amount, checked_count, checked_flags, shown
 from audiolens.directions.pole_reader import CodesSource, Position
-from audiolens.directions.strategies import Strategy
+from audiolens.directions.strategies import Strategy, described
 from audiolens.door import checked_kinds, guarded
 from audiolens.errors import InputError, InputTypeError
 from audiolens.groups import takes
@@ -244,6 +244,11 @@ class Settings:
         for strategy, amounts in (*self.strengths.items(), *self.strengths_at_place.items()):
             if not amounts or not all(map(_is_positive, amounts)):
                 raise InputError(f"strengths of {strategy}: {shown(list(amounts))}; expected finite numbers above 0.")
+            if described(strategy).changes in ("band", "heads"):
+                raise InputError(
+                    f"strengths of {strategy}: a study compares single blocks with each other. Give strengths of "
+                    "'one-to-one', 'one-to-all' or 'all-to-all', and use sweep.run for others."
+                )
         if not self.strengths:
             raise InputError("strengths is empty: expected a strategy with at least one strength.")
         if 1.0 not in self.doses or not all(map(_is_positive, self.doses)):

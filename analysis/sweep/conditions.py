@@ -176,27 +176,38 @@ def merge(conditions: Sequence[Condition], n_layers: int) -> Iterator[Interventi
             others.setdefault(condition.name, []).append(row)
             continue
         for step in additions:
-            vector = torch.as_tensor(step.strength, device="cpu") * torch.as_tensor(step.vector, device="cpu")
+            vector = torch.as_tensor(step.strength, device="cpu") * _masked(step)
             for site in resolve(step.site, step.layers, hooks=_BLOCK, model_hooks=_WHOLE, n_layers=n_layers):
+                if vector.ndim == 1 and len((_WHOLE if site.layer is None else _BLOCK)[site.hook].form.axes) > 3:
+                    # At such a site, a step has one vector per head or codebook, and the same vector is added to all.
+                    vector = vector[None]
                 rows = added.setdefault((site, step.branch, step.seconds, step.prefix), {})
                 rows[row] = rows[row] + vector if row in rows else vector
     for (site, branch, seconds, prefix), rows in added.items():
-        vectors = torch.stack(list(rows.values()))
-        if len((_WHOLE if site.layer is None else _BLOCK)[site.hook].form.axes) > 3:
-            # At such a site, a step has one vector per head or codebook, and each row adds the same vector to all of
-            # them.
-            vectors = vectors[:, None]
+        vectors = torch.stack(torch.broadcast_tensors(*rows.values()))
         yield Add(vectors, rows=list(rows), site=site.name, branch=branch, seconds=seconds, prefix=prefix)
     for rows_here in others.values():
         for step in conditions[rows_here[0]].interventions:
             yield replace(step, rows=rows_here)
 
 
+def _masked(step: Add) -> torch.Tensor:
+    """Return the vector, or one vector for every head, of which those of heads that are not named are 0."""
+    vector = torch.as_tensor(step.vector, device="cpu")
+    if vector.ndim == 1:
+        return vector
+    named = torch.zeros(vector.shape[1], 1, device="cpu")
+    named[slice(None) if step.heads is None else list(step.heads)] = 1
+    return vector[0] * named
+
+
 def _plain(step: Intervention) -> TypeGuard[Add]:
     return (
         type(step) is Add
-        and torch.as_tensor(step.vector, device="cpu").ndim == 1
-        and step.heads is None
+        and (
+            (torch.as_tensor(step.vector, device="cpu").ndim == 1 and step.heads is None)
+            or torch.as_tensor(step.vector, device="cpu").shape[:-2] == (1,)
+        )
         and step.schedule is None
         and not step.preserve_norm
         and step.gate is None

@@ -126,6 +126,7 @@ def run(
     others: Directions | Sequence[Directions] | Mapping[str, Directions] | None = None,
     control_strengths: Sequence[float] | None = None,
     opposed: bool = False,
+    heads: int | None = None,
     seconds: float = 5.0,
     guidance_scale: float = 3.0,
     temperature: float = 1.0,
@@ -152,7 +153,8 @@ def run(
         directions: directions of one or several concepts. Each concept is named by its label, or by its key in a
             mapping.
         strengths: coefficients of the directions, with either sign. 0 is the baseline and is always included.
-        strategies, unit: as in `al.steer`. "one-to-band" needs `band`.
+        strategies, unit, heads: as in `al.steer`. "one-to-band" needs `band`. "heads" needs `heads`, the number of
+            heads, and directions that were read at a site with heads. Its controls are added to the same heads.
         layers: layers whose vectors the "one-to" strategies use (default: every layer that was read).
         branches: the guidance branches to steer. Strengths are comparable only within one branch.
         prompts: neutral prompts (default: the development prompts of the first concept's set). Choose settings on
@@ -189,8 +191,8 @@ def run(
     prepared = Prepared.of(
         lens, directions, strengths=strengths, strategies=strategies, layers=layers, band=band, branches=branches,
         unit=unit, prompts=prompts, seeds=seeds, sets=sets, n_random=n_random, n_shuffled=n_shuffled, others=others,
-        control_strengths=control_strengths, opposed=opposed, seconds=seconds, guidance_scale=guidance_scale,
-        temperature=temperature, top_k=top_k, batch_size=batch_size,
+        control_strengths=control_strengths, opposed=opposed, heads=heads, seconds=seconds,
+        guidance_scale=guidance_scale, temperature=temperature, top_k=top_k, batch_size=batch_size,
     )  # fmt: skip
     if tell is not None:
         tell(repr(prepared.estimate(lens, out, sound, timed=ray is None, n_jobs=n_jobs, engine=checked_engine(engine))))

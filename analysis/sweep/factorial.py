@@ -27,7 +27,7 @@ LABELS = ("kind", "concept", "strategy", "layer", "band", "branch", "strength", 
 """The columns that describe a condition.
 
 If a control is another concept's direction, `other` names that concept. `cosine` is the cosine similarity between a
-control and the real direction.
+control and the real direction. Conditions of the strategy "heads" also state the number of `heads`.
 """
 PLACE = ("concept", "strategy", "layer", "band", "branch")
 """The columns that identify where a direction is added."""
@@ -52,6 +52,7 @@ class Factors:
     others: Mapping[str, Directions] = field(default_factory=dict)
     control_strengths: Sequence[float] | None = None
     opposed: bool = False
+    heads: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("strengths", "control_strengths"):
@@ -73,6 +74,13 @@ class Factors:
             raise InputError(f"band={self.band} needs the strategy 'one-to-band': add it, or leave out band.")
         if self.band is None and "one-to-band" in self.strategies:
             raise InputError("strategy='one-to-band' needs band=(first, last), both included.")
+        if self.heads is not None:
+            object.__setattr__(self, "heads", checked_count("heads", self.heads, least=1))
+        if (self.heads is None) == ("heads" in self.strategies):
+            raise InputError(
+                f"strategies={list(self.strategies)} and heads={shown(self.heads)}: give the strategy 'heads' and "
+                "heads=k, the number of heads to steer, or neither."
+            )
 
     @property
     def controlled(self) -> Sequence[float]:
@@ -160,10 +168,10 @@ def _places(concept: str, directions: Directions, factors: Factors) -> Iterator[
     for branch in factors.branches:
         for strategy in factors.strategies:
             if not described(strategy).uses_one_layer:
-                yield (
-                    {"concept": concept, "strategy": strategy, "branch": branch},
-                    {"strategy": strategy, "branch": branch},
-                )
+                where: dict[str, Any] = {"strategy": strategy, "branch": branch}
+                if described(strategy).changes == "heads":
+                    where["heads"] = factors.heads
+                yield {"concept": concept, **where}, where
                 continue
             band = factors.band if described(strategy).changes == "band" else None
             for layer in layers:
@@ -173,7 +181,10 @@ def _places(concept: str, directions: Directions, factors: Factors) -> Iterator[
 
 
 def _labels(**values: Any) -> dict[str, Any]:
-    return {name: values.get(name) for name in LABELS}
+    # Conditions of other strategies have no number of heads, not even an empty one: their labels identify a sweep that
+    # is resumed.
+    heads = {"heads": values["heads"]} if "heads" in values else {}
+    return {name: values.get(name) for name in LABELS} | heads
 
 
 def _asking(words: PromptSet, pole: str) -> Any:

@@ -77,8 +77,14 @@ def gate(
         raise InputError(
             "operator='ablate' with a gate would remove a trait while it is missing: use 'add' or 'clamp'."
         )
-    steps = steer(directions, strength=strength, **steering)
     probe = directions if probe is None else probe
+    for one in (directions, probe):
+        if isinstance(one, Directions) and one.meta.n_heads:
+            raise InputError(
+                f"{shown(one.meta.label)} was read at {one.meta.site}, which has heads, and a gate needs one "
+                "vector per step: give directions of another site."
+            )
+    steps = steer(directions, strength=strength, **steering)
     threshold = checked_amount("threshold", threshold)
     release = threshold + CLOSED_FROM - OPEN_BELOW if release is None else checked_amount("release", release)
     layer = _layer(probe, steps, probe_layer)

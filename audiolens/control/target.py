@@ -125,7 +125,7 @@ def steer_to(
         seconds, guidance_scale, batch_size: as in `lens.generate`.
         max_clips: the largest number of clips per row, including the unsteered one.
         limits: the lowest and highest strength (default: those of the calibration, or -2 and 2, divided by the number
-            of steered blocks; with a `unit` other than "raw", there is no default).
+            of steered blocks; with a `unit` other than "raw", and for "heads", there is no default).
         steering: where to steer, as in `steer`: `strategy`, `layer`, `band`, `unit`, `branch`, ... If a part of the
             place is stated, the whole place is what `steer` takes for it, and not that of the calibration.
 
@@ -153,6 +153,8 @@ def steer_to(
     goal = Goal(measure, wanted, allowed)
     if limits is None and known is None and place["unit"] != "raw":
         raise InputError(f"unit={shown(place['unit'])} needs limits=, the lowest and the highest strength.")
+    if limits is None and known is None and place["strategy"] == "heads":
+        raise InputError("strategy='heads' needs limits=, the lowest and the highest strength.")
     low, high = _limits(limits, known, WIDEST / len(steered_blocks(steps)))
     rows = [Search(goal, low, high) for _ in texts]
     base: list[Generation] = []

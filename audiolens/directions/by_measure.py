@@ -103,7 +103,7 @@ def read(
         raise PromptError("no prompts: method='by_measure' generates clips of them.")
     text.checked(asked, lens.model, lens.tokenizer)
     rows = [prompt for prompt in asked for _ in range(checked_count("clips_per_prompt", clips_per_prompt))]
-    short, numbers = checked_site(lens, site, layers)
+    short, numbers, n_heads = checked_site(lens, site, layers)
     position = checked_position(position, lens)
     if position in ("first", "eos"):
         raise InputError(f"position={position!r} is read before a clip begins: give 'mean', 'last' or (from, to).")
@@ -124,7 +124,7 @@ def read(
             branch=branch, span=span, reduce=reduce, prefix=prefix, cache_device="cpu",
         )  # fmt: skip
         assert out.cache is not None
-        read, sizes = vectors_of(out.cache, short, branch, reduced=reduce == "mean")
+        read, sizes = vectors_of(out.cache, short, branch, reduced=reduce == "mean", heads=n_heads > 0)
         values.append(read)
         norms.append(sizes)
         measured.append(measures.table(out, measures=[sorting.measure])[sorting.measure].to_numpy())
@@ -134,7 +134,7 @@ def read(
     meta = provenance.of_lens(
         lens, site=short, position=position, prefix=prefix, branch=branch, guidance_scale=float(guidance_scale),
         source="generation", seconds=float(seconds), seeds=tuple(given), noise=NOISE, label=label,
-        prompts=provenance.prompts_hash(asked),
+        prompts=provenance.prompts_hash(asked), n_heads=n_heads,
         options={
             "measure": sorting.measure, "fit": sorting.fit, "clips": str(len(rows)),
             "undefined": str(int((~np.isfinite(found)).sum())),

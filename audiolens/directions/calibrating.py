@@ -50,6 +50,8 @@ def calibrate(
     place = normal_place(steering, directions.layers, directions.meta.n_layers)
     refuse_other_operators(place)
     directions.meta.refuse_other(lens)
+    if strengths is None and place["strategy"] == "heads":
+        raise InputError("strategy='heads' needs strengths=, such as [-8, -4, -2, 2, 4, 8].")
     widest = WIDEST / len(steered_blocks(steer(directions, **place)))
     grid = (
         np.linspace(-widest, widest, N_STRENGTHS).tolist()

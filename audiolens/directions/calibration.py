@@ -26,14 +26,14 @@ SHAPE = {
     "measure": str, "measured_in": str, "strengths": [float], "values": [float], "low": [(float, None)],
     "high": [(float, None)], "failed": [float], "place": {
         "strategy": str, "layer?": int, "layers?": [int], "band?": [int, int], "unit?": str, "branch?": str,
-        "operator?": str,
+        "operator?": str, "heads?": (int, [[int, int]]),
     },
     "clips": int, "seconds": float, "guidance_scale": float,
 }  # fmt: skip
 """The shape of a `Calibration` as JSON."""
 PLACE = {
     "strategy": "one-to-one", "layer": None, "layers": None, "band": None, "unit": "raw", "branch": "both",
-    "operator": "add",
+    "operator": "add", "heads": None,
 }  # fmt: skip
 """The arguments of `steer` that a calibration fixes, with their defaults."""
 
@@ -123,6 +123,8 @@ class Calibration:
     def from_dict(cls, values: Mapping[str, Any]) -> Calibration:
         """Return the calibration that `as_dict` wrote, whose shape was checked (`SHAPE`)."""
         place = {name: tuple(value) if name == "band" else value for name, value in values["place"].items()}
+        if "heads" in place:
+            place["heads"] = _heads(place["heads"])
         return cls(**{**values, "place": place})
 
     def __repr__(self) -> str:
@@ -140,7 +142,7 @@ def normal_place(stated: Mapping[str, Any], layers: Sequence[int], n_layers: int
     if place["strategy"] == "one-to-one" and several is not None and one is None and place["band"] is None:
         named = layers_once(several)
         one, several = (named[0] if isinstance(named, list) and len(named) == 1 else named), None
-    if one is None and place["strategy"] != "all-to-all" and len(layers) == 1:
+    if one is None and place["strategy"] not in ("all-to-all", "heads") and len(layers) == 1:
         one = layers[0]
     if several is not None:
         several = sorted(counted(layer, n_layers) for layer in listed_layers(several))
@@ -148,7 +150,14 @@ def normal_place(stated: Mapping[str, Any], layers: Sequence[int], n_layers: int
     with suppress(TypeError):
         one = one if one is None else counted(whole_number(one), n_layers)
         band = band if band is None else tuple(counted(layer, n_layers) for layer in whole_numbers(list(band)))
-    return {**place, "layer": one, "layers": several, "band": band}
+    return {**place, "layer": one, "layers": several, "band": band, "heads": _heads(place["heads"])}
+
+
+def _heads(heads: Any) -> Any:
+    """Return a number of heads as it is, and pairs (layer, head) as tuples, which can be compared."""
+    with suppress(TypeError):
+        return tuple(tuple(whole_numbers(list(pair))) for pair in heads)
+    return heads
 
 
 def placed(calibration: Calibration | None, target: str, place: Mapping[str, Any]) -> dict[str, Any]:

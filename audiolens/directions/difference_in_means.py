@@ -9,6 +9,8 @@ from torch import Tensor
 from audiolens.checks import checked_flags, checked_text, shown
 from audiolens.directions.directions import Directions
 from audiolens.directions.evidence import Contrast
+from audiolens.directions.heads import heads_of
+from audiolens.directions.labelling import Target
 from audiolens.directions.pole_reader import Codes, CodesSource, PoleReader, Position
 from audiolens.directions.samples import Samples
 from audiolens.door import guarded
@@ -55,7 +57,9 @@ def difference_in_means(
 
     Args:
         positive, negative: the prompts of the poles; `None` means no prompt (for poles that differ in their music).
-        site: a site with one vector per step in every block.
+        site: a site with one vector per step in every block, or with one per step and head ("attn.z", "cross_attn.z").
+            At a site with heads, every head is also probed (`d.heads`), and `steer(strategy="heads")` can choose among
+            them.
         position: "mean" averages over all steps except the tail (the last steps, which only complete the delayed
             codebooks). "first" reads the start token, which depends on the text alone, so nothing is generated. "last"
             reads the last step, and (from, to) averages over a time range in seconds. "eos" reads the last token of the
@@ -109,7 +113,7 @@ def read_poles(lens: AudioLens, reader: PoleReader, label: str, keep_samples: bo
     kept: Tensor | None = None
     for batch in reader:
         contrast.add(batch.values, batch.norms, batch.positive)
-        if keep_samples:
+        if keep_samples or reader.n_heads:
             if kept is None:
                 kept = batch.values.new_zeros(len(batch.values), len(reader.prompts), batch.values.shape[-1])
             kept[:, batch.index] = batch.values
@@ -117,13 +121,17 @@ def read_poles(lens: AudioLens, reader: PoleReader, label: str, keep_samples: bo
     if kept is not None:
         labels = torch.arange(len(reader.prompts), device="cpu") < len(reader.positive)
         samples = Samples(kept, labels, reader.layers, reader.prompts, meta, norms.float())
+    vectors, heads = contrast.difference(), None
+    if reader.n_heads and samples is not None and bool(torch.isfinite(samples.values).all()):
+        heads = heads_of(samples, Target.of(samples), vectors, reader.n_heads)
     return Directions(
-        vectors=contrast.difference(),
+        vectors=vectors,
         layers=reader.layers,
         residual_norms=norms,
         meta=meta,
         evidence=contrast.evidence(),
-        samples=samples,
+        samples=samples if keep_samples else None,
+        heads=heads,
     )
 
 
@@ -143,4 +151,5 @@ def _meta(lens: AudioLens, reader: PoleReader, label: str) -> Provenance:
         n_prompts=(len(reader.positive), len(reader.negative)),
         prompts=provenance.prompts_hash(reader.positive, reader.negative),
         label=label,
+        n_heads=reader.n_heads,
     )

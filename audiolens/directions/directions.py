@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
@@ -21,6 +22,7 @@ from audiolens.directions import shuffles
 from audiolens.directions.calibration import SHAPE as CALIBRATION
 from audiolens.directions.calibration import Calibration
 from audiolens.directions.evidence import Evidence
+from audiolens.directions.heads import Heads
 from audiolens.directions.leace import Eraser
 from audiolens.directions.permutation import N_SHUFFLES, PermutationTest, permutation_test
 from audiolens.directions.samples import Samples
@@ -53,6 +55,11 @@ class Directions(AsArray):
         samples: one vector per prompt, if they were stored.
         calibration: which strength gives which value of a measure, if `calibrate` measured it.
         eraser: the affine map that erases the concept (`al.Erase`), if the estimator was LEACE.
+        heads: at a site with heads, how well every head tells the poles apart, which `steer(strategy="heads")` needs.
+            `None` if there were too few prompts, and after arithmetic between directions.
+
+    At a site with heads, such as "attn.z", a vector contains those of all heads, one after the other, as the output
+    projection reads them (d_model = head x d_head). `by_head` gives them as "layer head d_head".
 
     `d[layer]` is one vector. Arithmetic works layer by layer, and the operands must have the same model, site and
     layers. numpy and torch treat directions as the array of their vectors, "layer d_model".
@@ -66,13 +73,14 @@ class Directions(AsArray):
     samples: Samples | None = None
     calibration: Calibration | None = None
     eraser: Eraser | None = None
+    heads: Heads | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.meta, Provenance):
             raise InputTypeError(f"meta={shown(self.meta)}: expected a Provenance, such as the meta of directions.")
         for name, value, kind in (
             ("evidence", self.evidence, Evidence), ("samples", self.samples, Samples), ("eraser", self.eraser, Eraser),
-            ("calibration", self.calibration, Calibration),
+            ("calibration", self.calibration, Calibration), ("heads", self.heads, Heads),
         ):  # fmt: skip
             if value is not None and not isinstance(value, kind):
                 raise InputTypeError(f"{name}={shown(value)}: expected {kind.__name__}, or None.")
@@ -89,6 +97,16 @@ class Directions(AsArray):
             raise InputError(f"layers={self.layers}: expected distinct layers in ascending order.")
         if self.eraser is not None and (self.eraser.layers != self.layers or self.eraser.mean.shape != shapes[0]):
             raise InputError(f"an eraser of layers {self.eraser.layers} for directions of layers {self.layers}.")
+        n_heads = self.meta.n_heads
+        if n_heads < 0 or (n_heads and shapes[0][1] % n_heads):
+            raise InputError(f"vectors of width {shapes[0][1]} for {n_heads} heads: expected a multiple of the heads.")
+        if self.heads is not None and (
+            self.heads.layers != self.layers or self.heads.accuracy.shape != (len(self.layers), n_heads)
+        ):
+            raise InputError(
+                f"heads of shape {tuple(self.heads.accuracy.shape)} at layers {self.heads.layers} for directions of "
+                f"{n_heads} heads at layers {self.layers}."
+            )
         if not bool(torch.isfinite(self.vectors).all()):
             raise InputError(f"{self.meta.label or 'these directions'}: a vector has NaN or infinite values.")
 
@@ -96,6 +114,20 @@ class Directions(AsArray):
     def norms(self) -> Float[Tensor, " layer"]:
         """The norm of each vector."""
         return self.vectors.norm(dim=-1)
+
+    @property
+    def by_head(self) -> Float[Tensor, "layer head d_head"]:
+        """The vectors of every head.
+
+        Raises:
+            SiteError: if the directions were read at a site with one vector per step.
+        """
+        if not self.meta.n_heads:
+            raise SiteError(
+                f"these directions have no heads: they were read at {self.meta.site}. Read them at a site with heads: "
+                'site="attn.z" or "cross_attn.z".'
+            )
+        return rearrange(self.vectors, "layer (head d) -> layer head d", head=self.meta.n_heads)
 
     def __len__(self) -> int:
         return len(self.layers)
@@ -134,8 +166,9 @@ class Directions(AsArray):
         chosen = listed_layers(layers)
         if not chosen:
             raise SiteError(f"no layer given: these directions have layers {shortened(map(str, self.layers), 60)}.")
-        indices = torch.tensor(sorted({self._index(layer) for layer in chosen}), device="cpu")
-        layers = tuple(self.layers[index] for index in indices.tolist())
+        kept = sorted({self._index(layer) for layer in chosen})
+        indices = torch.tensor(kept, device="cpu")
+        layers = tuple(self.layers[index] for index in kept)
         return replace(
             self,
             vectors=self.vectors[indices],
@@ -145,6 +178,7 @@ class Directions(AsArray):
             samples=None,
             calibration=None,
             eraser=None if self.eraser is None else self.eraser.at(layers),
+            heads=None if self.heads is None else self.heads.at(kept),
         )
 
     def unit(self) -> "Directions":
@@ -160,7 +194,7 @@ class Directions(AsArray):
         return self._summed(other, self.vectors - other.vectors, f"{self.meta.label} - ({other.meta.label})")
 
     def __neg__(self) -> "Directions":
-        return self._changed(-self.vectors, f"-({self.meta.label})")
+        return replace(self._changed(-self.vectors, f"-({self.meta.label})"), heads=self.heads)
 
     def __radd__(self, other: object) -> "Directions":
         # `sum` starts from 0.
@@ -173,7 +207,9 @@ class Directions(AsArray):
 
     def __mul__(self, factor: Real) -> "Directions":
         number = multiplier("times", factor)
-        return self._changed(self.vectors * number, f"{number:g} * ({self.meta.label})")
+        # What a strength of 1 adds to a head is scaled with its vector.
+        heads = None if self.heads is None else replace(self.heads, spread=self.heads.spread * abs(number))
+        return replace(self._changed(self.vectors * number, f"{number:g} * ({self.meta.label})"), heads=heads)
 
     __rmul__ = __mul__
 
@@ -214,10 +250,14 @@ class Directions(AsArray):
 
     def random_like(self, seed: int) -> "Directions":
         """Return random directions with the same norm at each layer, as a control for the effect of any
-        perturbation."""
+        perturbation.
+
+        At a site with heads, every head's vector has the norm of its original. `steer(strategy="heads")` then chooses
+        the heads of the original, and pushes each of them as far.
+        """
         generator = torch.Generator("cpu").manual_seed(checked_seed(seed))
         drawn = torch.randn(self.vectors.shape, generator=generator, dtype=torch.float32, device="cpu")
-        return self._changed(unit(drawn) * self.norms[:, None], f"random {seed} like ({self.meta.label})")
+        return self._resized(drawn, self, f"random {seed} like ({self.meta.label})")
 
     def shuffled(self, seed: int, *, match_norms: bool = True, balanced: bool = True) -> "Directions":
         """Return the difference in means between two groups that each contain half of each pole, as a control.
@@ -236,9 +276,8 @@ class Directions(AsArray):
         samples = self._samples("shuffled")
         first, second = (shuffles.balanced if balanced else shuffles.free)(samples.labels, seed)
         vectors = samples.values[:, first].mean(1) - samples.values[:, second].mean(1)
-        if match_norms:
-            vectors = unit(vectors) * self.norms[:, None]
-        return self._changed(vectors, f"shuffled {seed} of ({self.meta.label})")
+        label = f"shuffled {seed} of ({self.meta.label})"
+        return self._resized(vectors, self, label) if match_norms else self._changed(vectors, label)
 
     def with_norms_of(self, other: "Directions") -> "Directions":
         """Return these directions scaled to the norms of `other`, layer by layer.
@@ -247,7 +286,7 @@ class Directions(AsArray):
         norm.
         """
         self._refuse_foreign(other)
-        return self._changed(unit(self.vectors) * other.norms[:, None], f"{self.meta.label} like ({other.meta.label})")
+        return self._resized(self.vectors, other, f"{self.meta.label} like ({other.meta.label})")
 
     def permutation_test(self, n_shuffles: int = N_SHUFFLES, seed: int = 0) -> PermutationTest:
         """Test whether the difference in means is longer than it would be under shuffled labels.
@@ -285,12 +324,13 @@ class Directions(AsArray):
         Args:
             lens: the model that the directions were read from.
             measure: a measure, as in `measure.MEASURES`.
-            strengths: strengths besides 0 (default: eight, from -2 to 2 divided by the number of steered blocks).
+            strengths: strengths besides 0 (default: eight, from -2 to 2 divided by the number of steered blocks; for
+                "heads", there is no default).
             prompts: neutral prompts (default: the development prompts of the concept that the directions are named
                 after).
             seeds: the number of seeds per prompt.
             seconds, guidance_scale, batch_size: as in `lens.generate`.
-            steering: where to steer, as in `steer`: `strategy`, `layer`, `layers`, `band`, `unit`, `branch`,
+            steering: where to steer, as in `steer`: `strategy`, `layer`, `layers`, `band`, `heads`, `unit`, `branch`,
                 `operator`.
 
         Raises:
@@ -340,6 +380,8 @@ class Directions(AsArray):
             tensors.update({f"evidence/{name}": value for name, value in kept.items()})
         if self.eraser is not None:
             tensors.update({f"eraser/{name}": getattr(self.eraser, name) for name in _ERASER})
+        if self.heads is not None:
+            tensors.update({f"heads/{name}": value for name, value in self.heads.tensors().items()})
         return provenance.write(path, tensors, facts)
 
     @classmethod
@@ -357,6 +399,7 @@ class Directions(AsArray):
             meta = Provenance.from_dict(facts["meta"])
             layers = tuple(facts["layers"])
             maps = {name: tensors.pop(f"eraser/{name}") for name in _ERASER if f"eraser/{name}" in tensors}
+            heads = {key[6:]: tensors.pop(key) for key in [*tensors] if key.startswith("heads/")}
             kept = {key.removeprefix("evidence/"): value for key, value in tensors.items() if "/" in key}
             directions = cls(
                 vectors=tensors["vectors"],
@@ -366,6 +409,7 @@ class Directions(AsArray):
                 evidence=Evidence.of_file(kept, len(layers)) if kept else None,
                 calibration=Calibration.from_dict(facts["calibration"]) if facts.get("calibration") else None,
                 eraser=Eraser(**maps, layers=layers) if maps else None,
+                heads=Heads.of_file(heads, layers) if heads else None,
             )
             stated = torch.tensor(facts["norms"], dtype=torch.float32, device="cpu")
             agree = torch.allclose(directions.norms, stated, rtol=1e-4)
@@ -379,6 +423,7 @@ class Directions(AsArray):
 
     def __repr__(self) -> str:
         finding = "" if self.evidence is None else f", {self.evidence.finding}"
+        finding += "" if self.heads is None else f", {self.heads.finding}"
         counts = f"{self.meta.n_prompts[0]} + {self.meta.n_prompts[1]} prompts"
         if "shared" in self.meta.source:
             counts = f"{counts} over {self.meta.source}"
@@ -406,7 +451,18 @@ class Directions(AsArray):
 
     def _changed(self, vectors: Tensor, label: str | None = None) -> "Directions":
         meta = self.meta if label is None else replace(self.meta, label=label)
-        return replace(self, vectors=vectors, meta=meta, evidence=None, samples=None, calibration=None, eraser=None)
+        return replace(
+            self, vectors=vectors, meta=meta, evidence=None, samples=None, calibration=None, eraser=None, heads=None
+        )
+
+    def _resized(self, vectors: Tensor, other: "Directions", label: str) -> "Directions":
+        """Return vectors with the norms of `other`, those of every head if it has heads, and its choice of heads."""
+        n_heads = max(1, self.meta.n_heads)
+        sizes, own = (
+            rearrange(one, "layer (head d) -> layer head d", head=n_heads) for one in (other.vectors, vectors)
+        )
+        resized = rearrange(unit(own) * sizes.norm(dim=-1, keepdim=True), "layer head d -> layer (head d)")
+        return replace(self._changed(resized, label), heads=other.heads)
 
     def _summed(self, other: "Directions", vectors: Tensor, label: str) -> "Directions":
         # The result must be symmetric in the operands, so its residual norm is the mean of both.
@@ -421,6 +477,7 @@ class Directions(AsArray):
             ("weights", self.meta.weights, other.meta.weights),
             ("sites", self.meta.site, other.meta.site),
             ("layers", self.layers, other.layers),
+            ("numbers of heads", self.meta.n_heads, other.meta.n_heads),
             ("widths", self.vectors.shape[1], other.vectors.shape[1]),
         ):
             if mine != theirs:

@@ -44,6 +44,8 @@ class Erase(Intervention):
             if not isinstance(given, Directions):
                 raise InputTypeError(f"{shown(given)}: expected Directions to erase, such as al.estimate returns.")
             site = given.meta.site
+            if given.meta.n_heads:
+                raise InputError(f"{site} has heads, and Erase maps one vector per step: read another site.")
             if self.site not in ("", site):
                 raise InputError(f"site={shown(self.site)}: these directions were read at {site}, and erase there.")
             object.__setattr__(self, "site", site)

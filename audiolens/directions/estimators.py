@@ -18,6 +18,7 @@ from audiolens.directions.difference_in_means import difference_in_means
 from audiolens.directions.directions import Directions
 from audiolens.directions.fitted import Fit, Fitted, estimated
 from audiolens.directions.labelling import Target
+from audiolens.directions.pole_reader import checked_site
 from audiolens.directions.samples import Samples
 from audiolens.directions.trained import trained
 from audiolens.door import guarded
@@ -56,7 +57,8 @@ def _shrinkage(value: float | None) -> float | None:
 class _Estimator:
     """One estimator: its name in provenance, what it is in a line, and how it fits samples, if it only needs these.
 
-    `least` is the number of samples per group that it needs. `curve` says that refitting is cheap.
+    `least` is the number of samples per group that it needs. `curve` says that refitting is cheap, and `heads` that it
+    can fit every head of a site by itself.
     """
 
     name: str
@@ -66,6 +68,7 @@ class _Estimator:
     curve: bool = True
     quantities: bool = False
     options: tuple[str, ...] = ()
+    heads: bool = True
 
     @property
     def own(self) -> tuple[str, ...]:
@@ -99,11 +102,12 @@ _METHODS: Mapping[str, _Estimator] = {
         "ridge weights", "weights of a ridge regression, also on numbers", probe_weights.ridge, quantities=True
     ),
     "leace": _Estimator(
-        "leace", "the direction that LEACE reads, with its eraser for al.Erase (Belrose et al. 2023)", _leace
+        "leace", "the direction that LEACE reads, with its eraser for al.Erase (Belrose et al. 2023)", _leace,
+        heads=False,
     ),
     "rfm": _Estimator(
         "rfm", "what a kernel predictor depends on, also where the means coincide (Radhakrishnan et al. 2024)",
-        rfm.direction, least=rfm.FEWEST, curve=False, quantities=True,
+        rfm.direction, least=rfm.FEWEST, curve=False, quantities=True, heads=False,
     ),
     "by_measure": _Estimator(
         "by measure", "clips of the model, sorted by what is measured in them; no poles needed",
@@ -111,7 +115,7 @@ _METHODS: Mapping[str, _Estimator] = {
     ),
     "gradient": _Estimator(
         "gradient", "trained to make the other pole's clips likelier (Subramani et al. 2022)",
-        options=tuple(one.name for one in fields(gradient.Training)),
+        options=tuple(one.name for one in fields(gradient.Training)), heads=False,
     ),
 }  # fmt: skip
 
@@ -189,6 +193,8 @@ def estimate(
             found = _of_samples(samples, method, own, reading, labels, towards, positive, negative)
         elif labels is not None or towards is not None:
             raise InputError("labels= and towards= are for samples=: with prompts, the labels are the two poles.")
+        elif not chosen.heads and checked_site(lens, reading.get("site", "resid_post"), reading.get("layers"))[2]:
+            raise InputError(_no_heads(method, reading["site"]))
         elif method == "by_measure":
             found = _of_measure(lens, own, reading, positive, negative)
         elif method == "gradient":
@@ -217,6 +223,11 @@ def _checked(method: Any, options: Mapping[str, Any]) -> _Estimator:
             raise InputError(f"method={method!r} takes no {name}=: {whose}. See al.estimators().")
         raise InputError(f"{name}= is no argument of method={method!r}.{nearest(name, known)}")
     return _METHODS[method]
+
+
+def _no_heads(method: str, site: str) -> str:
+    able = ", ".join(repr(name) for name, one in _METHODS.items() if one.heads)
+    return f"method={method!r} does not fit single heads, and {site} has heads: use one of {able}, or another site."
 
 
 def _of_samples(
@@ -257,6 +268,8 @@ def _fitted(
     assert samples is not None
     chosen = _METHODS[method]
     assert chosen.fit is not None
+    if samples.meta is not None and samples.meta.n_heads and not chosen.heads:
+        raise InputError(_no_heads(method, samples.meta.site))
     target = Target.of(samples, labels, towards)
     if target.kind == "quantity" and not chosen.quantities:
         able = " and ".join(repr(name) for name, one in _METHODS.items() if one.quantities)

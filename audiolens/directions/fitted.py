@@ -4,11 +4,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
 from audiolens.directions.directions import Directions
 from audiolens.directions.evidence import LEVEL, Evidence, measured
+from audiolens.directions.heads import heads_of
 from audiolens.directions.labelling import Target
 from audiolens.directions.permutation import N_SHUFFLES, permutation_test
 from audiolens.directions.samples import Samples
@@ -44,6 +46,7 @@ def estimated(
     Vectors point towards the positive group. Unless a fit is exact, they are scaled to the length of the difference in
     means along them, so that a strength of 1 is the same step for every estimator. If the means coincide within chance,
     an estimator that is not linear scales them to twice the standard deviation of the samples along them instead.
+    At a site with heads, every head is fitted by itself.
 
     Args:
         least: the samples per group that a fit needs.
@@ -59,6 +62,8 @@ def estimated(
     if len(lost):
         layer, row = samples.layers[int(lost[0, 0])], int(lost[0, 1])
         raise InputError(f"sample {row} has NaN or infinite values at layer {layer}: leave it out.")
+    if meta.n_heads:
+        fit = _each_head(fit, meta.n_heads)
     means = permutation_test(replace(samples, labels=target.positive), N_SHUFFLES, 0)
     fits = [fit(layer, target) for layer in samples.values]
     tested = means.least_p <= LEVEL
@@ -89,7 +94,18 @@ def estimated(
         evidence=evidence,
         # What is computed from the samples later, such as shuffles, must be of the same two groups.
         samples=replace(samples, labels=target.positive),
+        heads=heads_of(samples, target, vectors, meta.n_heads) if meta.n_heads else None,
     )  # fmt: skip
+
+
+def _each_head(fit: Callable[[Tensor, Target], Fitted], n_heads: int) -> Callable[[Tensor, Target], Fitted]:
+    """Return a fit of a layer that fits every head, and puts the vectors one after the other."""
+
+    def fitted(values: Tensor, target: Target) -> Fitted:
+        heads = rearrange(values, "prompt (head d) -> head prompt d", head=n_heads)
+        return Fitted(torch.cat([_oriented(fit(one, target), one, target, apart=True) for one in heads]), exact=True)
+
+    return fitted
 
 
 def _oriented(fitted: Fitted, values: Float[Tensor, "prompt d_model"], target: Target, *, apart: bool) -> Tensor:

@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 import torch
+from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -30,6 +31,7 @@ from audiolens.tracing.given_sound import codes_of
 from audiolens.tracing.recording import refuse_prefix
 from audiolens.tracing.sampling import checked_settings
 
+_HEADS = ("row", "step", "head", "d_head")
 Position = Literal["mean", "first", "last", "eos"] | Span
 Codes = Int[Tensor, "row codebook frame"]
 CodesSource = Literal["own", "shared"]
@@ -76,7 +78,7 @@ class PoleReader:
         checked_flags(progress=progress, prefix=prefix)
         self.lens = lens
         self.positive, self.negative = _checked_poles(positive, negative)
-        self.site, self.layers = checked_site(lens, site, layers)
+        self.site, self.layers, self.n_heads = checked_site(lens, site, layers)
         self.position = checked_position(position, lens)
         if self.position == "eos" and None in self.prompts:
             raise PromptError("position='eos' is the end of the text, and a prompt of None has no text: give texts.")
@@ -236,7 +238,7 @@ class PoleReader:
                 stop_at_layer=self.layers[-1] + 1,
                 **what,
             )
-        return vectors_of(cache, self.site, self.branch, reduced=reduce == "mean")
+        return vectors_of(cache, self.site, self.branch, reduced=reduce == "mean", heads=self.n_heads > 0)
 
     def _index_in_pole(self, row: int) -> int:
         return row if row < len(self.positive) else row - len(self.positive)
@@ -266,12 +268,18 @@ class PoleReader:
 
 
 def vectors_of(
-    cache: ActivationCache, site: str, branch: Branch, *, reduced: bool
+    cache: ActivationCache, site: str, branch: Branch, *, reduced: bool, heads: bool
 ) -> tuple[Float[Tensor, "layer row d_model"], Float[Tensor, "layer row"]]:
     """Return the vectors in a cache of one vector per row, and the norms of the activations. `reduced` caches contain
-    means over steps, with the mean norm of these steps. The two branches are averaged, if both were read."""
+    means over steps, with the mean norm of these steps. The two branches are averaged, if both were read.
+
+    The vectors of the `heads` of a site are put one after the other. The norm is then the root of the summed squares of
+    the heads' mean norms.
+    """
     values = cache.stack(site).float()
     norms = cache.stack_norms(site).float() if reduced else values.norm(dim=-1)
+    if heads:
+        values, norms = rearrange(values, "... head d -> ... (head d)"), norms.norm(dim=-1)
     return (values.mean(1), norms.mean(1)) if branch == "both" else (values, norms)
 
 
@@ -314,20 +322,23 @@ def checked_position(position: Any, lens: AudioLens) -> Position:
     return position
 
 
-def checked_site(lens: AudioLens, site: Any, layers: Any) -> tuple[str, tuple[int, ...]]:
-    """Return the short name and the layers of a site with one vector per step. A full name includes the layer."""
+def checked_site(lens: AudioLens, site: Any, layers: Any) -> tuple[str, tuple[int, ...], int]:
+    """Return the short name, the layers and the number of heads of a site with one vector per step and, if it has
+    heads, per head. Without heads, the number is 0. A full name includes the layer."""
     found = lens.find_sites(site, layers)
     if any(one.layer is None for one in found):
         raise InputError(
             f"site={shown(site)} is not in a block, but a direction needs one vector per layer: use 'resid_post'."
         )
-    if any("head" in one.axes for one in found):
+    if any("head" in one.axes and one.axes != _HEADS for one in found):
         raise InputError(
-            f"site={shown(site)} has one vector per head: read a site with one vector per step, such as 'attn_out'."
+            f"site={shown(site)} has the axes {', '.join(found[0].axes)}: read a site with one vector per step and "
+            "head, such as 'attn.z', or with one per step, such as 'attn_out'."
         )
     if len({one.hook for one in found}) != 1:
         raise InputError(f"site={shown(site)}: expected one site; read the directions of several sites one at a time.")
-    return found[0].short, tuple(one.layer for one in found if one.layer is not None)
+    heads = lens.config.n_heads if found[0].axes == _HEADS else 0
+    return found[0].short, tuple(one.layer for one in found if one.layer is not None), heads
 
 
 def _checked_seeds(seeds: Any, count: int) -> list[int]:

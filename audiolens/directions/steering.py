@@ -2,7 +2,8 @@
 
 The strategies are those of Facchiano et al. (2025). One layer's vector is applied at its own block (one-to-one), at
 every block (one-to-all, the best in the paper) or in a band of blocks (one-to-band). In the fourth strategy,
-all-to-all, each block's own vector is applied at that block.
+all-to-all, each block's own vector is applied at that block. A fifth one, "heads", steers single attention heads
+(`heads.py`).
 
 To steer several concepts at once, give a list of directions, each multiplied by a signed weight
 (`steer([tempo, -0.5 * timbre])`). To give each row and concept its own strength, add the lists that `steer` returns:
@@ -13,12 +14,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
 from audiolens.checks import checked_flags, listed, one_or_listed, shown, whole_number, whole_numbers
 from audiolens.directions.calibration import normal_place, placed
 from audiolens.directions.directions import Directions
+from audiolens.directions.heads import chosen as chosen_heads
 from audiolens.directions.strategies import STRATEGIES, Strategy, changed_blocks
 from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError, SiteError, nearest
@@ -27,6 +31,7 @@ from audiolens.model.sites import checked_layers, counted, layers_once, listed_l
 from audiolens.model.timeline import Span, one_span
 from audiolens.tensors import numbers
 from audiolens.vectors import apart
+from audiolens.vectors import unit as unit_of
 
 Unit = Literal["raw", "unit", "residual"]
 Operator = Literal["add", "ablate", "clamp"]
@@ -51,6 +56,7 @@ def steer(
     prefix: bool = False,
     combine: Combine = "sum",
     span: Span | None = None,
+    heads: int | Sequence[tuple[int, int]] | None = None,
 ) -> list[Intervention]:
     """Return the interventions that steer along one or several directions.
 
@@ -59,7 +65,9 @@ def steer(
         strategy: "one-to-one" adds the vector of `layer` at `layer`. "one-to-all" adds this vector at every block, so
             its effect accumulates and a fraction of the strength is enough. "one-to-band" adds this vector at the
             blocks of `band` (or `layers`). "all-to-all" adds each block's own vector at that block (or only at
-            `layers`).
+            `layers`). "heads" adds to the `heads` whose probes are best their own vectors, at every block (ITI, Li et
+            al. 2023). It needs directions that were read at a site with heads, such as "attn.z". There, "one-to-one"
+            and "all-to-all" steer all heads of a block.
         layer: the layer whose vector the one-to strategies use; optional if the directions have only one layer. With
             several concepts, give one layer for all of them or one for each.
         layers: the target blocks of "one-to-band" and "all-to-all". Under "one-to-one", it is another name for `layer`.
@@ -70,7 +78,9 @@ def steer(
             this value. The place (strategy, layer, unit, branch, operator) is then that of the calibration. An argument
             that differs from it raises an error, unless it has its default value.
         unit: what a strength of 1 adds. "raw" adds the full difference of means (as in the paper), "unit" adds a vector
-            of norm 1, and "residual" adds a vector whose norm is the mean activation norm at the target block.
+            of norm 1, and "residual" adds a vector whose norm is the mean activation norm at the target block. Under
+            "heads", only "raw" is possible, and a strength of 1 adds to each head one standard deviation of its samples
+            along its vector, times its weight (2 x accuracy of its probe - 1).
         branch: the guidance branch to steer: "cond", "null" or "both". To first order, steering "cond" alone moves the
             guided logits guidance_scale times as far as steering "both", so compare strengths only within one branch.
         seconds, span: two names for the time range to steer, (from, to) in seconds. `None` means the whole clip,
@@ -81,12 +91,13 @@ def steer(
         preserve_norm: rescale every changed position to its original norm.
         operator: "add" adds the vector. "clamp" sets the projection onto the direction to `strength` x `unit`, so a
             strength of 0 removes the direction rather than changing nothing. "ablate" removes a fraction `strength` of
-            the projection, regardless of the unit.
+            the projection, regardless of the unit. At sites with heads, both act on every head by itself.
         prefix: also steer the conditioning before step 0, if it is part of the decoder's own sequence.
         combine: how several concepts combine. "sum" uses each vector unchanged. "orthogonalised" removes from each
             vector its component along the previous ones (Gram-Schmidt), so that steering along a later concept does not
             steer along an earlier one. The first vector is unchanged, so the order matters. Without orthogonalisation,
-            clamps or ablations of several concepts interfere with one another.
+            clamps or ablations of several concepts interfere with one another. "heads" only takes "sum".
+        heads: under "heads", how many heads to steer, of those that `d.heads` ranks, or pairs (layer, head).
 
     Returns:
         One intervention per distinct vector, for `lens.generate(interventions=...)`, in the order of the concepts.
@@ -102,7 +113,7 @@ def steer(
             raise InputError(f"strength={shown(strength)} for {len(concepts)} concepts: give numbers.")
         given = {
             "strategy": strategy, "layer": layer, "layers": layers, "band": band, "unit": unit, "branch": branch,
-            "operator": operator,
+            "operator": operator, "heads": heads,
         }  # fmt: skip
         place = normal_place(given, concepts[0].layers, concepts[0].meta.n_layers)
         if layer is None and layers is None:
@@ -117,6 +128,11 @@ def steer(
     _choose("combine", combine, Combine)
     amount = numbers("strength", strength)
     layers = None if layers is None else layers_once(layers)
+    if strategy == "heads":
+        _refuse(strategy, layer=layer, layers=layers, band=band, unit=None if unit == "raw" else unit,
+                combine=None if combine == "sum" else combine)  # fmt: skip
+    elif heads is not None:
+        _refuse(strategy, heads=heads)
     if strategy == "one-to-one" and layers is not None and band is None:
         layer, layers = _at_one(layer, layers), None
     where: dict[str, Any] = {
@@ -129,12 +145,12 @@ def steer(
         "prefix": prefix,
         "meta": concepts[0].meta,
     }
-    return [
-        _intervention(placed, operator, amount, where)
-        for placed in _placed(
-            concepts, strategy, layer, layers, band, "unit" if operator == "ablate" else unit, combine
-        )
-    ]
+    if strategy == "heads":
+        chosen = [one for directions in concepts for one in _at_heads(directions, heads)]
+    else:
+        unit = "unit" if operator == "ablate" else unit
+        chosen = _placed(concepts, strategy, layer, layers, band, unit, combine)
+    return [_intervention(placed, operator, amount, where) for placed in chosen]
 
 
 def steered_blocks(steps: Sequence[Intervention]) -> list[int]:
@@ -144,10 +160,11 @@ def steered_blocks(steps: Sequence[Intervention]) -> list[int]:
 
 @dataclass(frozen=True, eq=False)
 class _Placed:
-    """A vector and its target blocks."""
+    """A vector and its target blocks. At a site with heads, it has one vector per head, and may be for some of them."""
 
-    vector: Float[Tensor, " d_model"]
+    vector: Float[Tensor, " d_model"] | Float[Tensor, "1 head d_head"]
     layers: list[int]
+    heads: list[int] | None = None
 
 
 def _concepts(directions: Any) -> list[Directions]:
@@ -183,6 +200,12 @@ def _placed(
 ) -> list[_Placed]:
     """Return every concept's vectors with their target blocks, one concept after the other."""
     sources = _sources(concepts, strategy, layer)
+    n_heads = concepts[0].meta.n_heads
+    if n_heads and strategy not in ("one-to-one", "all-to-all"):
+        raise InputError(
+            f"strategy={shown(strategy)}: these directions are those of the heads at {concepts[0].meta.site}, and a "
+            "head's vector means nothing in another block: use 'heads', 'one-to-one' or 'all-to-all'."
+        )
     placed = []
     for index, (directions, source) in enumerate(zip(concepts, sources, strict=True)):
         before = list(zip(concepts, sources, strict=True))[:index] if combine == "orthogonalised" else []
@@ -195,7 +218,34 @@ def _placed(
                 group[0] if source is None else source,
                 [other[group[0] if read is None else read] for other, read in before],
             )
-            placed.append(_Placed(_scaled(vector, directions, group[0], unit), group))
+            scaled = _scaled(vector, directions, group[0], unit)
+            # A run tells heads from rows by the leading axis of size 1.
+            placed.append(_Placed(rearrange(scaled, "(h d) -> 1 h d", h=n_heads) if n_heads else scaled, group))
+    return placed
+
+
+def _at_heads(directions: Directions, heads: Any) -> list[_Placed]:
+    """Return the vectors that a strength of 1 adds to the chosen heads of a concept, block by block."""
+    vectors, known = directions.by_head, directions.heads
+    if known is None:
+        raise InputError(
+            f"{shown(directions.meta.label or 'these directions')} has no evidence of heads to choose from: it was "
+            "read from too few prompts, or made by arithmetic. Read it again with more prompts, or steer with "
+            "'all-to-all'."
+        )
+    named = chosen_heads(known, heads, directions.meta.n_layers)
+    placed = []
+    for index, layer in enumerate(directions.layers):
+        mine = sorted(head for block, head in named if block == layer)
+        if not mine:
+            continue
+        along, steps = unit_of(vectors[index]), known.steps[index]
+        for head in mine:
+            if not float(along[head].norm()) or not float(steps[head]):
+                raise InputError(f"the direction of head {head} at layer {layer} is zero: choose another head.")
+        kept = torch.zeros(len(along), 1, device="cpu")
+        kept[mine] = 1
+        placed.append(_Placed((along * steps[:, None] * kept)[None], [layer], mine))
     return placed
 
 
@@ -246,11 +296,16 @@ def _scaled(vector: Tensor, directions: Directions, target: int, unit: Unit) -> 
 
 
 def _intervention(placed: _Placed, operator: Operator, amount: Tensor, where: dict[str, Any]) -> Intervention:
+    where = {**where, "layers": placed.layers, "heads": placed.heads}
     if operator == "add":
-        return Add(placed.vector, strength=amount, layers=placed.layers, **where)
+        return Add(placed.vector, strength=amount, **where)
+    # The other heads are not changed, but a vector of zero has no direction.
+    vector = placed.vector
+    if placed.heads is not None:
+        vector = torch.where((vector != 0).any(-1, keepdim=True), vector, torch.ones_like(vector))
     if operator == "ablate":
-        return Ablate(placed.vector, strength=amount, layers=placed.layers, **where)
-    return Clamp(placed.vector, amount, layers=placed.layers, **where)
+        return Ablate(vector, strength=amount, **where)
+    return Clamp(vector, amount, **where)
 
 
 def _at_one(layer: Any, layers: int | list[int]) -> int:

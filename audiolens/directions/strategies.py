@@ -12,7 +12,7 @@ from audiolens.checks import shown
 from audiolens.directions.directions import Directions
 from audiolens.errors import InputError
 
-Strategy = Literal["one-to-one", "one-to-all", "one-to-band", "all-to-all"]
+Strategy = Literal["one-to-one", "one-to-all", "one-to-band", "all-to-all", "heads"]
 
 
 @dataclass(frozen=True)
@@ -21,14 +21,14 @@ class Placing:
 
     Attributes:
         changes: the blocks that change: the "source" of the vector, a "band" that the caller gives, "every" block of
-            the model, or the blocks with vectors of their "own".
+            the model, the blocks with vectors of their "own", or those of chosen "heads".
         axis: the label of an axis of layers.
         where: the words before a block's number, such as "added at" in "added at block 3".
         added: the words for where the vector is added, if the block is known.
         meaning: a sentence that explains the strategy to the reader of a page.
     """
 
-    changes: Literal["source", "band", "every", "own"]
+    changes: Literal["source", "band", "every", "own", "heads"]
     axis: str
     where: str
     added: str
@@ -37,7 +37,7 @@ class Placing:
     @property
     def uses_one_layer(self) -> bool:
         """Whether the vector belongs to one layer, which the caller chooses."""
-        return self.changes != "own"
+        return self.changes not in ("own", "heads")
 
 
 _SOURCE = "block from which the direction was read"
@@ -55,6 +55,14 @@ STRATEGIES: Mapping[str, Placing] = {
     "all-to-all": Placing(
         "own", "block", "read at", "added at every block", "Every block's own direction is added at that block."
     ),
+    "heads": Placing(
+        "heads",
+        "block",
+        "read at",
+        "added to the chosen heads",
+        "The heads whose probes are best are pushed along their own directions, in proportion to the spread of their "
+        "activations and to how far their probes are above chance.",
+    ),
 }
 """Every strategy, by name."""
 UNKNOWN = Placing("source", "block", "at", "added", "")
@@ -66,14 +74,14 @@ def changed_blocks(strategy: str, layer: int | None, directions: Directions) -> 
 
     Raises:
         InputError: if the blocks do not follow from the layer, because the strategy changes a band, is unknown, or
-            lacks its layer.
+            lacks its layer, or because it changes heads.
     """
     changes = described(strategy).changes
     if changes == "own":
         return list(directions.layers)
     if changes == "every":
         return list(range(directions.meta.n_layers))
-    if changes == "band" or layer is None or strategy not in STRATEGIES:
+    if changes in ("band", "heads") or layer is None or strategy not in STRATEGIES:
         raise InputError(
             f"strategy={shown(strategy)}, layer={shown(layer)}: expected a layer, and a strategy whose blocks follow "
             "from it, such as 'one-to-one' or 'one-to-all'."

@@ -36,7 +36,7 @@ SHAPE = {
     "guidance_scale?": float, "source?": str, "seconds?": (float, None), "estimator?": str, "n_prompts?": [int, int],
     "prompts?": str, "prefix?": bool, "seeds?": [int], "neutral?": str, "noise?": str, "label?": str,
     "revision?": (str, None), "versions?": {str: str}, "device?": str, "dtype?": str,
-    "options?": {str: str},
+    "options?": {str: str}, "n_heads?": int,
 }  # fmt: skip
 """The shape of a `Provenance` as JSON."""
 
@@ -82,6 +82,8 @@ class Provenance:
         device, dtype: where the model ran, such as "NVIDIA H200", and in which dtype. They are empty in files written
             by earlier versions. A combination of directions names all devices and dtypes.
         options: the options of the estimator, and the settings that it chose, with one value per layer.
+        n_heads: the number of heads whose vectors each vector contains, one after the other, as the output projection
+            of the attention reads them. It is 0 at a site with one vector per step.
     """
 
     model: str
@@ -106,6 +108,7 @@ class Provenance:
     device: str = ""
     dtype: str = ""
     options: Mapping[str, str] = field(default_factory=dict)
+    n_heads: int = 0
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

@@ -539,7 +539,7 @@ def test_places_that_cannot_be_read_or_written_are_said(directions: al.Direction
         ({"position": (0.5, 0.2)}, InputError, "0 <= from < to"),
         ({"position": (0.2, 2.0)}, InputError, "ends after the clips"),
         ({"site": "resid_pots"}, SiteError, "Did you mean 'resid_post'"),
-        ({"site": "attn.z"}, InputError, "one vector per head"),
+        ({"site": "attn.result"}, InputError, "has the axes row, step, head, d_model"),
         ({"site": ["resid_post", "mlp_out"]}, InputError, "expected one site"),
         ({"site": "ln_final.normalized"}, InputError, "is not in a block"),
         ({"layers": [1, 9]}, SiteError, "layer 9 does not exist: this model has layers 0 to 2"),

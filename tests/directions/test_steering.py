@@ -298,7 +298,10 @@ def test_a_ramp_reaches_the_residual_stream(lens: Any, directions: al.Directions
 
 
 def test_the_table_of_strategies_is_complete_and_names_the_blocks_that_change(directions: al.Directions) -> None:
-    assert list(strategies.STRATEGIES) == list(get_args(strategies.Strategy)) == list(STRATEGIES)
+    assert list(strategies.STRATEGIES) == list(get_args(strategies.Strategy)) == [*STRATEGIES, "heads"]
+    assert not strategies.STRATEGIES["heads"].uses_one_layer
+    with pytest.raises(InputError, match="strategy='heads'"):
+        strategies.changed_blocks("heads", 1, directions)
     for name, (options, expected) in STRATEGIES.items():
         if name == "one-to-band":
             with pytest.raises(InputError, match="whose blocks follow from it"):

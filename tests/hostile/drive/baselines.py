@@ -14,6 +14,7 @@ from analysis import Resampling, comparison, harvest, patching, pooling, statist
 from analysis.distributed import Ray
 from audiolens.compatibility import Hook
 from audiolens.directions.calibration import Calibration
+from audiolens.directions.heads import Heads
 from hostile.drive.world import PROMPTS, RATE, World
 
 TARGET: dict[str, Any] = {
@@ -24,6 +25,10 @@ CURVE: dict[str, Any] = {
     "measure": "tempo", "measured_in": "BPM", "strengths": (-1.0, 0.0, 1.0), "values": (80.0, 100.0, 110.0),
     "low": (None, 1.0, 2.0), "high": (None, 1.0, 2.0), "failed": (0.0, 0.0, 0.0), "place": {"layer": 1}, "clips": 4,
     "seconds": 5.0, "guidance_scale": 3.0,
+}  # fmt: skip
+HEADS: dict[str, Any] = {
+    **{name: torch.full((3, 4), 0.7) for name in ("accuracy", "separation", "spread", "p")},
+    "least_p": torch.tensor(0.005), "layers": (0, 1, 2),
 }  # fmt: skip
 Arguments = Callable[[World], dict[str, Any]]
 INSTANCES: dict[str, Callable[[World], Any]] = {
@@ -45,6 +50,7 @@ INSTANCES: dict[str, Callable[[World], Any]] = {
     "audiolens.Targeted": lambda w: al.steer_to(w.lens, w.directions, **TARGET),
     "audiolens.directions.calibration.Calibration": lambda w: Calibration(**CURVE),
     "audiolens.directions.evidence.Evidence": lambda w: w.directions.evidence,
+    "audiolens.directions.heads.Heads": lambda w: Heads(**HEADS),
     "audiolens.directions.leace.Eraser": lambda w: w.erasing.eraser,
     "audiolens.cache.decomposition.Components": lambda w: w.cache.accumulated_resid(),
     "audiolens.compatibility.Hook": lambda w: Hook("blocks.1.hook_resid_post"),
@@ -215,6 +221,12 @@ ARGUMENTS: dict[str, Arguments] = {
     },
     "audiolens.Erase": lambda w: {"maps": w.erasing},
     "audiolens.estimate": lambda w: {"samples": w.directions.samples, "method": "ridge"},
+    "audiolens.directions.heads.Heads": lambda w: HEADS,
+    "audiolens.directions.heads.Heads.at": lambda w: {"index": [1]},
+    "audiolens.directions.heads.Heads.best": lambda w: {"k": 2},
+    "audiolens.directions.heads.Heads.of_file": lambda w: {
+        "tensors": {name: value for name, value in HEADS.items() if name != "layers"}, "layers": (0, 1, 2),
+    },
     "audiolens.directions.leace.Eraser.__call__": lambda w: {"values": torch.ones(2, 48), "layer": 1},
     "audiolens.directions.leace.Eraser.at": lambda w: {"layers": [1]},
     "audiolens.directions.leace.Eraser.index": lambda w: {"layer": 1},

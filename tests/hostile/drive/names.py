@@ -40,6 +40,7 @@ REACHED = {
     "Calibration": "audiolens.directions.calibration",
     "Evidence": "audiolens.directions.evidence",
     "Eraser": "audiolens.directions.leace",
+    "Heads": "audiolens.directions.heads",
     "Provenance": "audiolens.model.provenance",
     "SiteValue": "audiolens.tracing.trace",
     "LensConfig": "audiolens.model.config",
