@@ -6,6 +6,7 @@ README's evidence, and writes the table in docs/steering.md. Stopped runs resume
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,26 +24,38 @@ from analysis.study.settings import TEST_SEED
 from analysis.sweep import BASELINE, Condition
 from analysis.workers import share_cores
 from audiolens import measure
+from audiolens.directions.heads import Heads
 from audiolens.prompts import PromptSet, load
 
 PAGE = Path(__file__).parent.parent / "docs" / "steering.md"
 MEASURED = {"tempo": "tempo_ioi", "timbre": "brightness"}
-STRENGTHS: Mapping[str, float] = {"attn.z": 4.0, "cross_attn.z": 1.0}
-"""The strengths at each site, chosen on development prompts."""
+CODES: Mapping[str, Any] = {"attn.z": "own", "cross_attn.z": "shared", "resid_post": "shared"}
+"""On which clips each site is read. On shared clips, steering self-attention moved the tempo the wrong way."""
+STRENGTHS: Mapping[str, Mapping[int, float]] = {
+    "attn.z": {4: 1.0, 12: 0.5, 30: 0.25}, "cross_attn.z": {4: 1.0, 12: 1.0, 30: 1.0},
+}  # fmt: skip
+"""The strength for each number of heads, chosen on four development clips of tempo."""
 CHANCE = 12
-"""How many heads are drawn at random, among those above chance that are not among the best."""
+"""How many heads are drawn at random, among those above chance that are not among as many best ones."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way of steering: its site and name, the arguments of `al.steer`, and the strength."""
+
+    site: str
+    name: str
+    where: Mapping[str, Any]
+    strength: float
 
 
 def main(
     out: Annotated[Path, typer.Option(help="Folder for directions and clips (resumable).")] = Path("runs/heads"),
     model: Annotated[str, typer.Option(help="étude, or a folder from its training recipe.")] = "etude",
-    counts: Annotated[str, typer.Option(help="Numbers of heads, separated by commas.")] = "4,12,30",
     test: Annotated[int, typer.Option(help="Neutral prompts.")] = 4,
     seeds: Annotated[int, typer.Option(help="Clips per prompt.")] = 2,
     poles: Annotated[int, typer.Option(help="Prompts per pole.")] = 48,
     seconds: Annotated[float, typer.Option(help="Length of each clip.")] = 4.0,
-    scale: Annotated[float, typer.Option(help="Factor of all strengths.")] = 1.0,
-    development: Annotated[bool, typer.Option(help="Steer development prompts, to choose strengths.")] = False,
     jobs: Annotated[int | None, typer.Option(help="Processes; 0: this one [default: one per core].")] = None,
     update: Annotated[bool, typer.Option(help="Write the table into docs/steering.md.")] = False,
 ) -> None:
@@ -53,17 +66,14 @@ def main(
     rows: list[dict[str, Any]] = []
     for concept, name in MEASURED.items():
         sets = load(concept, lens=lens)
-        read = {site: directions(lens, out, sets, poles, site) for site in (*STRENGTHS, "resid_post")}
-        prompts = (sets.development if development else sets.test)[:test]
-        played = sweep.play(
-            lens, conditions(concept, read, [int(one) for one in counts.split(",")], scale),
-            sweep.clips(prompts, seeds, 0 if development else TEST_SEED), seconds=seconds,
-            measures=[*MEASURED.values()], also={"nats": nats}, out=out / f"{concept}-{scale:g}", n_jobs=jobs,
-            progress=concept,
-        )  # fmt: skip
-        rows += tabled(played, concept, name, read)
-    split = "development" if development else "test"
-    told = f"{test} {split} prompts x {seeds} seeds, clips of {seconds:g} s, {poles} prompts per pole"
+        read = {site: directions(lens, out, sets, poles, site) for site in CODES}
+        for folder, ways in ((concept, chosen(concept, read)), (f"{concept}-as-far", as_far(read))):
+            played = sweep.play(
+                lens, conditions(ways, read), sweep.clips(sets.test[:test], seeds, TEST_SEED), seconds=seconds,
+                measures=[*MEASURED.values()], also={"nats": nats}, out=out / folder, n_jobs=jobs, progress=folder,
+            )  # fmt: skip
+            rows += tabled(played, concept, name, read)
+    told = f"{test} test prompts x {seeds} seeds, clips of {seconds:g} s, {poles} prompts per pole"
     text = page(rows, told)
     (out / "heads.md").write_text(text, "utf-8")
     if update:
@@ -72,50 +82,78 @@ def main(
 
 
 def directions(lens: al.AudioLens, out: Path, sets: PromptSet, poles: int, site: str) -> al.Directions:
-    """The directions at a site, which are kept in a file. Those of heads are read on the clips of their own prompts."""
+    """The directions at a site, which are kept in a file."""
     file = out / f"{sets.concept}-{site}.safetensors"
     if not file.is_file():
-        codes: dict[str, Any] = {"codes": "shared", "neutral": sets.development} if site == "resid_post" else {}
+        neutral = sets.development if CODES[site] == "shared" else None
         al.difference_in_means(
-            lens, sets.positive[:poles], sets.negative[:poles], site, label=sets.concept, progress=False, **codes
+            lens,
+            sets.positive[:poles],
+            sets.negative[:poles],
+            site,
+            label=sets.concept,
+            codes=CODES[site],
+            neutral=neutral,
+            progress=False,
         ).save(file)
     return al.Directions.load(file, lens=lens)
 
 
-def conditions(concept: str, read: Mapping[str, al.Directions], counts: Sequence[int], scale: float) -> list[Condition]:
-    """The baseline, and both signs of the placed direction, of the best heads at each site, and of random heads."""
+def chosen(concept: str, read: Mapping[str, al.Directions]) -> list[Way]:
+    """The placed direction and, at each site of heads, the best heads, and random ones at the same strength."""
     place = PLACES[concept]
-    ways: list[tuple[str, str, al.Directions, dict[str, Any], float]] = [
-        ("resid_post", f"block {place.layer}, {place.strategy}", read["resid_post"], place.where, place.strength)
-    ]
-    for site, strength in STRENGTHS.items():
-        for k in counts:
-            where = {"strategy": "heads", "heads": k}
-            ways.append((site, f"{k} best heads", read[site], where, strength * scale))
+    ways = [Way("resid_post", f"block {place.layer}, {place.strategy}", place.where, place.strength)]
+    for site, strengths in STRENGTHS.items():
+        for k, strength in strengths.items():
+            ways.append(Way(site, f"{k} best heads", {"strategy": "heads", "heads": k}, strength))
         pairs = random_heads(read[site])
         where = {"strategy": "heads", "heads": pairs}
-        ways.append((site, f"{len(pairs)} random heads", read[site], where, strength * scale))
+        ways.append(Way(site, f"{CHANCE} random heads", where, strengths[CHANCE]))
+    return ways
+
+
+def as_far(read: Mapping[str, al.Directions]) -> list[Way]:
+    """Random heads at the strength at which they are pushed as far in total as the best ones."""
+    ways = []
+    for site, strengths in STRENGTHS.items():
+        known, pairs = heads_of(read[site]), random_heads(read[site])
+        strength = strengths[CHANCE] * _length(known, known.best(CHANCE)) / _length(known, pairs)
+        where = {"strategy": "heads", "heads": pairs}
+        ways.append(Way(site, f"{CHANCE} random heads, pushed as far", where, round(strength, 2)))
+    return ways
+
+
+def conditions(ways: Sequence[Way], read: Mapping[str, al.Directions]) -> list[Condition]:
+    """The baseline, and both signs of every way."""
     return [
         Condition(BASELINE),
         *(
             Condition(
-                f"{site} {way} {sign:+d}",
-                tuple(al.steer(found, strength=sign * strength, **where)),
-                labels={"site": site, "way": way, "sign": sign, "strength": strength},
+                f"{one.site} {one.name} {sign:+d}",
+                tuple(al.steer(read[one.site], strength=sign * one.strength, **one.where)),
+                labels={"site": one.site, "way": one.name, "sign": sign, "strength": one.strength},
             )
-            for site, way, found, where, strength in ways
+            for one in ways
             for sign in (1, -1)
         ),
     ]
 
 
+def heads_of(found: al.Directions) -> Heads:
+    assert found.heads is not None
+    return found.heads
+
+
+def _length(known: Heads, pairs: Sequence[tuple[int, int]]) -> float:
+    """The length of what a strength of 1 adds to heads, over all of them."""
+    return float(np.sqrt(sum(float(known.steps[known.layers.index(layer), head]) ** 2 for layer, head in pairs)))
+
+
 def random_heads(found: al.Directions) -> list[tuple[int, int]]:
     """Heads drawn at random among those that are above chance and not among the best."""
-    known = found.heads
-    assert known is not None
-    best = set(known.best(CHANCE))
-    rest = [pair for pair in known.best(int((known.weights > 0).sum())) if pair not in best]
-    drawn = np.random.default_rng(0).choice(len(rest), min(CHANCE, len(rest)), replace=False)
+    known = heads_of(found)
+    rest = known.best(int((known.weights > 0).sum()))[CHANCE:]
+    drawn = np.random.default_rng(0).choice(len(rest), CHANCE, replace=False)
     return sorted(rest[index] for index in drawn)
 
 
@@ -153,8 +191,8 @@ def page(rows: Sequence[Mapping[str, Any]], told: str) -> str:
         f"Measured on étude: {told}. The effect on the concept's own measure is the median of (steered / baseline - 1) "
         f"over clips of the same prompt and seed, with {COVERAGE} intervals over prompts. Failed clips count as an "
         "effect of zero. `drift` is the mean absolute difference from the baseline clip in nats per code under the "
-        "unsteered model. `above chance` is the number of heads whose probes are significant. The strengths at heads "
-        "are in standard deviations times weights.",
+        "unsteered model. `above chance` is the number of heads whose probes exceed chance. At heads, a strength of 1 "
+        "is one standard deviation times the weight of the head.",
         "",
         "| concept | site | steered | above chance | strength | effect, + | effect, - | drift, + / - | failed, + / - |",
         "|---|---|---|---|---|---|---|---|---|",

@@ -178,7 +178,7 @@ class Directions(AsArray):
             samples=None,
             calibration=None,
             eraser=None if self.eraser is None else self.eraser.at(layers),
-            heads=None if self.heads is None else self.heads.at(kept),
+            heads=None if self.heads is None else self.heads.at(layers),
         )
 
     def unit(self) -> "Directions":

@@ -9,7 +9,7 @@ shuffled labellings cost one matrix product per head.
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ from audiolens.directions.permutation import LEVEL, N_SHUFFLES
 from audiolens.directions.samples import Samples
 from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError, SiteError, shortened
-from audiolens.model.sites import counted
+from audiolens.model.sites import counted, listed_layers
 from audiolens.vectors import unit
 
 FOLDS = 5
@@ -61,7 +61,10 @@ class Heads:
     layers: tuple[int, ...]
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", tuple(listed_layers(self.layers)))
         shapes = {tuple(getattr(self, name).shape) for name in _TENSORS}
+        if self.least_p.ndim:
+            raise InputError(f"heads: least_p has the shape {tuple(self.least_p.shape)}; expected a single number.")
         if len(shapes) > 1 or self.accuracy.ndim != 2 or len(self.accuracy) != len(self.layers):
             raise InputError(f"heads of shapes {sorted(shapes)} for {len(self.layers)} layers: expected 'layer head'.")
         for name in ("accuracy", "separation", "spread", "p", "least_p"):
@@ -119,10 +122,19 @@ class Heads:
         n_heads = self.accuracy.shape[1]
         return [(self.layers[int(one) // n_heads], int(one) % n_heads) for one in order]
 
-    def at(self, index: Sequence[int]) -> "Heads":
-        """Return the rows of some layers. `p` remains corrected for all layers that were read."""
-        rows = {name: getattr(self, name)[list(index)] for name in _TENSORS}
-        return Heads(**rows, least_p=self.least_p, layers=tuple(self.layers[one] for one in index))
+    def at(self, layers: int | Iterable[int]) -> "Heads":
+        """Return the heads of some layers. `p` remains corrected for all layers that were read.
+
+        Raises:
+            SiteError: if there are no heads of a layer.
+        """
+        chosen = listed_layers(layers)
+        for layer in chosen:
+            if layer not in self.layers:
+                raise SiteError(f"no heads at layer {layer}; expected some of {shortened(map(str, self.layers), 60)}.")
+        index = [self.layers.index(layer) for layer in chosen]
+        rows = {name: getattr(self, name)[index] for name in _TENSORS}
+        return Heads(**rows, least_p=self.least_p, layers=tuple(chosen))
 
     def to_frame(self) -> Any:
         """Return a pandas DataFrame with one row per head."""

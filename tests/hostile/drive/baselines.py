@@ -222,7 +222,7 @@ ARGUMENTS: dict[str, Arguments] = {
     "audiolens.Erase": lambda w: {"maps": w.erasing},
     "audiolens.estimate": lambda w: {"samples": w.directions.samples, "method": "ridge"},
     "audiolens.directions.heads.Heads": lambda w: HEADS,
-    "audiolens.directions.heads.Heads.at": lambda w: {"index": [1]},
+    "audiolens.directions.heads.Heads.at": lambda w: {"layers": [1]},
     "audiolens.directions.heads.Heads.best": lambda w: {"k": 2},
     "audiolens.directions.heads.Heads.of_file": lambda w: {
         "tensors": {name: value for name, value in HEADS.items() if name != "layers"}, "layers": (0, 1, 2),
