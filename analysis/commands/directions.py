@@ -87,7 +87,7 @@ def directions_read(
 
         audiolens directions tempo --method by_measure --measure tempo -o measured.safetensors
 
-        audiolens directions tempo --site attn.z -o heads.safetensors
+        audiolens directions tempo --site attn.z --codes own -o heads.safetensors
 
         audiolens directions my-prompts.csv -o mine.safetensors
     """

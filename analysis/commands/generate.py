@@ -79,7 +79,7 @@ def generate(
 
         audiolens generate "a little tune with drums" --steer study-tempo/directions.safetensors:+1 --baseline
 
-        audiolens generate "a little tune" -s heads.safetensors:+8 --strategy heads --heads 12
+        audiolens generate "a little tune" -s heads.safetensors:+1 --strategy heads --heads 4
 
         audiolens generate "a little tune" --seconds 60 --window 10 --overlap 4
 

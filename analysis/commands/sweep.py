@@ -108,8 +108,12 @@ def sweep(
     sound: Annotated[str | None, typer.Option(help="Save every clip, as wav or flac.")] = None,
     poles: Annotated[int, typer.Option(help="Number of prompts per pole from which directions are read.")] = 48,
     codes: Annotated[
-        str, typer.Option(help="Clips for reading the poles: shared (of neutral prompts) or own (of each prompt).")
-    ] = "shared",
+        str | None,
+        typer.Option(
+            help="Clips for reading the poles: shared (of neutral prompts) or own (of each prompt) [default: shared; "
+            "own for heads]."
+        ),
+    ] = None,
     measured: Annotated[
         str | None,
         typer.Option("--measure", help="Measure of the effects [default: the concept's own measure, else tempo]."),
@@ -165,6 +169,7 @@ def sweep(
     early.check_heads(asked["strategies"], heads)
     for one in asked["branches"]:
         early.check_choice("branch", one, early.BRANCHES)
+    codes = codes or ("shared" if heads is None else "own")
     early.check_choice("codes", codes, early.CODES)
     early.check_length(seconds)
     early.check_guidance(guidance)
