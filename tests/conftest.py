@@ -9,7 +9,11 @@ from typing import Any
 # Before anything imports nnsight, which puts a method on `object` that beartype cannot hash.
 import beartype  # noqa: F401
 import pytest
+import shapes
 import torch
+
+# Before anything imports the packages whose shapes are checked.
+shapes.wrap_only_what_states_a_shape()
 
 torch.set_num_threads(1)
 
