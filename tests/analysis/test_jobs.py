@@ -190,6 +190,8 @@ def test_a_killed_worker_is_told_and_the_sweep_resumes_with_other_numbers_of_wor
 def test_ctrl_c_ends_the_workers_without_a_word_from_them(lens: Any, whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "sweep"
     script = (
+        # A shell may start the tests with Ctrl-C ignored, which every process that they start would inherit.
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "import sys; from pathlib import Path; import torch; torch.set_num_threads(1)\n"
         "from small_runs import played; from audiolens import AudioLens\n"
         # The sweep waits after its first batch, so that it cannot end before it is stopped.
