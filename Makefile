@@ -81,10 +81,11 @@ lint: $(STAMP)
 	@echo '==> pyright'
 	@$(BIN)/pyright
 
-# The tests of the page open it in a browser. Without one they say so; in CI, Chromium is installed.
+# The tests of the page open it in a browser. Without one they say so; in CI, Chromium is installed. Each process gets
+# whole files as far as possible, so that what the tests of a file share is made once.
 test: lint $(if $(CI),browser)
 	@echo '==> pytest'
-	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 $(PYTEST_ARGS)
+	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal $(PYTEST_ARGS)
 
 browser:
 	@if ! { command -v chromium || command -v chromium-browser || command -v google-chrome || command -v chrome; } >/dev/null; then \
