@@ -308,23 +308,45 @@ def test_players_are_no_more_than_the_page_bears_and_pairs_stay_whole(monkeypatc
     assert len(drawn) == 21
 
 
-def test_spectrograms_are_drawn_of_the_clips_on_the_page_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+ODD = "a <b>bold</b> & 'quoted' song"
+
+
+@pytest.fixture(scope="module")
+def crowded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, int]:
+    """The folder of a study with more sounds than a page bears, one of an odd prompt; their number, and how many were
+    drawn."""
     found = planted.study()
     conditions = list(dict.fromkeys(condition for condition, *_ in found.sounds))
-    tested = found.clips[(found.clips["split"] == "test") & found.clips["condition"].isin(conditions)]
+    clips = found.clips.replace({"prompt": {next(iter(found.sounds))[1]: ODD}})
+    tested = clips[(clips["split"] == "test") & clips["condition"].isin(conditions)]
     keys = [(row.condition, row.prompt, int(row.seed)) for row in tested.itertuples()]
+    # Those of the odd prompt are the first.
+    keys.sort(key=lambda key: key[1] != ODD)
+    assert keys[0][1] == ODD
     noise = np.random.default_rng(0).normal(0, 0.1, (1, 4000)).astype(np.float32)
-    whole = replace(found, sounds=dict.fromkeys(keys, noise))
     drawn: list[int] = []
     one = spectrograms.one
-    monkeypatch.setattr(spectrograms, "one", lambda *given, **named: drawn.append(1) or one(*given, **named))
-    folder = whole.save(tmp_path / "many")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(spectrograms, "one", lambda *given, **named: drawn.append(1) or one(*given, **named))
+        whole = replace(found, clips=clips, sounds=dict.fromkeys(keys, noise))
+        folder = whole.save(tmp_path_factory.mktemp("crowded") / "many")
+    return folder, len(keys), len(drawn)
+
+
+def test_spectrograms_are_drawn_of_the_clips_on_the_page_alone(crowded: tuple[Path, int, int]) -> None:
+    folder, sounds, drawn = crowded
     players = (folder / "index.html").read_text("utf-8").count("<audio")
-    assert len(keys) > 2 * pages.MOST_PLAYERS
+    assert sounds > 2 * pages.MOST_PLAYERS
     assert 0 < players <= pages.MOST_PLAYERS
     # Each is drawn once next to its player, and those that are not prompted once in the figure.
-    assert players < len(drawn) <= 2 * players
-    assert len(list((folder / "audio").glob("*.wav"))) == len(keys)
+    assert players < drawn <= 2 * players
+    assert len(list((folder / "audio").glob("*.wav"))) == sounds
+
+
+def test_prompts_are_shown_as_they_are_written(crowded: tuple[Path, int, int]) -> None:
+    text = (crowded[0] / "index.html").read_text("utf-8")
+    assert "a &lt;b&gt;bold&lt;/b&gt;" in text
+    assert re.search(r"<b>bold", text.split("plotly.js")[-1]) is None
 
 
 def test_what_is_compressed_sounds_like_what_was_kept() -> None:
@@ -337,14 +359,3 @@ def test_what_is_compressed_sounds_like_what_was_kept() -> None:
     assert (rate, len(samples)) == (16_000, 32_000)
     assert len(link) < 32_000
     assert np.corrcoef(samples, tone[0])[0, 1] > 0.98
-
-
-def test_prompts_are_shown_as_they_are_written(tmp_path: Path) -> None:
-    found = planted.study()
-    sounds = {(name, prompt, seed): clip for (name, prompt, seed), clip in list(found.sounds.items())[:2]}
-    clips = found.clips.replace({"prompt": {next(iter(sounds))[1]: "a <b>bold</b> & 'quoted' song"}})
-    renamed = {(name, "a <b>bold</b> & 'quoted' song", seed): clip for (name, _, seed), clip in sounds.items()}
-    out = replace(found, sounds=renamed, clips=clips).save(tmp_path / "odd")
-    text = (out / "index.html").read_text("utf-8")
-    assert "a &lt;b&gt;bold&lt;/b&gt;" in text
-    assert re.search(r"<b>bold", text.split("plotly.js")[-1]) is None
