@@ -88,6 +88,27 @@ def test_every_setting_that_transformers_knows_is_looked_at(lens: Any, own: Any)
         setattr(own, name, before)
 
 
+def drawn(lens: Any, **asked: Any) -> torch.Tensor:
+    torch.manual_seed(0)
+    return lens.generate(PROMPTS, SECONDS, **asked).codes
+
+
+@pytest.fixture(scope="module", params=[None, 0], ids=["no seeds", "seeds"])
+def seeds(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+@pytest.fixture(scope="module", params=[0, 1.0], ids=["greedy", "sampled"])
+def temperature(request: pytest.FixtureRequest) -> float:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def plain(lens: Any, seeds: Any, temperature: float) -> torch.Tensor:
+    """The codes with the model's own settings."""
+    return drawn(lens, seeds=seeds, temperature=temperature)
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -108,16 +129,11 @@ def test_every_setting_that_transformers_knows_is_looked_at(lens: Any, own: Any)
         ("eos_token_id", [32, 40]),
     ],
 )
-@pytest.mark.parametrize("seeds", [None, 0])
-@pytest.mark.parametrize("temperature", [0, 1.0])
 def test_a_setting_that_changes_nothing_changes_nothing(
-    lens: Any, own: Any, name: str, value: Any, seeds: Any, temperature: float
+    lens: Any, plain: torch.Tensor, own: Any, name: str, value: Any, seeds: Any, temperature: float
 ) -> None:
-    torch.manual_seed(0)
-    plain = lens.generate(PROMPTS, SECONDS, seeds=seeds, temperature=temperature).codes
     setattr(own, name, value)
-    torch.manual_seed(0)
-    assert torch.equal(lens.generate(PROMPTS, SECONDS, seeds=seeds, temperature=temperature).codes, plain)
+    assert torch.equal(drawn(lens, seeds=seeds, temperature=temperature), plain)
     assert getattr(own, name) is value
 
 
