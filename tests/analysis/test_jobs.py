@@ -209,8 +209,9 @@ def test_ctrl_c_ends_the_workers_without_a_word_from_them(lens: Any, whole: Path
     # A terminal sends it to every process of the foreground group.
     os.killpg(running.pid, signal.SIGINT)
     told = running.communicate(timeout=PATIENCE)[1]
-    assert running.returncode == -signal.SIGINT, told
-    assert told.count("Traceback") == 1
+    # Python ends with 1 instead of the signal if anything at exit executes a string of code.
+    assert running.returncode in (-signal.SIGINT, 1), told
+    assert told.count("Traceback") == told.count("\nKeyboardInterrupt\n") == 1, told
     while _alive(running.pid) and time.monotonic() < until:
         time.sleep(0.1)
     assert not _alive(running.pid)
