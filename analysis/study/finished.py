@@ -74,8 +74,22 @@ def load_folder(folder: str | os.PathLike[str]) -> Study:
             parts, summary["concept"], (high, low), _settings(summary["settings"]), summary["model"], summary["seconds"]
         )
     except stages.DAMAGE as error:
-        reason = " ".join(str(error).split())[:200].rstrip(".")
-        raise DamagedError(f"{place}: a file behind its page is missing or damaged ({reason}): {_AGAIN}") from None
+        raise _damaged(place, error) from None
+
+
+@guarded
+def load_tested(folder: str | os.PathLike[str]) -> SweepResult:
+    """Load the sweep of a finished study's test clips, from whose codes more of them can be decoded to sound.
+
+    Raises:
+        InputError: in the same cases as `load_folder`.
+    """
+    place = as_path(folder)
+    _summary(place)
+    try:
+        return _swept(place / stages.STAGES / _entries(place)["dose-response"])
+    except stages.DAMAGE as error:
+        raise _damaged(place, error) from None
 
 
 @guarded
@@ -141,6 +155,11 @@ def _redrawn(place: Path) -> Study:
         remove_unfinished(place)
         experiment.write(study, place, str(facts.get("command", "")), used, kept.check)
     return study
+
+
+def _damaged(place: Path, error: BaseException) -> DamagedError:
+    reason = " ".join(str(error).split())[:200].rstrip(".")
+    return DamagedError(f"{place}: a file behind its page is missing or damaged ({reason}): {_AGAIN}")
 
 
 def _summary(place: Path) -> dict[str, Any]:
