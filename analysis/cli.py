@@ -21,6 +21,7 @@ from analysis.commands import (
     directions,
     generate,
     harvest,
+    listen_test,
     measure,
     models,
     patch,
@@ -66,7 +67,7 @@ def _options(
 
 for command in (
     study.study, report.report, compare.compare, place.place, probe.probe, patch.patch, sweep.sweep, generate.generate,
-    harvest.harvest, models.models, measure.measure,
+    harvest.harvest, models.models, measure.measure, listen_test.listen_test,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(directions.app, name="directions")

@@ -92,6 +92,12 @@ REFUSED = (
     "prompts list --vocabulary french", "prompts build none.csv --words a,b -o a.toml",
     "prompts build one.csv --words fast -o a.toml", "prompts build one.csv --words loud,soft --column fast -o a.toml",
     *(f"generate song {options}" for options in UNAVAILABLE), *(f"{command} --device gpu" for command in OPENING),
+    "listen-test", "listen-test full", "listen-test full -o out", "listen-test none -o out",
+    "listen-test full --read full", "listen-test --read full", "listen-test --read none", "listen-test full -o full",
+    "listen-test full -o out --pairs 0", "listen-test full -o out --ask loudness",
+    "listen-test full -o out --checks -1",
+    "listen-test full -o out --anchor-hz 0", "listen-test full -o out --mode abx", "listen-test --read full --model x",
+    "listen-test full -o out --consent none.txt", "listen-test --read full --most-failed -1",
     "measure none.wav", "measure full", "measure a.wav --measures some", "measure a.wav --seconds 5:1",
     "measure a.wav --jobs 0", "report full", "report nowhere", "report begun",
 )  # fmt: skip

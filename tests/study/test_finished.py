@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from command_line import Run
@@ -15,6 +16,7 @@ from filelock import FileLock
 from small_runs import TINY, bare_pages
 
 from analysis import report, study
+from analysis.listening_test import clips
 from analysis.report import index
 from analysis.store.folder import SUMMARY
 from analysis.study import stages
@@ -191,3 +193,20 @@ def test_a_manifest_of_gigabytes_is_damage_and_is_not_read_into_memory(out: Path
         file.truncate(8 * 2**30)
     with pytest.raises(DamagedError, match=r"lost-.*manifest.json is too large"):
         study.load_folder(out)
+
+
+def test_further_clips_of_a_listening_test_are_decoded_from_codes(
+    made: tuple[study.Study, Path], out: Path, lens: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The study keeps the sound of one prompt. With two, all are decoded, and the kept one sounds the same."""
+    _, (kept,) = clips.items_in(out, 1, None)
+    monkeypatch.setattr(AudioLens, "from_pretrained", lambda name: lens)
+    _, both = clips.items_in(out, 2, None)
+    assert len({item.prompt for item in both}) == 2
+    assert (both[0].prompt, both[0].seed) == (kept.prompt, kept.seed)
+    assert both[0].sounds.keys() == {"unsteered", "positive", "negative"}
+    for role, sound in kept.sounds.items():
+        # The kept sound has 16 bits.
+        np.testing.assert_allclose(both[0].sounds[role], sound, atol=2**-15)
+    with pytest.raises(InputError, match="has 2 prompts x seeds, but 3 are needed"):
+        clips.items_in(out, 3, None)

@@ -13,6 +13,7 @@ import pandas as pd
 import soundfile
 import torch
 from conftest import write_model
+from plants import listening as listeners
 from plants import tables as planted
 from plants.sweeps import swept as planted_sweep
 
@@ -22,6 +23,7 @@ from analysis import (
     attribution,
     harvest,
     layer_attribution,
+    listening_test,
     logit_lens,
     patching,
     pca,
@@ -276,6 +278,31 @@ class World:
     def tested(self) -> Any:
         clips = self.studied.clips
         return clips[(clips["split"] == "test") & clips["kind"].isin(["baseline", "steered"])]
+
+    @cached_property
+    def sounding(self) -> Any:
+        """A study with the sound of two prompts."""
+        return listeners.study(prompts=2, seconds=0.5)
+
+    @cached_property
+    def listening(self) -> Path:
+        """A listening test with two responses."""
+        return self._answered("pairs", listeners.chooser(lambda *_: 0.5))
+
+    def _answered(self, mode: Any, answered: Any) -> Path:
+        place = listening_test.write(self.sounding, self.place(), mode=mode, pairs=4, anchor_hz=400.0)
+        for name in "ab":
+            listeners.send(place, listeners.response(place, name, answered))
+        return place
+
+    @cached_property
+    def preferred(self) -> Any:
+        return listening_test.read(self.listening, n_bootstrap=5)
+
+    @cached_property
+    def rated(self) -> Any:
+        means = {"reference": 100.0, "positive": 60.0, "negative": 50.0, "anchor": 10.0}
+        return listening_test.read(self._answered("mushra", listeners.rater(means, noise=1.0)), n_bootstrap=5)
 
     @cached_property
     def study_folder(self) -> Path:

@@ -1,0 +1,162 @@
+"""The command `audiolens listen-test`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from analysis.commands import early
+from analysis.commands.common import Json, print_result, print_table, say, to_json, write_result
+from audiolens.checks import checked_amount, checked_count, shown
+from audiolens.errors import InputError
+
+_SHOWN = {
+    "pairs": ("question", "clip", "against", "share", "low", "high", "answers", "listeners", "prompts"),
+    "ratings": ("condition", "mean", "low", "high", "difference", "difference_low", "difference_high", "median"),
+}
+_MAKING = "only writing a test needs it; --read analyses one"
+
+
+def listen_test(
+    study: Annotated[Path | None, typer.Argument(help="Folder of a finished study whose clips people compare.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="New folder for the test or, with --read, for the table and figure."),
+    ] = None,
+    read: Annotated[
+        Path | None, typer.Option("--read", metavar="FOLDER", help="Analyse the responses in a test's folder.")
+    ] = None,
+    mode: Annotated[
+        Literal["pairs", "mushra"],
+        typer.Option(help="pairs: which of two clips? mushra: rate several clips, with hidden reference and anchor."),
+    ] = "pairs",
+    pairs: Annotated[
+        int, typer.Option(help="Number of comparisons: two per prompt. A rating trial counts as two.")
+    ] = 16,
+    against: Annotated[
+        Literal["unsteered", "opposite", "both"],
+        typer.Option(help="What steered clips are compared with: unsteered ones, those of the opposite pole, or both."),
+    ] = "unsteered",
+    ask: Annotated[
+        str, typer.Option(help="What pairs ask: concept (which is faster?), quality (which sounds better?), or both.")
+    ] = "concept,quality",
+    checks: Annotated[int, typer.Option(help="Number of attention checks: pairs with an obvious answer.")] = 3,
+    anchor_hz: Annotated[float, typer.Option(help="Cutoff of the low-passed anchor of ratings.")] = 3500.0,
+    consent: Annotated[
+        Path | None, typer.Option(help="Text file with the consent text [default: a template to fill in].")
+    ] = None,
+    listeners: Annotated[
+        Path | None, typer.Option(help="Text file with one code per invited listener [default: anybody may answer].")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="Where the study's model is [default: as the study names it]."),
+    ] = None,
+    most_failed: Annotated[int, typer.Option(help="With --read: how many attention checks a listener may fail.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Write a blind listening test of a study's clips as a static page, or analyse the responses to one.
+
+    The folder contains page/ (open page/index.html, or put page/ on any web host), responses/ (for the files that
+    listeners send back) and a key, which says which clip is which: do not publish the key. Clips have random names,
+    matched loudness and random order. Needs audiolens[listening].
+
+    Examples:
+
+        audiolens listen-test runs/tempo -o tempo-test
+
+        audiolens listen-test --read tempo-test
+    """
+    if (study is None) == (read is None):
+        raise InputError("give the folder of a study and -o FOLDER to write a test, or --read FOLDER to analyse one.")
+    if read is not None:
+        given = {"--consent": consent, "--listeners": listeners, "--model": model}
+        if unused := next((name for name, value in given.items() if value is not None), None):
+            raise InputError(f"{unused} {given[unused]}: {_MAKING}.")
+        _analyse(read, out, most_failed, as_json)
+        return
+    assert study is not None
+    if out is None:
+        raise InputError("-o FOLDER is missing: give the name of a new folder for the test.")
+    questions = [name.strip() for name in ask.split(",")]
+    for name in questions:
+        early.check_choice("--ask", name, ("concept", "quality"))
+    checked_count("--pairs", pairs, 1, 400)
+    checked_count("--checks", checks, 0, 20)
+    checked_amount("--anchor-hz", anchor_hz, above=0)
+    early.check_folder(out)
+    options: dict[str, Any] = {
+        "consent": None if consent is None else _text(consent),
+        "listeners": () if listeners is None else [one.strip() for one in _text(listeners).split("\n") if one.strip()],
+    }
+    _check_study(study)
+    from analysis.listening_test import levels
+
+    levels.refuse_missing()
+    from analysis import listening_test
+    from analysis.listening_test.design import KEY, PAGE, RESPONSES, read_key
+
+    listening_test.write(
+        study, out, mode=mode, pairs=pairs, against=against, questions=questions, checks=checks, anchor_hz=anchor_hz,
+        model=model, **options,
+    )  # fmt: skip
+    trials = read_key(out).trials
+    facts = {
+        "page": str(out / PAGE / "index.html"), "key": str(out / KEY), "responses": str(out / RESPONSES),
+        "trials": len(trials), "checks": sum(bool(one.right) for one in trials),
+    }  # fmt: skip
+    if as_json:
+        say(to_json(facts))
+        return
+    say(
+        f"{facts['page']}: {facts['trials']} trials, {facts['checks']} of them attention checks. Publish the folder "
+        f"{out / PAGE} alone.\n{facts['key']} says which clip is which: keep it to yourself.\nPut the files that "
+        f"listeners send back into {facts['responses']}, then run: audiolens listen-test --read {out}"
+    )
+
+
+def _analyse(folder: Path, out: Path | None, most_failed: int, as_json: bool) -> None:
+    from analysis.listening_test import levels
+    from analysis.listening_test.design import read_key
+
+    checked_count("--most-failed", most_failed, 0)
+    early.check_folder(out)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder.")
+    mode = read_key(folder).mode
+    levels.refuse_missing()
+    from analysis import listening_test
+    from analysis.spreadsheets import write_csv
+    from analysis.store import folder as folders
+
+    found: Any = listening_test.read(folder, most_failed=most_failed)
+    for one in found.refused:
+        say(f"audiolens: {one.file} was not used: {one.reason}", err=True)
+    if out is not None:
+        with folders.fresh(out, overwrite=None) as work:
+            write_result(found, work, "listening")
+            write_csv(found.listeners, work / "listeners.csv")
+    print_result(found, as_json, _SHOWN["pairs" if mode == "pairs" else "ratings"])
+    if mode == "pairs" and not as_json:
+        print_table([{**row, **{name: f"{row[name]:+.2f}" for name in ("strength", "low", "high")}}
+                     for row in found.scale.to_dict("records")])  # fmt: skip
+
+
+def _check_study(study: Path) -> None:
+    from analysis.store.folder import is_study
+
+    if not study.is_dir():
+        raise InputError(f"{study}: no such folder.")
+    if not is_study(study):
+        raise InputError(f"{study} contains no finished study: run audiolens study first.")
+
+
+def _text(path: Path) -> str:
+    from audiolens.files.bounded import read_text
+
+    found = read_text(path, 2**20)
+    if not found.strip():
+        raise InputError(f"{path} is empty: expected text, shown as it is ({shown(found[:20])}).")
+    return found

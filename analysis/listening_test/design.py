@@ -1,0 +1,119 @@
+"""What a listening test asks: its trials, the clips of each, and the key that says which clip is which.
+
+A trial compares clips of one prompt and seed. The page knows a clip only by a random name. The key maps these names to
+roles: "positive" and "negative" (steered towards either pole), "unsteered", and in ratings "reference" (the hidden
+reference, an unsteered clip) and "anchor".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from audiolens.checks import shown
+from audiolens.errors import DamagedError, InputError
+from audiolens.files.integrity import read_json, sealed_json
+from audiolens.files.json_shapes import refuse_other
+
+KEY, PAGE, RESPONSES, SOUNDS = "key-do-not-publish.json", "page", "responses", "sounds"
+"""The key, and the folders of the page, of the responses and of the page's sounds. Only the page is published."""
+FORMAT = "audiolens.listening-test.1"
+
+Mode = Literal["pairs", "mushra"]
+Against = Literal["unsteered", "opposite", "both"]
+COMPARED: Mapping[Against, tuple[tuple[str, str], ...]] = {
+    "unsteered": (("positive", "unsteered"), ("negative", "unsteered")),
+    "opposite": (("positive", "negative"),),
+    "both": (("positive", "unsteered"), ("negative", "unsteered"), ("positive", "negative")),
+}
+"""The roles that are compared for every prompt. Answers count how often the first one was chosen."""
+RATED = ("reference", "positive", "negative", "anchor")
+QUALITY = "quality"
+CONCEPT = "concept"
+_SHAPE = {
+    "format": str, "test": str, "mode": str, "concept": str, "poles": [str, str], "model": str, "strength": float,
+    "questions": {str: str}, "listeners": [str], "left_out": int,
+    "trials": [{"trial": str, "clips": {str: str}, "prompt": str, "seed": int, "open": (str, None),
+                "right": {str: str}}],
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One screen of the page.
+
+    Attributes:
+        trial: a random name.
+        clips: the role of each clip, by its random name.
+        prompt, seed: where the clips come from.
+        open: the name of the reference that a rating shows openly.
+        right: for an attention check, the name of the right answer to each question that has one.
+    """
+
+    trial: str
+    clips: Mapping[str, str]
+    prompt: str
+    seed: int
+    open: str | None
+    right: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Key:
+    """What the experimenter keeps: the meaning of every name on the page.
+
+    `listeners` lists the codes of those who were invited; if it is empty, anybody may answer. `left_out` is the number
+    of comparisons that a silent clip made impossible.
+    """
+
+    test: str
+    mode: str
+    concept: str
+    poles: tuple[str, str]
+    model: str
+    strength: float
+    questions: Mapping[str, str]
+    trials: tuple[Trial, ...]
+    listeners: tuple[str, ...]
+    left_out: int
+
+    def as_bytes(self) -> bytes:
+        """Return the content of the key's file, with its hash."""
+        return sealed_json({"format": FORMAT, **asdict(self)})
+
+    @property
+    def compared(self) -> tuple[tuple[str, str], ...]:
+        """The compared roles, in the order of `COMPARED`."""
+        there = {frozenset(one.clips.values()) for one in self.trials if not one.right}
+        return tuple(pair for pair in COMPARED["both"] if frozenset(pair) in there)
+
+    def label(self, role: str) -> str:
+        """Return the readable name of a role."""
+        steered = {"positive": f"steered to {self.poles[0]}", "negative": f"steered to {self.poles[1]}"}
+        return {**steered, "reference": "hidden reference"}.get(role, role)
+
+
+def read_key(folder: Path) -> Key:
+    """Read the key in the folder of a listening test.
+
+    Raises:
+        InputError: if the folder has no key.
+        DamagedError: if the key is not what was written.
+    """
+    path = folder / KEY
+    try:
+        facts = read_json(path)
+    except FileNotFoundError:
+        raise InputError(
+            f"{folder} has no {KEY}: expected the folder that `audiolens listen-test STUDY -o FOLDER` wrote."
+        ) from None
+    if facts.get("format") != FORMAT:
+        raise DamagedError(f"{path} has the format {shown(facts.get('format'))}: expected {FORMAT}.")
+    refuse_other(path, facts, _SHAPE)
+    if facts["mode"] not in get_args(Mode):
+        raise DamagedError(f"{path} has the mode {shown(facts['mode'])}: expected one of {', '.join(get_args(Mode))}.")
+    known: dict[str, Any] = {name: facts[name] for name in _SHAPE if name not in ("format", "trials")}
+    lists = {name: tuple(facts[name]) for name in ("poles", "listeners")}
+    return Key(**{**known, **lists}, trials=tuple(Trial(**one) for one in facts["trials"]))
