@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from audiolens.checks import shown
 from audiolens.errors import DamagedError, InputError
@@ -32,11 +32,13 @@ COMPARED: Mapping[Against, tuple[tuple[str, str], ...]] = {
 RATED = ("reference", "positive", "negative", "anchor")
 QUALITY = "quality"
 CONCEPT = "concept"
+_TRIAL = {
+    "trial": str, "clips": {str: str}, "prompt": str, "seed": int, "open": (str, None), "right": {str: str},
+}  # fmt: skip
 _SHAPE = {
     "format": str, "test": str, "mode": str, "concept": str, "poles": [str, str], "model": str, "strength": float,
     "questions": {str: str}, "listeners": [str], "left_out": int,
-    "trials": [{"trial": str, "clips": {str: str}, "prompt": str, "seed": int, "open": (str, None),
-                "right": {str: str}}],
+    "trials": [_TRIAL],
 }  # fmt: skip
 
 
@@ -112,8 +114,27 @@ def read_key(folder: Path) -> Key:
     if facts.get("format") != FORMAT:
         raise DamagedError(f"{path} has the format {shown(facts.get('format'))}: expected {FORMAT}.")
     refuse_other(path, facts, _SHAPE)
-    if facts["mode"] not in get_args(Mode):
-        raise DamagedError(f"{path} has the mode {shown(facts['mode'])}: expected one of {', '.join(get_args(Mode))}.")
     known: dict[str, Any] = {name: facts[name] for name in _SHAPE if name not in ("format", "trials")}
     lists = {name: tuple(facts[name]) for name in ("poles", "listeners")}
-    return Key(**{**known, **lists}, trials=tuple(Trial(**one) for one in facts["trials"]))
+    key = Key(
+        **{**known, **lists}, trials=tuple(Trial(**{name: one[name] for name in _TRIAL}) for one in facts["trials"])
+    )
+    if not _is_sound(key):
+        raise DamagedError(f"{path} is damaged: its trials are not those of a listening test.")
+    return key
+
+
+def _is_sound(key: Key) -> bool:
+    """Return whether names and roles fit together. The hash shows that nothing changed, but not who wrote the key."""
+    names = [name for one in key.trials for name in (one.trial, *one.clips)]
+    sets = {"mushra": [{*RATED}], "pairs": [{*pair} for pair in COMPARED["both"]]}.get(key.mode, [])
+    roles = [{*one.clips.values()} for one in key.trials if not one.right]
+    return (
+        len({*names}) == len(names)
+        and bool(roles)
+        and all(one in sets for one in roles)
+        and all(len({*one.clips.values()}) == len(one.clips) for one in key.trials)
+        and all(one.right.keys() <= key.questions.keys() for one in key.trials)
+        and (key.mode == "pairs" or not any(one.right for one in key.trials))
+        and bool(key.questions)
+    )

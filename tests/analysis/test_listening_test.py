@@ -23,6 +23,7 @@ from analysis.listening_test.design import KEY, RESPONSES, read_key
 from analysis.listening_test.intervals import Draws, mean_of
 from analysis.study import Study
 from audiolens.errors import AudioLensWarning, DamagedError, InputError
+from audiolens.files.integrity import sealed_json
 
 TRUTH = {("concept", "positive"): 0.85, ("concept", "negative"): 0.2, ("quality", "positive"): 0.5,
          ("quality", "negative"): 0.25}  # fmt: skip
@@ -96,6 +97,21 @@ def test_the_right_answer_of_a_check_is_faster_and_brighter(folder: Path) -> Non
             assert 1.8 < centroids[0] / centroids[1] < 2.2
 
 
+def test_a_concept_without_an_obvious_answer_is_checked_by_its_quality(study: Study, tmp_path: Path) -> None:
+    own_concept = replace(study, concept="warmth", poles=("warm", "cold"))
+    folder = listening_test.write(own_concept, tmp_path / "test", pairs=2, checks=1)
+    key, found = read_key(folder), sounds(folder)
+    assert key.questions["concept"] == "Which clip sounds more warm?"
+    (check,) = [one for one in key.trials if one.right]
+    names = {role: name for name, role in check.clips.items()}
+    assert check.right == {"quality": names["right"]}
+    # Between its tones, the clean clip is quieter than the one under noise.
+    quietest = {role: np.abs(found[name][0]).reshape(40, -1).max(1).min() for role, name in names.items()}
+    assert quietest["right"] < 0.3 * quietest["wrong"]
+    with pytest.raises(InputError, match="also ask for quality"):
+        listening_test.write(own_concept, tmp_path / "other", pairs=2, questions=["concept"])
+
+
 def test_thirty_listeners_of_known_bias_are_recovered_within_their_intervals(own: Path) -> None:
 
     def prefers(question: str, first: str, *_: str) -> float:
@@ -109,7 +125,7 @@ def test_thirty_listeners_of_known_bias_are_recovered_within_their_intervals(own
         # The careless also answer the other way round, which would be seen if their answers counted.
         answered = people.chooser(opposite if careless else prefers, number, careless=careless)
         people.send(own, people.response(own, f"listener {number}", answered))
-    found = listening_test.read(own, n_bootstrap=200)
+    found = listening_test.read(own, n_bootstrap=120)
     assert isinstance(found, listening_test.Preference)
     table = found.to_frame()
     assert list(table["answers"]) == 4 * [30 * 8]
@@ -237,9 +253,23 @@ def test_only_invited_listeners_count_and_a_changed_key_is_refused(study: Study,
     # One listener has no interval over listeners.
     assert found.table["low"].isna().all()
     path = folder / KEY
+    whole = json.loads(path.read_text())
     path.write_text(path.read_text().replace('"positive"', '"negative"'))
     with pytest.raises(DamagedError, match="not what was written"):
         listening_test.read(folder)
+    del whole["sha256"]
+    for change in (
+        lambda one: one.update(trials=[]),
+        lambda one: one.update(mode="abx"),
+        lambda one: one["trials"][0].update(clips={"a": "positive", "b": "positive"}),
+        lambda one: one["trials"][0].update(right={"no question": "a"}),
+        lambda one: one["trials"].append(one["trials"][0]),
+    ):
+        changed = json.loads(json.dumps(whole))
+        change(changed)
+        path.write_bytes(sealed_json(changed))
+        with pytest.raises(DamagedError, match="its trials are not those of a listening test"):
+            listening_test.read(folder)
 
 
 def test_ratings_recover_means_and_screen_listeners(study: Study, tmp_path: Path) -> None:
