@@ -1,7 +1,7 @@
 """What steering does along the directions of every estimator, at the same place and norm.
 
 `python benchmarks/estimators.py --update` estimates étude's tempo direction with each method of `al.estimate` at the
-place of the README's evidence, gives all of them the norm of the difference in means, steers clips of neutral test
+place of docs/evidence.md, gives all of them the norm of the difference in means, steers clips of neutral test
 prompts along them, and writes the table in docs/directions.md. Stopped runs resume.
 """
 

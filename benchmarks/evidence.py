@@ -1,7 +1,7 @@
-"""Measure the numbers in the README and the model card: `make evidence`.
+"""Measure the numbers in docs/evidence.md and the model card: `make evidence`.
 
 This measures étude's abilities on held-out captions, then studies tempo and timbre with 199 controls of each kind, and
-writes one Markdown page of tables. With `--update` the tables also replace those in the README and in the model card.
+writes one Markdown page of tables. With `--update` the tables also replace those in docs/evidence.md and the card.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from audiolens.etude.training.train import WEIGHTS
 from audiolens.sound.soundfiles import compressed
 
 ROOT = Path(__file__).parent.parent
-PAGES = (ROOT / "README.md", WEIGHTS / "README.md")
+PAGES = (ROOT / "docs/evidence.md", WEIGHTS / "README.md")
 
 
 def main(
@@ -44,9 +44,9 @@ def main(
     clips: Annotated[int, typer.Option(help="Clips of each caption that names a pole.")] = 2,
     controls: Annotated[int, typer.Option(help="Random directions, and as many balanced shuffles.")] = 199,
     scan: Annotated[bool, typer.Option(help="Choose the place by steering at every block, else by placement.")] = True,
-    update: Annotated[bool, typer.Option(help="Write the tables into the README and the model card.")] = False,
+    update: Annotated[bool, typer.Option(help="Write the tables into docs/evidence.md and the model card.")] = False,
 ) -> None:
-    """Measure everything that the README and the model card claim."""
+    """Measure everything that docs/evidence.md and the model card claim."""
     share_cores()
     lens = AudioLens.from_pretrained(model)
     out.mkdir(parents=True, exist_ok=True)

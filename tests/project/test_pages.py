@@ -7,7 +7,7 @@ from pages import renewed
 
 ROOT = Path(__file__).parents[2]
 TABLES = {
-    "README.md": ["evidence"],
+    "docs/evidence.md": ["evidence"],
     "audiolens/etude/weights/README.md": ["evidence", "ablation"],
     "docs/measures.md": ["calibration"],
     "docs/placement.md": ["placement", "rules"],
