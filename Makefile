@@ -24,14 +24,15 @@ export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-.PHONY: help install study test fuzz drive browser lint format evidence claims ears agreement notebooks versions clean
+.PHONY: help install study test docs fuzz drive browser lint format evidence claims ears agreement notebooks versions clean
 
 help:
 	@echo 'make study     install, steer tempo and timbre on the bundled model, and write $(OUT)/*/index.html'
 	@echo 'make test      install, then run ruff, pyright and pytest'
+	@echo 'make docs      build the documentation as a site in build/site (LINKS=1 also tries every link to elsewhere)'
 	@echo 'make fuzz      read damaged and malicious files with every loader for SECONDS (default 600)'
 	@echo 'make notebooks run the notebooks from top to bottom and save their outputs'
-	@echo 'make evidence  measure the tables in the README and the model card (no time limit)'
+	@echo 'make evidence  measure the tables in docs/evidence.md and the model card (no time limit)'
 	@echo 'make claims    measure every claim on MODELS (such as etude,etude-2=folder; FULL=1 takes hours per model)'
 	@echo 'make ears      install third-party models in $(EARS), apart from audiolens; with WAVS=folder, measure its WAV files'
 	@echo 'make agreement  compare the measures with those models (UPDATE=1 writes docs/ears.md)'
@@ -87,6 +88,17 @@ test: lint $(if $(CI),browser)
 	@echo '==> pytest'
 	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal $(PYTEST_ARGS)
 
+# Every warning is an error. The pages need no network, and open without a server.
+docs: $(VENV)/.docs
+	@echo '==> Building the documentation'
+	@$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --jobs auto --conf-dir docs/site \
+	  --doctree-dir build/doctrees $(if $(LINKS),--builder linkcheck) . build/$(if $(LINKS),links,site)
+	@echo '==> $(if $(LINKS),Links: build/links/output.txt,Open build/site/index.html in a browser)'
+
+$(VENV)/.docs: $(STAMP)
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	@touch $@
+
 browser:
 	@if ! { command -v chromium || command -v chromium-browser || command -v google-chrome || command -v chrome; } >/dev/null; then \
 	  echo '==> Installing Chromium, in which the tests open the pages'; \
@@ -138,5 +150,5 @@ drive: $(STAMP)
 	@HF_HUB_OFFLINE=1 PYTHONPATH=.:tests $(BIN)/python -m hostile.drive --calls $(or $(CALLS),10000) --seed $(or $(SEED),0)
 
 clean:
-	rm -rf $(VENV) $(EARS) .venv-versions build dist .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(EARS) .venv-versions build dist docs/reference .pytest_cache .ruff_cache
 	find audiolens analysis tests benchmarks notebooks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
