@@ -1,0 +1,218 @@
+"""Sparse autoencoders: their file format, what they refuse, training, and splicing them into the model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import audiolens as al
+from analysis import features, harvest
+from analysis.features.learning import Learner
+from audiolens.errors import DamagedError, InputError, SiteError
+
+PROMPTS = ["fast piano", "slow piano", "a fast song", "dark drums", "calm jazz"]
+QUICK: dict[str, Any] = {
+    "layer": 1, "width": 64, "k": 4, "n_vectors": 1200, "batch_size": 30, "held_out": 0.2, "progress": False,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def sae(lens: Any, codes: torch.Tensor) -> features.SAE:
+    return features.train(lens, PROMPTS, codes=codes, **QUICK)
+
+
+@pytest.fixture(scope="session")
+def read(lens: Any, codes: torch.Tensor) -> Any:
+    return lens.run_with_cache(PROMPTS, codes, sites="resid_post", layers=1)[1]
+
+
+@pytest.mark.parametrize("kind", ["topk", "batchtopk", "jumprelu"])
+def test_planted_sparse_features_are_recovered(kind: Any) -> None:
+    """48 random directions in 24 dimensions, 3 active at a time: superposition, as in Elhage et al. 2022."""
+    drawn = torch.Generator().manual_seed(0)
+    true = torch.randn(48, 24, generator=drawn)
+    true /= true.norm(dim=-1, keepdim=True)
+    active = torch.rand(20_000, 48, generator=drawn) < 3 / 48
+    x = (active * (0.5 + torch.rand(active.shape, generator=drawn))) @ true + 5.0
+    learner = Learner.begin(kind, 3, 72, 3e-3, 120_000, x[:4096], 0)
+    while learner.seen < learner.n_vectors:
+        learner.learn(x[torch.randint(len(x), (512,), generator=drawn)])
+    sae = learner.sae()
+    best = (true @ sae.W_dec.T).amax(1)
+    assert (best >= 0.9).float().mean() >= 0.9
+    assert (sae.encode(x[:2000]) > 0).float().sum(-1).mean() == pytest.approx(3, abs=0.6)
+    assert torch.allclose(sae.W_dec.norm(dim=-1), torch.ones(72), atol=1e-5)
+
+
+def test_a_killed_training_goes_on_to_the_same_sae(
+    lens: Any, codes: torch.Tensor, sae: features.SAE, tmp_path: Path, monkeypatch: Any
+) -> None:
+    asked = {**QUICK, "codes": codes, "out": tmp_path / "sae", "checkpoint_every": 7}
+    learn, steps = Learner.learn, []
+
+    def killed(self: Learner, vectors: torch.Tensor) -> Any:
+        if len(steps) == 17:
+            raise MemoryError("killed")
+        steps.append(self.step)
+        return learn(self, vectors)
+
+    monkeypatch.setattr(Learner, "learn", killed)
+    with pytest.raises(MemoryError):
+        features.train(lens, PROMPTS, **asked)
+    steps[:] = [-1]
+    monkeypatch.setattr(Learner, "learn", lambda self, x: steps.append(self.step) or learn(self, x))
+    resumed = features.train(lens, PROMPTS, **asked)
+    assert steps[1] == 14
+    for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
+        assert torch.equal(getattr(resumed, name), getattr(sae, name)), name
+    assert resumed.scores == pytest.approx(sae.scores)
+    steps.clear()
+    assert features.train(lens, PROMPTS, **asked).scores == resumed.scores
+    assert not steps
+    with pytest.raises(InputError, match="it was begun with k=4, but this one has 5"):
+        features.train(lens, PROMPTS, **{**asked, "k": 5})
+
+
+def test_a_harvest_is_trained_on_as_the_lens_is(lens: Any, codes: torch.Tensor, tmp_path: Path) -> None:
+    kept = harvest.harvest(lens, PROMPTS, codes=codes, layers=[1], out=tmp_path / "h", progress=False)
+    found = features.train(lens, kept, **{**QUICK, "n_vectors": 300})
+    assert found.meta is not None
+    assert (found.layer, found.meta.source, found.scores["n_clips"]) == (1, "codes", 1)
+
+
+def test_the_files_are_those_of_saelens_and_come_back(sae: features.SAE, lens: Any, read: Any, tmp_path: Path) -> None:
+    """What SAELens 6.54 reads and writes, as it was compared by hand: names, orientation and settings."""
+    folder = sae.save(tmp_path / "sae")
+    facts, tensors = json.loads((folder / "cfg.json").read_text()), load_file(folder / "sae_weights.safetensors")
+    settings = {name: value for name, value in facts.items() if name != "metadata"}
+    assert settings == {
+        "architecture": "topk", "d_in": 48, "d_sae": 64, "k": 4, "dtype": "float32", "device": "cpu",
+        "apply_b_dec_to_input": True, "normalize_activations": "none", "reshape_activations": "none",
+        "rescale_acts_by_decoder_norm": False,
+    }  # fmt: skip
+    assert facts["metadata"]["hook_name"] == "blocks.1.hook_resid_post"
+    # Without a version from 6.0 on, SAELens drops the metadata.
+    assert facts["metadata"]["sae_lens_version"] == "6.0.0"
+    assert {name: tuple(one.shape) for name, one in tensors.items()} == {
+        "W_enc": (48, 64), "b_enc": (64,), "W_dec": (64, 48), "b_dec": (48,),
+    }  # fmt: skip
+    x = read["resid_post", 1]
+    pre = (x - tensors["b_dec"]) @ tensors["W_enc"] + tensors["b_enc"]
+    expected = torch.where(pre >= pre.topk(4).values[..., -1:], pre.relu(), 0)
+    again = features.load(folder, lens=lens)
+    assert torch.allclose(again.encode(read), expected)
+    assert torch.allclose(again(x), expected @ tensors["W_dec"] + tensors["b_dec"], atol=1e-5)
+    assert again.meta == sae.meta
+    assert again.scores == sae.scores
+
+
+def test_a_file_of_another_program_is_read(lens: Any, read: Any, tmp_path: Path) -> None:
+    """SAELens rescales latents by the norms of its decoder, and chooses the top k after that."""
+    drawn = torch.Generator().manual_seed(0)
+    tensors = {name: torch.randn(*shape, generator=drawn) for name, shape in
+               {"W_enc": (48, 20), "b_enc": (20,), "W_dec": (20, 48), "b_dec": (48,)}.items()}  # fmt: skip
+    save_file(tensors, tmp_path / "sae_weights.safetensors")
+    facts = {"architecture": "topk", "d_in": 48, "d_sae": 20, "k": 3, "rescale_acts_by_decoder_norm": True,
+             "apply_b_dec_to_input": True, "metadata": {"hook_name": "decoder.layers.1"}}  # fmt: skip
+    (tmp_path / "cfg.json").write_text(json.dumps(facts))
+    with pytest.raises(InputError, match="give site= and layer="):
+        features.load(tmp_path)
+    found = features.load(tmp_path, site="resid_post", layer=1, lens=lens)
+    x, norms = read["resid_post", 1], tensors["W_dec"].norm(dim=-1)
+    pre = ((x - tensors["b_dec"]) @ tensors["W_enc"] + tensors["b_enc"]) * norms
+    z = torch.where(pre >= pre.topk(3).values[..., -1:], pre.relu(), 0)
+    assert torch.allclose(found(x), (z / norms) @ tensors["W_dec"] + tensors["b_dec"], atol=1e-3)
+    assert found.directions([2, 5]).meta.n_layers == 3
+
+
+def test_a_foreign_or_damaged_sae_is_refused_in_one_line(
+    sae: features.SAE, lens: Any, melody_lens: Any, tmp_path: Path
+) -> None:
+    folder = sae.save(tmp_path / "sae")
+    with pytest.raises(InputError, match="train one on this model"):
+        features.load(folder, lens=melody_lens)
+    with pytest.raises(InputError, match="was read from|were read from"):
+        melody_lens.run_with_interventions(PROMPTS, torch.zeros(5, 4, 15).long(), features.splice(sae))
+    facts = json.loads((folder / "cfg.json").read_text())
+    weights = (folder / "sae_weights.safetensors").read_bytes()
+    (folder / "sae_weights.safetensors").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
+    with pytest.raises(DamagedError, match="sae_weights"):
+        features.load(folder)
+    del facts["metadata"]["audiolens"]
+    for change, words in (
+        ({"d_in": 47}, "d_in=47"),
+        ({"architecture": "gated"}, "gated.*expected topk"),
+        ({"metadata": {"model_name": "facebook/musicgen-large", **facts["metadata"], "x": 1}}, None),
+        ({"metadata": {**facts["metadata"], "model_name": "facebook/musicgen-large"}}, "musicgen-large"),
+        (
+            {"metadata": {**facts["metadata"], "hook_name": "blocks.1.mlp.hook_post"}},
+            "reads 48 features, but .* has 96",
+        ),
+        ({"metadata": {**facts["metadata"], "hook_name": "blocks.7.hook_resid_post"}}, "layer 7 does not exist"),
+        ({"normalize_activations": "layer_norm"}, "layer_norm.*not supported"),
+    ):
+        (folder / "cfg.json").write_text(json.dumps({**facts, **change}))
+        if words is None:
+            features.load(folder)
+            continue
+        with pytest.raises(InputError, match=words) as refused:
+            features.load(folder, lens=lens)
+        assert "\n" not in str(refused.value)
+    with pytest.raises(SiteError, match="one vector per step"):
+        features.train(lens, PROMPTS, site="attn.pattern", layer=1)
+    with pytest.raises(InputError, match="at most half"):
+        features.train(lens, PROMPTS, codes=torch.zeros(5, 4, 15).long(), layer=1, width=8, k=5, progress=False)
+
+
+def test_splicing_equals_the_reconstruction_and_edits_only_what_it_names(
+    sae: features.SAE, lens: Any, read: Any, codes: torch.Tensor
+) -> None:
+    x = read["resid_post", 1]
+
+    def spliced(*edits: Any) -> torch.Tensor:
+        return lens.run_with_cache(PROMPTS, codes, sites="resid_post", layers=1, interventions=edits)[1][
+            "resid_post", 1
+        ]
+
+    assert torch.allclose(spliced(features.splice(sae)), sae(x), atol=1e-4)
+    z = sae.encode(x)
+    often = int((z > 0).sum((0, 1)).argmax())
+    gone = spliced(features.splice(sae, ablate=often))
+    assert torch.allclose(gone, x - z[..., often, None] * sae.W_dec[often], atol=1e-4)
+    silent = z[..., often] == 0
+    assert torch.equal(gone[silent], x[silent])
+    clamped = spliced(features.splice(sae, clamp={often: 2.0}, strength=0.5, seconds=(0.0, 0.2)))
+    target = x + 0.5 * (2.0 - z[..., often, None]) * sae.W_dec[often]
+    assert torch.allclose(clamped[:, :5], target[:, :5], atol=1e-4)
+    assert torch.equal(clamped[:, 5:], x[:, 5:])
+    doubled = spliced(al.Add(2 * sae.directions(often)[1], layers=[1]))
+    assert torch.allclose(doubled, x + 2 * sae.W_dec[often], atol=1e-4)
+
+
+def test_both_engines_generate_the_same_clips_with_a_latent_clamped(sae: features.SAE, lens: Any) -> None:
+    asked: dict[str, Any] = {"seconds": 0.4, "seeds": [0, 1], "decode": False}
+    edit = features.splice(sae, clamp={3: 30.0}, branch="cond")
+    exact, fast = (lens.generate(PROMPTS[:2], interventions=edit, engine=name, **asked) for name in ("exact", "fast"))
+    assert torch.equal(exact.codes, fast.codes)
+    assert not torch.equal(exact.codes, lens.generate(PROMPTS[:2], **asked).codes)
+
+
+def test_scores_follow_from_plain_runs(sae: features.SAE, lens: Any, read: Any, codes: torch.Tensor) -> None:
+    found = features.score(lens, sae, PROMPTS, codes, batch_size=2)
+    x = read["resid_post", 1].flatten(0, 1)
+    error = (x - sae(x)).pow(2).sum() / (x - x.mean(0)).pow(2).sum()
+    assert found.explained_variance == pytest.approx(float(1 - error), abs=1e-4)
+    assert found.l0 == pytest.approx(float((sae.encode(x) > 0).sum(-1).float().mean()))
+    zero = al.Replace(torch.zeros(48), layers=[1])
+    for edits, value in (((), found.loss), (features.splice(sae), found.spliced), (zero, found.zero)):
+        logits = lens.run_with_interventions(PROMPTS, codes, edits)
+        nats = [
+            -torch.log_softmax(logits[:, book, book : book + 15], -1).gather(-1, codes[:, book, :, None]).mean()
+            for book in range(4)
+        ]
+        assert float(torch.stack(nats).mean()) == pytest.approx(value, abs=1e-4)
