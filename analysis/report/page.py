@@ -177,7 +177,7 @@ def _rows(study: Study, sounds: Sequence[tuple[PageSound, str]]) -> list[dict[st
                 "label": sound.label.replace(" -", " −"),
                 "file": f"audio/{sound.file}",
                 "audio": link,
-                "image": data_link("image/png", _thumbnail(sound.samples, study.sample_rate)),
+                "image": data_link("image/png", thumbnail(sound.samples, study.sample_rate)),
                 "value": number(float(measured[study.measure]), ".0f"),
                 "failed": bool(measured["failed"]),
             }
@@ -185,7 +185,8 @@ def _rows(study: Study, sounds: Sequence[tuple[PageSound, str]]) -> list[dict[st
     return list(rows.values())
 
 
-def _thumbnail(samples: np.ndarray, sample_rate: int) -> bytes:
+def thumbnail(samples: np.ndarray, sample_rate: int) -> bytes:
+    """Draw a small mel spectrogram without axes, and return it as a PNG."""
     from matplotlib.figure import Figure
 
     from analysis.figures import spectrograms

@@ -11,6 +11,7 @@ import torch
 
 import audiolens as al
 from analysis import Resampling, comparison, harvest, patching, pooling, statistics, sweep
+from analysis import Resampling, features, harvest, patching, pooling, statistics, sweep
 from analysis.distributed import Ray
 from audiolens.compatibility import Hook
 from audiolens.directions.calibration import Calibration
@@ -66,6 +67,11 @@ INSTANCES: dict[str, Callable[[World], Any]] = {
     "audiolens.tracing.trace.SiteValue": lambda w: w.lens.site("resid_post", 1),
     "analysis.Resampling": lambda w: Resampling(n_bootstrap=5, seed=1),
     "analysis.attention.HeadAblation": lambda w: w.ablation,
+    "analysis.features.Clips": lambda w: w.labelled,
+    "analysis.features.FeatureIndex": lambda w: w.indexed,
+    "analysis.features.SAE": lambda w: w.sae,
+    "analysis.features.Scores": lambda w: features.score(w.lens, w.sae, PROMPTS[:2], w.codes[:2]),
+    "analysis.features.Splice": lambda w: features.splice(w.sae, ablate=3),
     "analysis.harvest.Harvest": lambda w: w.harvested,
     "analysis.harvest.HarvestPlan": lambda w: harvest.plan(w.lens, PROMPTS[:2], seconds=0.2),
     "analysis.harvest.ShardOrder": lambda w: w.harvested.vectors(layer=1).order(),
@@ -337,6 +343,25 @@ ARGUMENTS: dict[str, Arguments] = {
     f"{ANALYSIS}.comparison.StudyComparison.save": lambda w: {"folder": w.place()},
     f"{ANALYSIS}.comparison.compare": lambda w: {"studies": [w.studied], "names": ["one"]},
     f"{ANALYSIS}.comparison.fit_slopes": lambda w: {"clips": w.tested, "measured": "tempo_ioi", "strength": 1.0},
+    f"{ANALYSIS}.features.FeatureIndex.page": lambda w: {
+        "path": w.place(made=True) / "page.html", "lens": w.lens, "latents": [1], "sounds": 1,
+    },
+    f"{ANALYSIS}.features.SAE.__call__": lambda w: {"activations": torch.ones(2, 48)},
+    f"{ANALYSIS}.features.SAE.decode": lambda w: {"latents": torch.ones(2, 24)},
+    f"{ANALYSIS}.features.SAE.directions": lambda w: {"latents": [1, 2]},
+    f"{ANALYSIS}.features.SAE.encode": lambda w: {"activations": torch.ones(2, 48)},
+    f"{ANALYSIS}.features.SAE.numbers": lambda w: {"name": "latents", "latents": [1, 2]},
+    f"{ANALYSIS}.features.SAE.on": lambda w: {"device": torch.device("cpu")},
+    f"{ANALYSIS}.features.SAE.refuse_other": lambda w: {"lens": w.lens},
+    f"{ANALYSIS}.features.SAE.save": lambda w: {"folder": w.place()},
+    f"{ANALYSIS}.features.index": lambda w: {"lens": w.lens, "sae": w.sae, "clips": w.labelled, "progress": False},
+    f"{ANALYSIS}.features.load": lambda w: {"path": w.sae.save(w.place()), "lens": w.lens},
+    f"{ANALYSIS}.features.score": lambda w: {
+        "lens": w.lens, "sae": w.sae, "prompts": PROMPTS[:2], "codes": w.codes[:2],
+    },
+    f"{ANALYSIS}.features.splice": lambda w: {"sae": w.sae, "clamp": {3: 1.0}},
+    f"{ANALYSIS}.features.synthesised": lambda w: {"lens": w.lens, "n": 8, "seconds": 0.3},
+    f"{ANALYSIS}.features.train": lambda w: w.training,
     f"{ANALYSIS}.harvest.Harvest.load": lambda w: {"folder": w.harvested.folder},
     f"{ANALYSIS}.harvest.Harvest.vectors": lambda w: {"layer": 1},
     f"{ANALYSIS}.harvest.ShardOrder": lambda w: {"data": w.harvested.vectors(layer=1)},
@@ -442,6 +467,8 @@ EXEMPT = {
         for method in ("change", "at_layer")
         for operator in ("Ablate", "Add", "Apply", "Clamp", "Erase", "Intervention", "Replace", "Scale")
     },
+    "analysis.features.Splice.change": "called by a run with what it bound",
+    "analysis.features.Splice.at_layer": "called by a run, for operators with tensors per layer",
     "audiolens.Intervention": "refuses: a base class, which does nothing",
     "audiolens.tracing.trace.SiteValue": "made by lens.site",
     "audiolens.tracing.trace.SiteValue.save": "refuses: a site is a place, and its value is saved",

@@ -21,6 +21,7 @@ import audiolens as al
 from analysis import (
     attention,
     attribution,
+    features,
     harvest,
     layer_attribution,
     listening_test,
@@ -183,6 +184,26 @@ class World:
     @cached_property
     def harvested(self) -> Any:
         return harvest.harvest(**self.harvesting, out=self.place())
+
+    @cached_property
+    def training(self) -> dict[str, Any]:
+        return {
+            "lens": self.lens, "data": PROMPTS, "codes": self.codes, "layer": 1, "width": 24, "k": 2, "n_vectors": 60,
+            "batch_size": 20, "held_out": 0.25, "progress": False,
+        }  # fmt: skip
+
+    @cached_property
+    def sae(self) -> Any:
+        return features.train(**self.training)
+
+    @cached_property
+    def labelled(self) -> Any:
+        codes = torch.randint(0, 32, (16, 4, 12), generator=torch.Generator().manual_seed(3))
+        return features.Clips(4 * PROMPTS, codes, {"kind": 8 * ["a", "b"]})
+
+    @cached_property
+    def indexed(self) -> Any:
+        return features.index(self.lens, self.sae, self.labelled, progress=False)
 
     @cached_property
     def ablation(self) -> Any:
