@@ -19,6 +19,7 @@ import typer
 from analysis.commands import (
     compare,
     directions,
+    features,
     generate,
     harvest,
     listen_test,
@@ -67,7 +68,7 @@ def _options(
 
 for command in (
     study.study, report.report, compare.compare, place.place, probe.probe, patch.patch, sweep.sweep, generate.generate,
-    harvest.harvest, models.models, measure.measure, listen_test.listen_test,
+    harvest.harvest, features.train_sae, features.features, models.models, measure.measure, listen_test.listen_test,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(directions.app, name="directions")

@@ -11,6 +11,8 @@ import pytest
 import soundfile
 
 from analysis.commands import common, early
+from analysis.features import described
+from analysis.features.learning import Kind
 from analysis.harvest.planned import Reduced
 from analysis.patching.grid import By, Mode, checked_by, checked_mode
 from analysis.placement.other_evidence import Computable
@@ -29,7 +31,7 @@ from audiolens.model import devices
 
 HEAVY = ("torch", "transformers", "nnsight")
 OPENING = ("study tempo", "sweep tempo -o out", "place tempo", "probe tempo", "patch tempo", "directions tempo",
-           "generate song", "harvest tempo -o out")  # fmt: skip
+           "generate song", "harvest tempo -o out", "train-sae tempo --layer 1 -o out", "features a/b")  # fmt: skip
 UNAVAILABLE = (
     "--device gpu", "--device cuda:x", f"--device {'cuda' if sys.platform == 'darwin' else 'mps'}", "--dtype int8",
     "--attention flash", "--attention flash_attention_2", "--device-map some", "--device cpu --device-map auto",
@@ -80,6 +82,13 @@ REFUSED = (
     "harvest tempo -o out --layers a", "harvest tempo -o out --reduce sum", "harvest tempo -o out --branch both",
     "harvest tempo -o out --store int8", "harvest tempo -o out --span 3-1", "harvest tempo -o out --seeds 0",
     "harvest tempo -o out --seconds 0", "harvest tempo -o out --model nowhere", "harvest tempo -o out --engine auto",
+    "train-sae tempo -o out", "train-sae tempi --layer 1 -o out", "train-sae none.txt --layer 1 -o out",
+    "train-sae tempo --layer 1 -o full", "train-sae tempo --layer 1 -o out --kind relu",
+    "train-sae tempo --layer 1 -o out --k 0", "train-sae tempo --layer 1 -o out --width 8 --k 5",
+    "train-sae tempo --layer 1 -o out --held-out 1", "train-sae full --layer 1 -o out",
+    "train-sae tempo --layer 1 -o out --model nowhere", "train-sae tempo --layer 12 -o out",
+    "features full", "features nowhere", "features a/b --latents x", "features a/b --clips full",
+    "features a/b --threshold 2", "features a/b -o full", "features a/b --model nowhere", "features a/b --n 3",
     "study tempo --seed 100", "study tempo --seconds 0.5", "study tempo --batch-size 0",
     "sweep tempo -o out --prompts 99", "sweep tempo -o out --batch-size some", "sweep tempo -o out --layers 0-8",
     "sweep tempo -o out --poles 0", "sweep tempo -o out --strategy one-to-band --band 3-2",
@@ -165,6 +174,7 @@ def test_early_choices_are_those_of_the_functions() -> None:
     assert early.EVIDENCE[0] == ALIGNMENT
     assert get_args(SoundFormat) == early.SOUND_FORMATS
     assert get_args(Reduced) == early.REDUCED
+    assert get_args(Kind) == described.KINDS
     assert get_args(get_args(FeaturePosition)[0]) == early.PROBED_POSITIONS
     assert settings.REPETITIONS == early.REPETITIONS
     early.check_study(settings.LEAST_SECONDS, 0)
