@@ -56,7 +56,7 @@ def train_sae(
     width: Annotated[int | None, typer.Option(help="Number of latents [default: 8 per feature].")] = None,
     k: Annotated[int, typer.Option(help="Number of active latents per step.")] = 32,
     vectors: Annotated[int, typer.Option(help="Number of vectors to train on.")] = 2_000_000,
-    batch_size: Annotated[int, typer.Option(help="Vectors per step of the training.")] = 1024,
+    batch_size: Annotated[int, typer.Option(help="Vectors per step of the training.")] = 512,
     rate: Annotated[float | None, typer.Option(help="Learning rate [default: 0.001 up to 2048 latents].")] = None,
     seeds: Annotated[int, typer.Option(help="Number of clips to generate per prompt.")] = 1,
     seconds: Annotated[float, typer.Option(help="Length of each generated clip.")] = 4.0,
@@ -165,7 +165,7 @@ def features(
     from analysis.harvest import sources
 
     described.check_sae(Path(sae))
-    checked_count("n", n, 8)
+    checked_count("n", n, described.FEWEST_CLIPS)
     checked_count("top", top)
     checked_count("seed", seed, 0, MOST_SEED)
     early.check_length(seconds)

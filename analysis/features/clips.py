@@ -13,6 +13,7 @@ from jaxtyping import Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from analysis.features.described import FEWEST_CLIPS
 from audiolens.checks import MOST_SEED, checked_amount, checked_count, checked_flags, in_order, shown
 from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 LEAST = 4
 """The fewest clips with a label, and without it, for which an AUC is computed."""
 _ENCODED = 16
+_SHORTEST = 1.0
 
 
 @guarded
@@ -80,9 +82,9 @@ def synthesised(
     and left out between. The other labels are mode, instrument, meter and tonic. All are drawn independently.
 
     Args:
-        n: number of clips.
+        n: number of clips, at least 64.
         seed: étude's codec and decoder were trained on clips with seeds 1 and 2, so use others.
-        seconds: length of each clip.
+        seconds: length of each clip, at least 1.
 
     Raises:
         InputError: if a number is out of range.
@@ -90,9 +92,10 @@ def synthesised(
     from audiolens.etude import synth
 
     checked_flags(progress=progress)
-    n = checked_count("n", n, 2 * LEAST)
+    n = checked_count("n", n, FEWEST_CLIPS)
     seed = checked_count("seed", seed, 0, MOST_SEED)
-    seconds = checked_amount("seconds", seconds, above=0)
+    if not checked_amount("seconds", seconds) >= _SHORTEST:
+        raise InputError(f"seconds={seconds}: expected at least {_SHORTEST:g}, so that every clip has notes.")
     codes = []
     with tqdm(total=n, desc="encoding", unit="clip", disable=not progress) as bar:
         for first in range(0, n, _ENCODED):

@@ -15,6 +15,8 @@ from audiolens.errors import InputError
 PLAN, STATE, CHECKPOINT = "training.json", "state", "learner.safetensors"
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 """The names of SAELens for the settings and the weights of a SAE."""
+FEWEST_CLIPS = 64
+"""The fewest synthesised clips, so that every class of every label has several."""
 KINDS = ("topk", "batchtopk", "jumprelu")
 TRAINING = Kind(
     noun="training run of a SAE",

@@ -159,8 +159,9 @@ def _plain(found: dict[str, Any], path: Path) -> dict[str, Any]:
             f"{path} is of architecture {shown(architecture)}: expected topk, jumprelu (also what SAELens writes for "
             "BatchTopK) or standard."
         )
-    if architecture == "topk" and "k" not in facts:
-        raise InputError(f"{path} states no k: expected the number of active latents of a topk SAE.")
+    k = facts.get("k")
+    if architecture == "topk" and not (isinstance(k, int) or isinstance(k, float) and k.is_integer()):
+        raise InputError(f"{path} states k={shown(k)}: expected the number of active latents of a topk SAE.")
     if facts.get("normalize_activations") not in _NONE:
         raise InputError(
             f"{path}: normalize_activations={shown(facts['normalize_activations'])} is not supported: expected 'none', "

@@ -14,7 +14,7 @@ from audiolens.checks import checked_flags, real_number, shown
 from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError
 from audiolens.interventions import Intervention
-from audiolens.model.sites import hooked
+from audiolens.model.sites import hooked, listed_layers
 
 _WHERE = ("site", "layers", "layer", "heads", "meta", "prefix")
 """Arguments of an intervention that follow from the SAE, or that it does not take."""
@@ -49,17 +49,17 @@ class Splice(Intervention):
             object.__setattr__(self, name, _numbers(self.sae, name, getattr(self, name)))
         if both := sorted({*self.factors} & {*self.values}):
             raise InputError(f"latent {both[0]} is clamped, and also ablated or scaled: give one of them.")
+        if self.meta is None:
+            object.__setattr__(self, "meta", self.sae.meta)
+        super().__post_init__(*aliases)
         layers = None if self.sae.layer is None else [self.sae.layer]
-        given = self.layers if aliases[:1] in ((), (None,)) else aliases[0]
-        if hooked(self.site) not in (self.sae.site, _DEFAULT) or given not in (None, layers, self.sae.layer):
+        given = None if self.layers is None else listed_layers(self.layers)
+        if hooked(self.site) not in (self.sae.site, _DEFAULT) or given not in (None, layers):
             raise InputError(
-                f"site={shown(self.site)}, layers={shown(given)}: this SAE is spliced in at {self.sae.name}."
+                f"site={shown(self.site)}, layers={shown(self.layers)}: this SAE is spliced in at {self.sae.name}."
             )
         object.__setattr__(self, "site", self.sae.site)
         object.__setattr__(self, "layers", layers)
-        if self.meta is None:
-            object.__setattr__(self, "meta", self.sae.meta)
-        super().__post_init__(None, *aliases[1:])
 
     def change(self, value: Tensor, amount: Tensor, parts: dict[str, Tensor]) -> Tensor:  # noqa: ARG002
         """Interpolate from `value` (at `amount` 0) to the reconstruction with the changed latents (at 1)."""

@@ -60,7 +60,7 @@ def train(
     seconds: float = SECONDS,
     guidance_scale: float = 3.0,
     n_vectors: int = 2_000_000,
-    batch_size: int = 1024,
+    batch_size: int = 512,
     learning_rate: float | None = None,
     held_out: float = 0.1,
     seed: int = 0,

@@ -360,7 +360,7 @@ ARGUMENTS: dict[str, Arguments] = {
         "lens": w.lens, "sae": w.sae, "prompts": PROMPTS[:2], "codes": w.codes[:2],
     },
     f"{ANALYSIS}.features.splice": lambda w: {"sae": w.sae, "clamp": {3: 1.0}},
-    f"{ANALYSIS}.features.synthesised": lambda w: {"lens": w.lens, "n": 8, "seconds": 0.3},
+    f"{ANALYSIS}.features.synthesised": lambda w: {"lens": w.lens, "n": 64, "seconds": 1.0},
     f"{ANALYSIS}.features.train": lambda w: w.training,
     f"{ANALYSIS}.harvest.Harvest.load": lambda w: {"folder": w.harvested.folder},
     f"{ANALYSIS}.harvest.Harvest.vectors": lambda w: {"layer": 1},

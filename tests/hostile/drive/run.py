@@ -132,7 +132,8 @@ def trials(world: World, seed: int) -> list[Trial]:
 
 FEW = 12
 SLOW = {
-    "analysis.features.train", "analysis.features.index", "analysis.features.FeatureIndex.plot",
+    "analysis.features.train", "analysis.features.index", "analysis.features.synthesised",
+    "analysis.features.FeatureIndex.plot",
     "analysis.report.write", "analysis.study.Study.save", "analysis.study.Study.figure", "analysis.study.load_folder",
     "analysis.study.redraw", "analysis.study.run", "analysis.sweep.run", "audiolens.AudioLens", "analysis.sweep.play",
     "audiolens.AudioLens.from_pretrained", "analysis.reading_comparison.compare", "analysis.probing.Dataset.from_synth",

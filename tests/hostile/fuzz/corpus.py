@@ -27,13 +27,14 @@ from plants import tables as planted
 from safetensors.torch import load_file, save_file
 
 import audiolens as al
-from analysis import harvest, report, resampling
+from analysis import features, harvest, report, resampling
 from analysis.report import index
 from analysis.study import study_set
 from audiolens.directions.evidence import Contrast
 from audiolens.etude.training import checkpoint
 from audiolens.files.bounded import read_header
 from audiolens.files.integrity import HEADER, SEAL
+from audiolens.model.provenance import Provenance
 from audiolens.prompts import PromptSet, load
 
 RATE = 16_000
@@ -124,6 +125,19 @@ def harvests(folder: Path) -> None:
     asked: dict[str, Any] = {"seconds": 0.2, "layers": [1], "batch_size": 1, "progress": False}
     for name, reduce in {"steps": None, "mean": "mean"}.items():
         harvest.harvest(lens(), ["calm song", "jazz"], out=folder / name, reduce=reduce, **asked)
+
+
+def saes(folder: Path) -> None:
+    """SAEs as audiolens writes them, and one as SAELens wrote them before 6.0."""
+    weights: Any = torch.ones(4, 6), torch.zeros(6), torch.ones(6, 4), torch.zeros(4)
+    known: Any = {"layer": 1, "meta": Provenance("m", "w", 3, n_prompts=(2, 0)), "scores": {"l0": 2.0}}
+    features.SAE(*weights, "topk", k=2, **known).save(folder / "topk")
+    features.SAE(*weights, "jumprelu", threshold=torch.ones(6), **known).save(folder / "jumprelu")
+    (folder / "old").mkdir()
+    (folder / "old" / "sae_weights.safetensors").write_bytes((folder / "topk" / "sae_weights.safetensors").read_bytes())
+    facts = {"d_in": 4, "d_sae": 6, "activation_fn_str": "topk", "activation_fn_kwargs": {"k": 2},
+             "hook_point": "blocks.1.hook_resid_post", "model_name": "m", "normalize_activations": False}  # fmt: skip
+    (folder / "old" / "cfg.json").write_text(json.dumps(facts))
 
 
 def checkpoints(folder: Path) -> None:

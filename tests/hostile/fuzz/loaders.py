@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 import audiolens as al
-from analysis import study
+from analysis import features, study
 from analysis.harvest import Harvest
 from analysis.probing import Dataset
 from analysis.probing.table import numbers_or_text, read_columns
@@ -100,6 +100,13 @@ def _harvest(folder: Path) -> Payload:
     labels = (cache.axes, found.prompts, found.seeds, cache.frame_rate, cache.first_step, cache.reduce, data.steps)
     return {"labels": digest(labels), "codes": digest(found.codes()), **{name: digest(cache[name]) for name in cache},
             "vectors": digest(data[:])}  # fmt: skip
+
+
+def _sae(folder: Path) -> Payload:
+    found = features.load(folder)
+    found.encode(torch.ones(2, found.d_in))
+    repr(found)
+    return None
 
 
 def _checkpoint(folder: Path) -> Payload:
@@ -295,6 +302,7 @@ LOADERS = (
     Loader("model", corpus.models, _model, 4),
     Loader("CLAP", corpus.claps, _clap, 4),
     Loader("labelled sounds", corpus.labelled, _dataset, 4),
+    Loader("SAE", corpus.saes, _sae, 15),
     Loader("harvest", corpus.harvests, _harvest, 7, True, reseal.harvest),
     Loader("sweep", corpus.sweeps, _sweep, 7, True, reseal.sweep),
     Loader("sweep, format 1", corpus.unsealed_sweeps, _loose_sweep, 5),
