@@ -156,9 +156,9 @@ def tables(
         f"compared with the labels of {len(index.clips)} others.",
         markdown(pd.DataFrame(rows)),
         f"**Block {sae.layer}** has the best one-to-one match. Of {len(named)} attributes, {index.own} have a latent "
-        f"with an AUC of at least {index.threshold:g} on the half of the clips that latents were not chosen on. Matched "
-        f"one to one, the mean AUC is {index.matching_score:.3f}. The next-code loss on held-out clips is {loss} nats "
-        f"per code, {spliced} with the reconstruction, {mean} with the mean and {zero} with zeros.",
+        f"with an AUC of at least {index.threshold:g} on the half of the clips that latents were not chosen on. "
+        f"Matched one to one, the mean AUC is {index.matching_score:.3f}. The next-code loss on held-out clips is "
+        f"{loss} nats per code, {spliced} with the reconstruction, {mean} with the mean and {zero} with zeros.",
         markdown(named),
         f"Speed on one core, in one process: the forward pass up to the block reads {speed['reading']:,.0f} vectors "
         f"per second, and the SAE trains on {speed['training']:,.0f} per second, "
