@@ -10,8 +10,7 @@ import numpy as np
 import torch
 
 import audiolens as al
-from analysis import Resampling, comparison, harvest, patching, pooling, statistics, sweep
-from analysis import Resampling, features, harvest, patching, pooling, statistics, sweep
+from analysis import Resampling, comparison, features, harvest, patching, pooling, statistics, sweep
 from analysis.distributed import Ray
 from audiolens.compatibility import Hook
 from audiolens.directions.calibration import Calibration
