@@ -22,6 +22,7 @@ from audiolens.checks import checked_count, checked_flags, checked_text, shown, 
 from audiolens.directions.directions import Directions
 from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError, SiteError
+from audiolens.files.integrity import digest, tensor_hash
 from audiolens.model.provenance import Provenance
 from audiolens.model.sites import Site, hooked
 
@@ -127,6 +128,14 @@ class SAE:
     def name(self) -> str:
         """The full name of the site, such as "blocks.3.hook_resid_post"."""
         return Site(self.site, self.layer).name
+
+    @property
+    def identity(self) -> str:
+        """A hash of the weights and of the activation function, by which a sweep tells SAEs apart."""
+        tensors = [getattr(self, name) for name in (*_WEIGHTS, "threshold")]
+        parts = [self.name, self.activation, str(self.k), str(self.subtracts)]
+        parts += [tensor_hash(one) for one in tensors if one is not None]
+        return digest(" ".join(parts).encode())
 
     def encode(self, activations: Float[Tensor, "*lead d_in"] | ActivationCache) -> Float[Tensor, "*lead latent"]:
         """Return the latents of activations, or of a cache that recorded the site ("row step latent").

@@ -207,7 +207,8 @@ def _fields(condition: Condition, step: Intervention | Gate, times: np.ndarray) 
     found = b""
     for entry in fields(step):
         # The origin of a vector does not affect how it is used, and the first versions had no gates.
-        if entry.name == "meta" or (entry.name == "gate" and getattr(step, "gate", None) is None):
+        unused = entry.name == "gate" and getattr(step, "gate", None) is None
+        if entry.name == "meta" or entry.name.startswith("_") or unused:
             continue
         found += f"{entry.name}=".encode() + _bytes(condition, step, entry.name, times)
     return found
@@ -224,6 +225,9 @@ def _bytes(condition: Condition, step: Intervention | Gate, name: str, times: np
         value = torch.tensor([float(schedule(float(time))) for time in times], dtype=torch.float32, device="cpu")
     if isinstance(value, torch.Tensor):
         return f"{tuple(value.shape)}".encode() + value.detach().cpu().double().contiguous().numpy().tobytes()
+    if isinstance(identity := getattr(value, "identity", None), str):
+        # A value with weights of its own, such as a sparse autoencoder.
+        return identity.encode()
     if callable(value):
         raise InputError(
             f"condition {condition.name!r}: a folder cannot identify a function, so {type(step).__name__} with a "

@@ -6,13 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 import audiolens as al
-from analysis import features, harvest
+from analysis import features, harvest, sweep
 from analysis.features.learning import Learner
+from analysis.sweep import planned
 from audiolens.errors import DamagedError, InputError, SiteError
 
 PROMPTS = ["fast piano", "slow piano", "a fast song", "dark drums", "calm jazz"]
@@ -192,6 +194,19 @@ def test_splicing_equals_the_reconstruction_and_edits_only_what_it_names(
     assert torch.equal(clamped[:, 5:], x[:, 5:])
     doubled = spliced(al.Add(2 * sae.directions(often)[1], layers=[1]))
     assert torch.allclose(doubled, x + 2 * sae.W_dec[often], atol=1e-4)
+
+
+def test_a_sweep_tells_splices_apart_also_after_their_use(sae: features.SAE) -> None:
+    other = features.SAE(sae.W_enc, sae.b_enc + 1, sae.W_dec, sae.b_dec, "topk", layer=1, k=4)
+    edits = [features.splice(sae, ablate=3), features.splice(sae, ablate=4), features.splice(other, ablate=3)]
+
+    def hashes() -> list[str]:
+        return [planned.condition_hash(sweep.Condition("edit", (edit,)), np.arange(5) / 25) for edit in edits]
+
+    before = hashes()
+    edits[0].change(torch.ones(1, 1, 48), torch.ones(()), {})
+    assert hashes() == before
+    assert len(set(before)) == 3
 
 
 def test_both_engines_generate_the_same_clips_with_a_latent_clamped(sae: features.SAE, lens: Any) -> None:
