@@ -16,7 +16,18 @@ from analysis.commands.sizes import Sizes
 from audiolens.errors import InputError, SiteError
 from audiolens.model import devices
 
-OPENING = ("study", "sweep", "place", "probe", "patch", "directions read", "generate", "harvest")
+OPENING = (
+    "study",
+    "sweep",
+    "place",
+    "probe",
+    "patch",
+    "directions read",
+    "generate",
+    "harvest",
+    "train-sae",
+    "features",
+)
 
 
 @pytest.mark.parametrize("command", OPENING)
