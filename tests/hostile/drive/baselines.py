@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 import audiolens as al
-from analysis import Resampling, comparison, features, harvest, patching, pooling, statistics, sweep
+from analysis import Resampling, comparison, features, harvest, methods, patching, pooling, statistics, sweep
 from analysis.distributed import Ray
 from audiolens.compatibility import Hook
 from audiolens.directions.calibration import Calibration
@@ -97,6 +97,12 @@ INSTANCES: dict[str, Callable[[World], Any]] = {
     "analysis.patching.Sound": lambda w: patching.Sound("loudness", 0.4, pairs=1),
     "analysis.patching.SoundPlan": lambda w: patching.plan(
         w.lens, PROMPTS[0], PROMPTS[1], None, patching.Sound("loudness", 0.4, pairs=1), timed=False
+    ),
+    "analysis.methods.MethodsResult": lambda w: w.methods,
+    "analysis.methods.NotApplicable": lambda w: methods.NotApplicable("no measure"),
+    "analysis.methods.Place": lambda w: methods.Place("one-to-one", 1, 0.5),
+    "analysis.methods.Reading": lambda w: methods.Reading(
+        w.sets, 2, w.directions, methods.Place("one-to-one", 1, 0.5), "loudness"
     ),
     "analysis.pca.PCAResult": lambda w: w.components,
     "analysis.pca.Trajectories": lambda w: w.paths,
@@ -300,6 +306,12 @@ ARGUMENTS: dict[str, Arguments] = {
         "lens": w.lens, "prompts": PROMPTS[:1], "codes": w.codes[:1], "layers": [1], "seeds": 0,
     },
     f"{ANALYSIS}.logit_lens.read": _read,
+    f"{ANALYSIS}.methods.NotApplicable": lambda _: {},
+    f"{ANALYSIS}.methods.Reading.along": lambda w: {"directions": w.directions},
+    f"{ANALYSIS}.methods.Reading.kept": lambda w: {"name": "probe", "make": lambda: w.directions},
+    f"{ANALYSIS}.methods.area_under": lambda w: {"drifts": VALUES[:2], "effects": VALUES[:2], "limit": 1.0},
+    f"{ANALYSIS}.methods.compare": lambda w: {"lens": w.lens, **w.comparing},
+    f"{ANALYSIS}.methods.estimator": lambda w: {"method": "ridge", "penalty": 1.0},
     f"{ANALYSIS}.patching.pairs": lambda w: {"lens": w.lens, "prompts": w.sets, "n": 1, "seconds": 0.3},
     f"{ANALYSIS}.patching.patch": lambda w: {"lens": w.lens, **_pair(w), **PATCH},
     f"{ANALYSIS}.patching.plan": lambda w: {"lens": w.lens, **_pair(w), "windows": 2, "timed": False},

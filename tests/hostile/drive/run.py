@@ -137,6 +137,7 @@ SLOW = {
     "analysis.report.write", "analysis.study.Study.save", "analysis.study.Study.figure", "analysis.study.load_folder",
     "analysis.study.redraw", "analysis.study.run", "analysis.sweep.run", "audiolens.AudioLens", "analysis.sweep.play",
     "audiolens.AudioLens.from_pretrained", "analysis.reading_comparison.compare", "analysis.probing.Dataset.from_synth",
+    "analysis.methods.compare",
 }  # fmt: skip
 
 
@@ -146,9 +147,9 @@ def slow(name: Name) -> bool:
 
 
 AT_HAND = {
-    "analysis.Resampling", "analysis.distributed.Ray", "analysis.patching.LogLikelihood", "analysis.patching.Pairs",
-    "analysis.patching.Sound",
-    "analysis.probing.Dataset", "analysis.study.Settings", "analysis.sweep.Condition", "audiolens.Ablate",
+    "analysis.Resampling", "analysis.distributed.Ray", "analysis.methods.Place", "analysis.patching.LogLikelihood",
+    "analysis.patching.Pairs", "analysis.patching.Sound", "analysis.probing.Dataset", "analysis.study.Settings",
+    "analysis.sweep.Condition", "audiolens.Ablate",
     "audiolens.ActivationCache", "audiolens.Add", "audiolens.Apply", "audiolens.AudioLens", "audiolens.Clamp",
     "audiolens.Directions", "audiolens.Erase", "audiolens.Reading", "audiolens.Replace", "audiolens.Sampling",
     "audiolens.Scale", "audiolens.prompts.PromptSet",

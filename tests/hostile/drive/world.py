@@ -26,6 +26,7 @@ from analysis import (
     layer_attribution,
     listening_test,
     logit_lens,
+    methods,
     patching,
     pca,
     placement,
@@ -263,6 +264,20 @@ class World:
         )  # fmt: skip
         # A model with random weights gives no direction that placement accepts.
         return replace(found, random=(), candidates=found.candidates.assign(alignment=0.9, strength=1.0))
+
+    @property
+    def comparing(self) -> dict[str, Any]:
+        """Arguments of a small comparison of methods."""
+        return {
+            "concepts": [replace(self.sets, test=("song", "drums"))], "methods": ["probe"], "n_random": 0,
+            "measured": {"tempo": "loudness"}, "places": {"tempo": methods.Place("one-to-one", 1, 0.5)},
+            "n_shuffled": 0, "doses": (-1, 1), "prompts": 2, "seconds": 0.3, "engine": "fast", "n_jobs": 0,
+            "n_bootstrap": 5, "n_permutations": 5, "progress": False,
+        }  # fmt: skip
+
+    @cached_property
+    def methods(self) -> Any:
+        return methods.compare(self.lens, **self.comparing)
 
     @cached_property
     def dataset(self) -> Any:

@@ -1,0 +1,36 @@
+"""Store what a comparison computes before it generates clips: places and directions, as stages of its folder.
+
+`Stages` keys a stage by everything that it depends on, its code included, so that only code which computes it is
+imported here.
+"""
+
+import json
+from pathlib import Path
+
+from audiolens.directions.directions import Directions
+from audiolens.files.bounded import read_object
+from audiolens.files.json_shapes import refuse_other
+
+_PLACE = {"strategy": str, "layer": (int, None), "strength": float}
+
+
+def write_directions(directions: Directions, folder: Path) -> None:
+    """Write directions without their samples."""
+    directions.save(folder / "directions.safetensors")
+
+
+def read_directions(folder: Path) -> Directions:
+    """Read directions that `write_directions` stored."""
+    return Directions.load(folder / "directions.safetensors")
+
+
+def write_place(place: tuple[str, int | None, float], folder: Path) -> None:
+    """Write the strategy, layer and strength of a place."""
+    (folder / "place.json").write_text(json.dumps(dict(zip(_PLACE, place, strict=True))), "utf-8")
+
+
+def read_place(folder: Path) -> tuple[str, int | None, float]:
+    """Read what `write_place` stored."""
+    found = read_object(folder / "place.json")
+    refuse_other(folder / "place.json", found, _PLACE)
+    return found["strategy"], found["layer"], found["strength"]
