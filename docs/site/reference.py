@@ -17,7 +17,7 @@ import griffe
 PUBLIC = (
     "audiolens", "audiolens.measure", "audiolens.prompts", "audiolens.schedules", "audiolens.errors", "analysis",
     "analysis.attention", "analysis.attribution", "analysis.comparison", "analysis.distributed", "analysis.features",
-    "analysis.harvest",
+    "analysis.harvest", "analysis.methods",
     "analysis.layer_attribution", "analysis.listening_test", "analysis.logit_lens", "analysis.patching", "analysis.pca",
     "analysis.placement", "analysis.pooling", "analysis.probing", "analysis.reading_comparison", "analysis.report",
     "analysis.similarity", "analysis.statistics", "analysis.study", "analysis.sweep",

@@ -13,6 +13,7 @@ TABLES = {
     "docs/placement.md": ["placement", "rules"],
     "docs/checkpoints.md": ["sizes", "times"],
     "docs/claims.md": ["claims"],
+    "docs/methods.md": ["methods"],
     "docs/paper.md": ["paper"],
     "docs/versions.md": ["versions"],
 }
