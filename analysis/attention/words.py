@@ -58,9 +58,9 @@ class TextAttention:
         wanted = {word} if isinstance(word, str) else {checked_text("word", one) for one in listed("word", word)}
         if not wanted:
             raise InputError("word=[]: give at least one.")
-        here = [[_plain(token) in wanted for token in tokens] for tokens in self.tokens]
+        here = [[plain_token(token) in wanted for token in tokens] for tokens in self.tokens]
         if not any(map(any, here)):
-            known = {_plain(token) for tokens in self.tokens for token in tokens}
+            known = {plain_token(token) for tokens in self.tokens for token in tokens}
             asked = sorted(wanted)[0]
             raise InputError(f"no prompt contains the token {shown(asked)}.{nearest(asked, known)}")
         mask = np.zeros((len(here), self.weights.shape[-1]), dtype=bool)
@@ -89,13 +89,13 @@ class TextAttention:
         """
         tables = []
         layer, head = (axis.ravel() for axis in np.meshgrid(self.layers, self.heads, indexing="ij"))
-        for word in dict.fromkeys(_plain(token) for tokens in self.tokens for token in tokens):
+        for word in dict.fromkeys(plain_token(token) for tokens in self.tokens for token in tokens):
             values = self.word(word).mean(-1)
             kept = np.isfinite(values[0, 0])
             rows = [prompt for prompt, keep in zip(self.prompts, kept, strict=True) if keep]
             found = means(np.moveaxis(values[:, :, kept], 2, 0), rows)
             counts = [
-                sum(_plain(token) == word for token in tokens) / len(tokens)
+                sum(plain_token(token) == word for token in tokens) / len(tokens)
                 for tokens, keep in zip(self.tokens, kept, strict=True)
                 if keep
             ]
@@ -146,7 +146,7 @@ class TextAttention:
         far = self.selective()
         layer, head = np.unravel_index(far.argmax(), far.shape)
         weights = self.weights[layer, head].mean(axis=1)
-        tops = [_plain(tokens[int(np.nanargmax(w))]) for tokens, w in zip(self.tokens, weights, strict=True)]
+        tops = [plain_token(tokens[int(np.nanargmax(w))]) for tokens, w in zip(self.tokens, weights, strict=True)]
         few = "; too few prompts to test: an interval needs at least two" if len(set(self.prompts)) < 2 else ""
         top = max(tops, key=tops.count)  # in a tie, the word of the earliest row is chosen
         return (
@@ -198,6 +198,6 @@ def to_text(
     return TextAttention(weights, tokens, tuple(blocks), tuple(chosen), listed, lens.config.frame_rate)
 
 
-def _plain(token: str) -> str:
+def plain_token(token: str) -> str:
     """Return a token without its word-start marker."""
     return token.lstrip("▁Ġ")

@@ -28,6 +28,10 @@ UNITS: Mapping[str, str] = {
     "steering": "relative change",
 }
 """Units of the usual kinds of evidence, by name. The unit of a probe result is its metric."""
+TWO_POLES = "balanced accuracy (2 poles)"
+"""The unit of a probe that tells two poles apart."""
+CHANCE: Mapping[str, float] = {"held-out AUC": 0.5, TWO_POLES: 0.5}
+"""What an uninformative block scores, for units in which this is not 0."""
 _VALUES = ("effect", "value", "score", "mean", "norm")
 _NOT_VALUES = {"layer", "low", "high"}
 
@@ -48,6 +52,11 @@ class LayerEvidence:
     def peak(self) -> int:
         """The layer whose value is furthest from 0."""
         return self.layers[int(np.nanargmax(np.abs(self.values)))]
+
+    @property
+    def chance(self) -> float:
+        """The value of an uninformative block, which figures draw as a line."""
+        return CHANCE.get(self.unit, 0.0)
 
 
 @guarded

@@ -42,7 +42,7 @@ def paper(result: LayerAttribution, normalised: bool) -> Figure:
                 [one.peak], [one.values[at] / by], marker="o", markersize=11, markerfacecolor="none",
                 markeredgecolor=colour, linestyle="none",
             )  # fmt: skip
-            axes.axhline(0, color=BLACK, linewidth=0.7)
+            axes.axhline(one.chance / by, color=BLACK, linewidth=0.7, linestyle=":" if one.chance else "-")
             if not normalised:
                 axes.set_title(one.name, fontsize=9, loc="left")
                 axes.set_ylabel(textwrap.fill(one.unit or one.name, 16), fontsize=7.5)
@@ -73,6 +73,8 @@ def screen(result: LayerAttribution, normalised: bool) -> go.Figure:
             error_y={"type": "data", "symmetric": False, "array": above, "arrayminus": below},
             hovertemplate=f"block %{{x}}: %{{customdata:.4g}} {one.unit}<extra>{one.name}</extra>",
         )  # fmt: skip
+        if one.chance:
+            figure.add_hline(y=one.chance / by, line_dash="dot", line_width=1, line_color=BLACK, row=row, col=1)  # pyright: ignore[reportArgumentType]
         figure.update_yaxes(title_text="share of the largest" if normalised else one.unit, row=row, col=1)
     figure.update_xaxes(title_text="block", row=count, col=1)
     figure.update_layout(height=420 if normalised else 160 + 170 * count)
@@ -81,4 +83,7 @@ def screen(result: LayerAttribution, normalised: bool) -> go.Figure:
 
 def _caption(normalised: bool) -> str:
     scale = "each as a share of its largest magnitude" if normalised else "each in its own unit"
-    return f"Evidence at each block, {scale}. Bars are {COVERAGE} intervals, if known; a ring marks the largest value."
+    return (
+        f"Evidence at each block, {scale}. Bars are {COVERAGE} intervals, if known; a ring marks the largest value, "
+        "and a dotted line chance."
+    )

@@ -212,10 +212,10 @@ def place(
     other = computed(lens, sets, directions, poles, codes, compute, batch_size=batch_size)
     if by in other.left_out:
         raise InputError(f"by={shown(by)}: {other.left_out[by]}")
+    gathered = layer_attribution.gather(units=other.units, norm=directions, **other.found, **given)
     placement = chosen(
-        sets, found, shifts, layer_attribution.gather(norm=directions, **other.found, **given), damage=damage,
-        prompts=neutral, by=by, left_out=other.left_out, n_bootstrap=n_bootstrap, seed=seed,
-        spent=(reading, drawing, other.row_steps),
+        sets, found, shifts, gathered, damage=damage, prompts=neutral, by=by, left_out=other.left_out,
+        n_bootstrap=n_bootstrap, seed=seed, spent=(reading, drawing, other.row_steps),
     )  # fmt: skip
     strength = placement.words_strength
     if ear is not None:

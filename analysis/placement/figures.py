@@ -59,7 +59,7 @@ def paper(placement: Placement) -> Figure:
                 one.layers, one.values, yerr=errors(one.values, one.low, one.high), color=BLACK, marker=".",
                 capsize=2, elinewidth=1, linewidth=1.1,
             )  # fmt: skip
-            panel.axhline(0, color=BLACK, linewidth=0.7)
+            panel.axhline(one.chance, color=BLACK, linewidth=0.7, linestyle=":" if one.chance else "-")
             panel.set_title(one.name, fontsize=8.5, loc="left")
             panel.set_ylabel(textwrap.fill(one.unit or one.name, 14), fontsize=7)
             panel.margins(y=0.18)
@@ -111,6 +111,8 @@ def screen(placement: Placement) -> go.Figure:
             error_y=screen_errors(one.values, one.low, one.high), row=row, col=1,
             hovertemplate=f"block %{{x}}: %{{y:.4g}} {one.unit}<extra>{one.name}</extra>",
         )  # fmt: skip
+        if one.chance:
+            figure.add_hline(y=one.chance, line_dash="dot", line_width=1, line_color=BLACK, row=row, col=1)  # pyright: ignore[reportArgumentType]
         figure.update_yaxes(title_text=one.unit, row=row, col=1)
     figure.update_yaxes(title_text="cosine with the effect of the words", row=1, col=1)
     figure.update_xaxes(title_text="block", row=rows, col=1)
@@ -133,5 +135,5 @@ def _caption(placement: Placement) -> str:
     return (
         f"Cosine (Fisher metric) between the effects of the direction and of the words on the next codes, over "
         f"{placement.n_prompts} neutral prompts, with {COVERAGE} intervals over prompts{ring}{random}. "
-        f"Below: other evidence by block.{f' {placement.rejected}' if placement.rejected else ''}"
+        f"Below: other evidence by block (dotted: chance).{f' {placement.rejected}' if placement.rejected else ''}"
     )

@@ -11,6 +11,7 @@ import pandas as pd
 from jaxtyping import Int
 from torch import Tensor
 
+from analysis.layer_attribution.evidence import TWO_POLES
 from audiolens.checks import shown
 from audiolens.directions.directions import Directions
 from audiolens.errors import InputError
@@ -37,6 +38,11 @@ class Computed:
     found: dict[str, pd.DataFrame] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
     row_steps: int = 0
+
+    @property
+    def units(self) -> dict[str, str]:
+        """The units that differ from the usual ones."""
+        return {"probe": TWO_POLES} if "probe" in self.found else {}
 
 
 def checked_kinds(wanted: Sequence[str]) -> None:
