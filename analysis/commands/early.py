@@ -37,6 +37,7 @@ EVIDENCE = (
     "alignment", "middle", "equal_damage", "constancy", "norm", "probe", "patching", "attribution",
 )  # fmt: skip
 SOUND_FORMATS = ("wav", "flac")
+FIGURES = ("svg", "pdf", "png")
 REDUCED = ("mean", "first", "last", "max", "eos")
 REPETITIONS = 100
 """Number of values of a study's seed."""
@@ -114,6 +115,14 @@ def check_choice(name: str, value: str | None, known: Iterable[str]) -> None:
     if value is not None and value not in known:
         listed = ", ".join(map(repr, known))
         raise InputError(f"{name}={shown(value)}: expected {listed}.{nearest(value, known)}")
+
+
+def checked_figures(value: str) -> tuple[str, ...]:
+    """Return the kinds of files in `--figures`, such as pdf,png."""
+    kinds = tuple(kind.strip() for kind in value.split(","))
+    for kind in kinds:
+        check_choice("--figures", kind, FIGURES)
+    return kinds
 
 
 def check_concept(concept: str, vocabulary: str | None = None) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from analysis.commands import early
 from analysis.commands.common import Json, say, say_json
 
 
@@ -14,6 +15,9 @@ def report(
     folder: Annotated[
         Path, typer.Argument(help="Folder of a finished study, or of several from `audiolens study --concepts`.")
     ],
+    figures: Annotated[
+        str | None, typer.Option(help="Kinds of files in which figures are written besides SVG: pdf, png or pdf,png.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Redraw the page of a finished study, with its tables and figures, from the files in its folder.
@@ -24,8 +28,9 @@ def report(
 
         audiolens report study-tempo
 
-        audiolens report studies
+        audiolens report study-tempo --figures pdf
     """
+    kinds = () if figures is None else early.checked_figures(figures)
     from analysis.store.folder import SUMMARY
     from analysis.study import stages
 
@@ -33,7 +38,7 @@ def report(
         stages.refuse_unfinished(folder)
     from analysis import study
 
-    found = study.redraw(folder)
+    found = study.redraw(folder, figures=kinds)
     if as_json:
         say_json(folder / "summary.json")
         return

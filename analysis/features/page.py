@@ -80,7 +80,7 @@ def _feature(
         sounds.append(
             {
                 "audio": compressed(samples, sample_rate),
-                "image": data_link("image/png", thumbnail(samples, sample_rate)),
+                "image": data_link("image/webp", thumbnail(samples, sample_rate)),
                 "value": f"{row['value']:.1f}", "start": f"{row['start']:.2f}", "prompt": row["prompt"] or "(none)",
                 "clip": row["clip"],
             }

@@ -8,7 +8,8 @@ several panels replaces these axes within the caller's figure and keeps their ti
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property, wraps
@@ -29,6 +30,26 @@ class _Asked:
 
 _ALONE = _Asked()
 _ASKED = ContextVar("_ASKED", default=_ALONE)
+SINGLE, DOUBLE = 3.35, 6.9
+"""Widths of one and of two columns of a paper in inches (85 and 175 mm)."""
+_NATURAL_SINGLE = 4.7
+"""Widest figure in inches that is drawn in one column."""
+_COLUMN: ContextVar[float | None] = ContextVar("_COLUMN", default=None)
+
+
+@contextmanager
+def in_column(width: float) -> Iterator[None]:
+    """Draw figures at most this wide, `SINGLE` or `DOUBLE` inches. Small figures take one column."""
+    before = _COLUMN.set(width)
+    try:
+        yield
+    finally:
+        _COLUMN.reset(before)
+
+
+def is_narrow() -> bool:
+    """Return whether figures with several panels have to fit in one column."""
+    return _COLUMN.get() == SINGLE
 
 
 def drawable(plot: Callable[..., Any]) -> Callable[..., Any]:
@@ -69,8 +90,14 @@ def canvas(figsize: tuple[float, float], layout: str | None = "constrained") -> 
     """Return a new figure of the given size in inches, or an adapter that draws into the caller's axes."""
     from matplotlib.figure import Figure
 
-    ax = _ASKED.get().ax
-    return Figure(figsize=figsize, layout=layout) if ax is None else _Inside(ax)  # pyright: ignore[reportArgumentType]
+    ax, widest = _ASKED.get().ax, _COLUMN.get()
+    if ax is not None:
+        return _Inside(ax)
+    if widest is not None:
+        width = SINGLE if figsize[0] <= _NATURAL_SINGLE else widest
+        # Text does not shrink with the width, so the height shrinks less.
+        figsize = (width, figsize[1] * min(1.0, width / figsize[0]) ** 0.5)
+    return Figure(figsize=figsize, layout=layout)  # pyright: ignore[reportArgumentType]
 
 
 def wants_caption() -> bool:

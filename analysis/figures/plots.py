@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from analysis.figures.canvas import canvas
+from analysis.figures.canvas import SINGLE, canvas, is_narrow
 from analysis.figures.style import (
     BLACK,
     BLUE,
@@ -49,8 +49,12 @@ def layers(scan: pd.DataFrame, measured: str, *, chosen: Mapping[str, Any] | Non
     """
     strategies = list(dict.fromkeys(scan["strategy"]))
     with styled():
-        figure = canvas((3.6 * len(strategies) + 0.8, 3.8))
-        panels = np.atleast_1d(figure.subplots(1, len(strategies), sharey=True))
+        if is_narrow():
+            figure = canvas((SINGLE, 3.2 * len(strategies)))
+            panels = np.atleast_1d(figure.subplots(len(strategies), 1, sharey=True))
+        else:
+            figure = canvas((3.6 * len(strategies) + 0.8, 3.8))
+            panels = np.atleast_1d(figure.subplots(1, len(strategies), sharey=True))
         for axes, strategy in zip(panels, strategies, strict=True):
             mine = scan[scan["strategy"] == strategy]
             amounts = sorted(mine["strength"].abs().unique())
@@ -63,18 +67,22 @@ def layers(scan: pd.DataFrame, measured: str, *, chosen: Mapping[str, Any] | Non
                 axes.plot(group["layer"], group["effect"], color=colour, alpha=faint, linestyle=line, linewidth=1.2)
                 _points(axes, group["layer"], group["effect"], group["failed"], colour, marker, faint, f"{strength:+g}")
             axes.axhline(0, color=BLACK, linewidth=0.8)
-            axes.set_title(strategy)
+            axes.set_title(strategy, pad=14)
             axes.set_xlabel(described(strategy).axis)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-            axes.legend(title="strength", ncols=4, title_fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.17))
+            axes.legend(
+                title="strength", ncols=3 if is_narrow() else 4, title_fontsize=8, loc="upper center",
+                bbox_to_anchor=(0.5, -0.2 if is_narrow() else -0.17),
+            )  # fmt: skip
             if chosen and chosen["strategy"] == strategy:
                 axes.axvspan(chosen["layer"] - 0.35, chosen["layer"] + 0.35, color=GREEN, alpha=0.15, linewidth=0)
                 axes.annotate(
                     "chosen", (chosen["layer"], 1), xycoords=("data", "axes fraction"), ha="center", va="bottom",
                     fontsize=8, color=GREEN, xytext=(0, 1), textcoords="offset points",
                 )  # fmt: skip
-        percent(panels[0])
-        panels[0].set_ylabel(change_of(measured))
+        for axes in panels if is_narrow() else panels[:1]:
+            percent(axes)
+            axes.set_ylabel(change_of(measured))
     return figure
 
 
@@ -86,10 +94,17 @@ def dose_response(table: pd.DataFrame, measured: str, poles: Sequence[str]) -> F
     """
     strategies = list(dict.fromkeys(table.loc[table["kind"].isin(["steered", "alternative"]), "strategy"]))
     with styled():
-        figure = canvas((3.9 * len(strategies) + 1.9, 4.3))
-        grid = figure.subplots(
-            2, len(strategies), sharex="col", sharey="row", squeeze=False, gridspec_kw={"height_ratios": [4, 1]}
-        )
+        if is_narrow():
+            figure = canvas((SINGLE, 3.4 * len(strategies) + 1.2))
+            rows = figure.subplots(2 * len(strategies), 1, height_ratios=[4, 1] * len(strategies))
+            grid = rows.reshape(len(strategies), 2).T
+            for axes in grid[0, 1:]:
+                axes.sharey(grid[0, 0])
+        else:
+            figure = canvas((3.9 * len(strategies) + 1.9, 4.3))
+            grid = figure.subplots(
+                2, len(strategies), sharex="col", sharey="row", squeeze=False, gridspec_kw={"height_ratios": [4, 1]}
+            )
         for column, strategy in enumerate(strategies):
             upper, lower = grid[:, column]
             mine = table[(table["strategy"] == strategy) & table["kind"].isin(["steered", "alternative"])]
@@ -123,26 +138,32 @@ def dose_response(table: pd.DataFrame, measured: str, poles: Sequence[str]) -> F
             lower.axhline(MOST_FAILED, color=BLACK, linewidth=0.8, linestyle=":")
             lower.set_ylim(0, 1)
             lower.set_xlabel("strength [differences of means]")
-        percent(grid[0, 0])
-        grid[0, 0].set_ylabel(change_of(measured))
-        grid[1, 0].set_ylabel("failed")
-        grid[1, 0].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
+        for upper, lower in grid.T if is_narrow() else grid.T[:1]:
+            percent(upper)
+            upper.set_ylabel(change_of(measured))
+            lower.set_ylabel("failed")
+            lower.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
         handles: dict[str, Any] = {}
         for axes in grid[0]:
             handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-        figure.legend(handles.values(), handles.keys(), loc="outside right upper")
+        where = "outside lower left" if is_narrow() else "outside right upper"
+        figure.legend(handles.values(), handles.keys(), loc=where)
     return figure
 
 
 def norms(table: pd.DataFrame) -> Figure:
     """Plot the norm of the direction at each block, in raw units and relative to the norm of the residual stream.
 
-    `table` has the columns layer, norm and residual_norm.
+    `table` has the columns layer, norm and residual_norm. With the column times_shuffled (the norm divided by the
+    median norm under shuffled labels), the line of chance is drawn as well.
     """
     with styled():
         figure = canvas((4.6, 2.9))
         axes = figure.add_subplot()
         axes.plot(table["layer"], table["norm"], color=BLUE, marker="o", label="norm of the direction")
+        if "times_shuffled" in table:
+            axes.plot(table["layer"], table["norm"] / table["times_shuffled"], color=GREY, linestyle=":",
+                      label="shuffled labels (median)")  # fmt: skip
         axes.set_xlabel("block")
         axes.set_ylabel("norm [raw]")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -152,12 +173,12 @@ def norms(table: pd.DataFrame) -> Figure:
         share.grid(False)
         share.plot(
             table["layer"], table["norm"] / table["residual_norm"], color=ORANGE, marker="s", linestyle="--",
-            label="relative to the residual stream",
+            label="relative to the stream (right)",
         )  # fmt: skip
-        share.set_ylabel("norm / mean norm of the residual stream")
+        share.set_ylabel("relative to the residual stream")
         share.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
         share.set_ylim(bottom=0)
-        figure.legend(loc="outside upper center", ncols=2)
+        figure.legend(loc="outside upper left")
     return figure
 
 

@@ -27,7 +27,8 @@ from analysis.listening_test.design import (
 )
 from analysis.listening_test.levels import Sound
 from analysis.store import folder as folders
-from analysis.study.result import WORDS, Study
+from analysis.study.result import Study
+from analysis.study.sentences import WORDS
 from audiolens.characters import refuse_control
 from audiolens.checks import checked_amount, checked_count, checked_text, listed, shown
 from audiolens.door import guarded

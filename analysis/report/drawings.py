@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import plotly.graph_objects as go
 
 from analysis.figures import plots, spectrograms
-from analysis.figures.style import name_of
+from analysis.figures.canvas import DOUBLE, SINGLE, canvas, in_column
+from analysis.figures.captions import heat, screen_heat
+from analysis.figures.finding import finding
+from analysis.figures.literal import literally
+from analysis.figures.style import name_of, styled
 from analysis.report import screens
+from analysis.report.tables import by_prompt, directions
 from analysis.resampling import COVERAGE
 from analysis.statistics import LEVEL
 from analysis.sweep import plots as sweep_plots
@@ -22,11 +28,20 @@ if TYPE_CHECKING:
     from analysis.report.writer import PageSound
     from analysis.study.result import Study
     from analysis.study.settings import Settings
+    from analysis.study.where import WordWeights
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure with its caption, the names of the tables with its numbers, and its interactive version, if any."""
+    """A figure in the column width of a paper, without a caption in it.
+
+    Attributes:
+        name, title, caption: the name of its file, its title on the page, and its caption.
+        figure: the figure for print.
+        tables: the names of the tables with its numbers.
+        screen: its interactive version, if the page shows one.
+        narrow: the figure in one column, if the page shows it instead on narrow screens.
+    """
 
     name: str
     title: str
@@ -34,16 +49,41 @@ class Drawing:
     figure: Figure
     tables: tuple[str, ...] = ()
     screen: go.Figure | None = None
+    narrow: Figure | None = None
 
 
 def drawings(study: Study, shown: Sequence[PageSound]) -> list[Drawing]:
     """Return every figure of a study. `shown` are the sounds whose spectrograms are drawn, those on the page."""
-    return [*_responses(study), *_places(study), *_insides(study), *_pictures(study, shown)]
+    with in_column(DOUBLE):
+        return [*_responses(study), *_places(study), *_insides(study), *_pictures(study, shown)]
+
+
+def _both(draw: Callable[[], Figure]) -> dict[str, Any]:
+    """Draw a figure in two columns and in one, as arguments of `Drawing`."""
+    with in_column(SINGLE):
+        narrow = draw()
+    return {"figure": draw(), "narrow": narrow}
 
 
 def _responses(study: Study) -> list[Drawing]:
     settings, name = study.settings, name_of(study.measure)
+    outcomes = [one.as_dict() for one in study.outcomes]
+    prompts, controls = by_prompt(study), study.controls
+    steered = prompts[prompts["kind"] == "steered"]
+    named = zip(study.words, study.outcomes, strict=True)
+    names = [f"{word} ({one.strength:+g})".replace("-", "−") for word, one in named]
     return [
+        Drawing(
+            "finding",
+            "The finding",
+            f"Change in {name} on {settings.test} neutral test prompts that were not used to choose anything. Dots are "
+            f"prompts (median over {settings.test_seeds} seeds), large markers are medians over all clips with "
+            f"{COVERAGE} intervals over prompts, and green bars are prompts that ask for the pole instead. The rows "
+            "below show control directions of the same length at the same place: their mean change on some of the "
+            "clips, and as a ring that of this direction on the same clips.",
+            **_both(lambda: finding(outcomes, steered, controls, study.measure, names)),
+            tables=("by_prompt", "outcome", "controls"),
+        ),
         Drawing(
             "dose_response",
             "Dose-response",
@@ -53,16 +93,16 @@ def _responses(study: Study) -> list[Drawing]:
             "lines show clips with the same seeds whose prompts ask for the pole. Hollow markers, and bars above the "
             "dotted line, mean that more than a tenth of the clips failed, that is, were no longer music. Failed "
             "clips count as no change.",
-            plots.dose_response(study.response, study.measure, study.poles),
-            ("dose_response",),
+            **_both(lambda: plots.dose_response(study.response, study.measure, study.poles)),
+            tables=("dose_response",),
         ),
         Drawing(
             "cross_effects",
             "What else changed",
             f"Change in other measures of the same clips (median and {COVERAGE} interval over prompts). Fainter "
             "markers are smaller strengths. If a direction changes only its own measure, the others stay at 0.",
-            sweep_plots.cross_effects(study.cross),
-            ("cross_effects",),
+            **_both(lambda: sweep_plots.cross_effects(study.cross)),
+            tables=("cross_effects",),
         ),
     ]
 
@@ -78,7 +118,7 @@ def _places(study: Study) -> list[Drawing]:
                 f"How far the log-likelihood of music from “{study.poles[0]}” prompts recovers when the residual "
                 "stream of their run replaces that of the matched prompt's run, at one block and in one time window. A "
                 f"patch transfers every difference between the runs. {_pairs(found.windows)}",
-                found.windows.plot(),
+                found.windows.plot(caption=False),
                 ("patching_windows",),
                 screens.slid(found.windows.figure()),
             )
@@ -91,11 +131,25 @@ def _places(study: Study) -> list[Drawing]:
                 "How far the same log-likelihood recovers when only the output of self-attention, of cross-attention "
                 "or of the MLP is replaced, over the whole clip. The grid shows where the text enters, and which "
                 f"components pass it on. {_pairs(found.components)}",
-                found.components.plot(),
+                found.components.plot(caption=False),
                 ("patching_components",),
                 screens.slid(found.components.figure()),
             )
         )
+    if found is not None and found.heads is not None:
+        listed.append(
+            Drawing(
+                "patching_heads",
+                "Patching single heads",
+                "How far the same log-likelihood recovers when only the output of one head is replaced, among the "
+                f"heads that read the text, over the whole clip. {_pairs(found.heads)}",
+                found.heads.plot(caption=False),
+                ("patching_heads",),
+                screens.slid(found.heads.figure()),
+            )
+        )
+    if found is not None and found.words is not None:
+        listed.append(_words(found.words))
     scanned = study.scan
     if "stage" in scanned:
         scanned = scanned[scanned["stage"] == "scan"]
@@ -110,8 +164,8 @@ def _places(study: Study) -> list[Drawing]:
                 f"Change in {name_of(study.measure)} on {settings.development} development prompts x "
                 f"{settings.development_seeds} seeds, by block, for both signs. {remark} these clips; the results "
                 "above are from other prompts. Hollow markers mean that more than a tenth of the clips failed.",
-                plots.layers(scanned[scanned["strategy"].notna()], study.measure, chosen=chosen),
-                ("scan",),
+                **_both(lambda: plots.layers(scanned[scanned["strategy"].notna()], study.measure, chosen=chosen)),
+                tables=("scan",),
             )
         )
     return listed
@@ -120,7 +174,7 @@ def _places(study: Study) -> list[Drawing]:
 def _evidence(study: Study) -> Drawing:
     placed = study.placement
     if placed is not None:
-        figure, screen, named = placed.plot(), placed.figure(), ("placement", "layer_attribution")
+        figure, screen, named = placed.plot(caption=False), placed.figure(), ("placement", "layer_attribution")
         caption = (
             "The place was chosen by alignment. Alignment is the cosine between two effects on the next codes: that of "
             "adding the direction at a place, and that of the concept's words. A black ring marks the chosen place, "
@@ -134,7 +188,7 @@ def _evidence(study: Study) -> Drawing:
     else:
         found = study.layer_evidence(placed=False)
         # Each panel already has its name above it.
-        figure, named = found.plot(), ("layer_attribution",)
+        figure, named = found.plot(caption=False), ("layer_attribution",)
         screen = screens.bare(found.figure()).update_layout(showlegend=False)
         caption = (
             "Each kind of evidence has its own unit and comes from prompts alone, without steering. Norm is the "
@@ -146,6 +200,49 @@ def _evidence(study: Study) -> Drawing:
     return Drawing("layer_attribution", "Every kind of evidence, block by block", caption, figure, named, screen)
 
 
+def _words(words: WordWeights) -> Drawing:
+    names = [f"{token} ●" if apart else token for token, apart in zip(words.tokens, words.differs, strict=True)]
+    values = words.relative.mean(-1).T
+    apart = np.flatnonzero(words.differs)
+    most = ""
+    if len(apart):
+        word, block = np.unravel_index(int(values[:, apart].T.argmax()), (len(apart), len(words.layers)))
+        most = (
+            f" Of these, “{words.tokens[apart[word]]}” receives most ({values[block, apart[word]]:.1f} in block "
+            f"{words.layers[block]})."
+        )
+    caption = (
+        "Attention to each word of the positive pole's prompts, relative to uniform attention (1), as the mean over "
+        f"heads, steps and prompts. The words marked ● are not in the matched prompts.{most} Attention does not show "
+        "that a word is used."
+    )
+    return Drawing(
+        "attention_words", "Attention to words", caption, _words_paper(values, names, words.layers),
+        ("attention_words",), _words_screen(values, names, words.layers),
+    )  # fmt: skip
+
+
+def _words_paper(values: np.ndarray, names: Sequence[str], layers: Sequence[int]) -> Figure:
+    with styled():
+        figure = canvas((1.6 + 0.4 * len(names), 1.6 + 0.25 * len(layers)))
+        axes = figure.add_subplot()
+        image = heat(axes, values, x=names, y=layers, signed=False)
+        axes.set_xticks(range(len(names)), names, rotation=40, ha="right")
+        axes.set_ylabel("block")
+        bar = figure.colorbar(image, ax=axes, label="attention / uniform")
+        bar.ax.axhline(1, color="white", linewidth=1.2)
+    return figure
+
+
+@literally
+def _words_screen(values: np.ndarray, names: Sequence[str], layers: Sequence[int]) -> go.Figure:
+    template = "block %{y}, %{x}: %{z:.2f} times uniform attention<extra></extra>"
+    cells = screen_heat(values, names, [str(layer) for layer in layers], "", signed=False, hovertemplate=template)
+    figure = go.Figure(cells.update(colorbar_title="attention<br>/ uniform"))
+    figure.update_layout(xaxis_type="category", yaxis_type="category", yaxis_title="block", xaxis_title="word")
+    return screens.bare(figure)
+
+
 def _insides(study: Study) -> list[Drawing]:
     return [
         Drawing(
@@ -155,7 +252,7 @@ def _insides(study: Study) -> list[Drawing]:
             f"principal components. The slider selects the block and opens at block {_opening(study)}, "
             f"{'where the poles are best separated' if study.choice.layer is None else 'the chosen one'}. "
             "A silhouette of 1 means well separated, and 0 means mixed.",
-            study.components.plot(),
+            study.components.plot(caption=False),
             ("pca_points", "pca"),
             screens.slid(screens.opened(study.components.figure(), _opening(study))),
         ),
@@ -165,7 +262,7 @@ def _insides(study: Study) -> list[Drawing]:
             "Cosine similarity between the directions read at two blocks. A star marks values beyond those of random "
             "directions. Neighbouring blocks agree in part because the residual stream carries what one block writes "
             "into the next.",
-            study.cosines.plot(),
+            study.cosines.plot(caption=False),
             ("cosines",),
             study.cosines.figure(),
         ),
@@ -174,7 +271,7 @@ def _insides(study: Study) -> list[Drawing]:
             "Norm of the direction",
             "Norm of the difference in means at each block, raw and relative to the norm of the residual stream."
             + _longer(study),
-            plots.norms(study.directions.to_frame()),
+            plots.norms(directions(study)),
             ("directions",),
         ),
     ]

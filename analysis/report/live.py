@@ -7,7 +7,11 @@ markup, it could not run scripts, contact a server, or change where links lead.
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
+import json
+from collections.abc import Iterable
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +19,14 @@ from analysis.report.templates import template, text
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
+
+BUNDLE = "plotly-cartesian.min.js.gz"
+"""The library in this folder; `plotly-LICENSE` is its licence."""
+_CARTESIAN = {
+    "bar", "box", "contour", "heatmap", "histogram", "histogram2d", "histogram2dcontour", "image", "pie", "scatter",
+    "scatterternary", "violin",
+}  # fmt: skip
+"""The kinds of traces that the bundle can draw."""
 
 
 def policy(*scripts: str) -> str:
@@ -27,31 +39,56 @@ def policy(*scripts: str) -> str:
     )
 
 
-def scripts() -> tuple[str, str]:
-    """Return the plotting library and the script that calls it. Both are embedded, so that a page works offline."""
+def library(drawn: Iterable[go.Figure]) -> tuple[str, str]:
+    """Return plotly's library as a script, and the same script compressed for `live.html.j2`.
+
+    The library is the bundle of plotly.js for plots with two axes (MIT licence, from the npm package
+    plotly.js-cartesian-dist-min, whose version must be that of the installed plotly's own library or close to it). A
+    figure with other traces, such as 3-D ones, gets the whole library.
+    """
+    if all(trace.type in _CARTESIAN for figure in drawn for trace in _traces(figure)):
+        packed = files("analysis.report").joinpath(BUNDLE).read_bytes()
+        return gzip.decompress(packed).decode("utf-8"), base64.b64encode(packed).decode("ascii")
     from plotly.offline import get_plotlyjs
 
-    return get_plotlyjs().replace("\r\n", "\n"), text("live.js")
+    whole = get_plotlyjs().replace("\r\n", "\n")
+    return whole, base64.b64encode(gzip.compress(whole.encode("utf-8"), mtime=0)).decode("ascii")
 
 
-def figure(drawn: go.Figure, name: str) -> dict[str, Any]:
-    """Return the fields that `live.html.j2` needs to show a figure."""
+def figure(drawn: go.Figure, name: str, title: str) -> dict[str, Any]:
+    """Return the fields that `live.html.j2` needs to show a figure.
+
+    A slider of plotly, which no keyboard reaches, is taken out, and the page shows one of its own.
+    """
+    import plotly.graph_objects as go
     import plotly.io
 
+    drawn = go.Figure(drawn)
     layout: Any = drawn.layout
+    sliders, slider = layout.sliders, None
+    if sliders:
+        moved = sliders[0]
+        steps = [{"label": step.label, "data": step.args[0], "layout": step.args[1]} for step in moved.steps]
+        slider = {"prefix": moved.currentvalue.prefix or "", "active": moved.active or 0, "steps": steps}
+        layout.sliders = ()
     height = "100%" if layout.height is None else f"{layout.height:g}px"
     # Escape "<", so that the data cannot close the script element that contains them.
-    held = plotly.io.to_json(drawn) or ""
-    return {"name": name, "height": height, "held": held.replace("<", r"\u003c")}
+    held = f'{{"figure": {plotly.io.to_json(drawn)}, "slider": {json.dumps(slider)}}}'.replace("<", r"\u003c")
+    return {"name": name, "title": title, "height": height, "held": held, "slider": slider}
 
 
 def write(drawn: go.Figure, path: Path, title: str) -> None:
     """Write an interactive figure as a separate page."""
-    library, calls = scripts()
+    script, packed = library([drawn])
+    calls = text("live.js")
     page = template("figure.html.j2").render(
-        title=title, figure=figure(drawn, "figure"), policy=policy(library, calls), library=library, calls=calls
+        title=title, figure=figure(drawn, "figure", title), policy=policy(script, calls), library=packed, calls=calls
     )
     path.write_text(page, "utf-8")
+
+
+def _traces(drawn: go.Figure) -> Any:
+    return drawn.data
 
 
 def _hashed(script: str) -> str:

@@ -5,19 +5,20 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
+from analysis.figures.canvas import SINGLE
 from analysis.figures.style import name_of
 from analysis.placement.shifts import PLACED
-from analysis.report import live, losses, words
+from analysis.report import live, losses, vector, words
 from analysis.report.downloads import data_link, downloads
 from analysis.report.templates import template, text
 from analysis.report.words import number
 from analysis.resampling import COVERAGE
+from analysis.sweep import BASELINE
 from audiolens.directions.strategies import STRATEGIES
 from audiolens.measure import UNITS
 from audiolens.sound import soundfiles
@@ -30,11 +31,18 @@ if TYPE_CHECKING:
     from analysis.study.result import Study
 
 MOST_PLAYERS = 24
-SOUND_BYTES = 2_000_000
-"""Maximum total size of the embedded sounds in base64. With the plotting library (4.8 MB), the tables and the figures,
-a page stays below 10 MB."""
+SOUND_BYTES = 900_000
+"""Maximum total size of the embedded sounds in base64. With the plotting library (0.7 MB), the tables and the figures,
+the page of a default study stays below 3 MB, and that of any study below 5 MB."""
 _READABLE = 75
 """Minimum resolution of an image in pixels per inch, at which its text is nine pixels high."""
+_SIDE = {
+    "effect": "change in {concept}", "interval": "{coverage} interval", "failed": "failed clips",
+    "rms_ratio": "level, relative to unsteered", "onsets": "onsets",
+    "entropy_ratio": "code entropy, relative to unsteered", "drift": "drift [nats per code]",
+    "frechet": "Fréchet distance",
+}  # fmt: skip
+"""The columns of the table of side effects, the study's own measure first."""
 
 
 @dataclass(frozen=True)
@@ -49,35 +57,43 @@ class Section:
 
 def render(
     study: Study,
-    folder: Path,
     sounds: Sequence[tuple[PageSound, str]],
     left_out: int,
     drawings: Sequence[Drawing],
     tables: Mapping[str, pd.DataFrame],
     facts: Mapping[str, Any],
 ) -> str:
-    """Return the page's HTML. The figures must already have been written to `folder`.
+    """Return the page's HTML.
 
     `sounds` come from `fitting`, and `left_out` is the number of sounds that did not fit.
     """
-    figures = {drawing.name: _figure(drawing, folder) for drawing in drawings}
+    figures = {drawing.name: _figure(drawing) for drawing in drawings}
     pairs = _rows(study, sounds)
     everything = {**tables, "clips": study.clips}
-    library, calls = live.scripts() if any(figure["live"] for figure in figures.values()) else ("", "")
-    saves = text("downloads.js")
+    screens = [drawing.screen for drawing in drawings if drawing.screen is not None]
+    library, packed = live.library(screens) if screens else ("", "")
+    scripts = {"saves": text("downloads.js"), "plays": text("players.js"), "themes": text("theme.js"),
+               "calls": text("live.js")}  # fmt: skip
+    outcomes = [_outcome(outcome.as_dict()) for outcome in study.outcomes]
+    # The negative pole is on the left, as in the players and on the axes.
+    outcomes.reverse()
+    side_effects = [losses.words(row) for row in tables["lost"].to_dict("records")] if "lost" in tables else []
+    labels = _side_labels(study)
     return template("page.html.j2").render(
         study=study,
-        policy=live.policy(library, calls, saves),
+        policy=live.policy(library, *scripts.values()),
         style=text("style.css"),
-        library=library,
-        calls=calls,
-        saves=saves,
+        library=packed,
+        **scripts,
+        trio=_trio(study, sounds, pairs),
+        finding=figures.get("finding"),
         facts=facts,
         coverage=COVERAGE,
         strategies={name: STRATEGIES[name].meaning for name in PLACED},
         quantity=name_of(study.measure),
         unit=f" {UNITS[study.measure]}" if UNITS.get(study.measure) else "",
-        outcomes=[_outcome(outcome.as_dict()) for outcome in study.outcomes],
+        outcomes=outcomes,
+        rows=_number_rows(study, outcomes),
         rho=number(study.monotonicity.rho, "+.2f"),
         baseline=number(float(study.response.loc[study.response["kind"] == "baseline", "median"].iloc[0]), ".0f"),
         sections=[
@@ -88,8 +104,9 @@ def render(
         ],
         pairs=pairs,
         more_sounds=left_out,
-        side_effects=[losses.words(row) for row in tables["lost"].to_dict("records")] if "lost" in tables else [],
-        frechet=study.side_effects is not None and bool(study.side_effects["frechet"].notna().any()),
+        side_labels=labels.values(),
+        side_effects=[{**row, "cells": [(labels[name], row[name]) for name in labels]} for row in side_effects],
+        frechet="frechet" in labels,
         downloads=downloads(everything, {name: _file_of(name) for name in everything}),
         chosen=words.strength(study),
         controls=words.controls(study),
@@ -111,7 +128,7 @@ def compressed(samples: np.ndarray, sample_rate: int) -> str:
 
 def _sections(study: Study) -> list[Section]:
     missing = study.where.reason if study.where is not None else "The poles have no matched prompts to patch between."
-    evidence = ("layer_attribution", "patching_windows", "patching_components")
+    evidence = ("layer_attribution", "patching_windows", "patching_components", "patching_heads", "attention_words")
     return [
         Section("listen", "Listen"),
         Section("response", "Dose-response", ("dose_response", "cross_effects")),
@@ -129,16 +146,20 @@ def _shown(section: Section, pairs: Sequence[Any], figures: Mapping[str, Any]) -
     return bool(section.text) or section.name == "lost" or any(name in figures for name in section.figures)
 
 
-def _figure(drawing: Drawing, folder: Path) -> dict[str, Any]:
-    """Return the template fields for a figure, which contain its interactive version or, if it has none, an image."""
-    shown, image = None, None
-    if drawing.screen is None:
-        image = data_link("image/png", (folder / "figures" / f"{drawing.name}.png").read_bytes())
+def _figure(drawing: Drawing) -> dict[str, Any]:
+    """Return the template fields for a figure, which contain its interactive version or, if it has none, SVG."""
+    shown, svg, slim = None, None, None
+    if drawing.screen is not None:
+        screen = drawing.screen.update_layout(autosize=True, width=None)
+        shown = live.figure(screen, f"live-{drawing.name}", drawing.title)
     else:
-        shown = live.figure(drawing.screen.update_layout(autosize=True, width=None), f"live-{drawing.name}")
+        svg = vector.inline(vector.file_of(drawing.figure, "svg", drawing.name), drawing.name, drawing.title)
+        if drawing.narrow is not None:
+            content = vector.file_of(drawing.narrow, "svg", drawing.name)
+            slim = vector.inline(content, f"{drawing.name}-slim", drawing.title)
     return {
         "name": drawing.name, "title": drawing.title, "caption": drawing.caption, "tables": drawing.tables,
-        "image": image, "least": least_width(drawing.figure), "live": shown,
+        "svg": svg, "slim": slim, "small": drawing.figure.get_figwidth() <= SINGLE, "live": shown,
     }  # fmt: skip
 
 
@@ -174,30 +195,98 @@ def _rows(study: Study, sounds: Sequence[tuple[PageSound, str]]) -> list[dict[st
         measured = measures[sound.condition, sound.prompt, sound.seed]
         row["clips"].append(
             {
+                "id": f"sound-{sound.pair}-{len(row['clips'])}",
+                "prompt": sound.prompt,
+                "seed": sound.seed,
+                "seconds": round(sound.samples.shape[-1] / study.sample_rate, 2),
                 "label": sound.label.replace(" -", " −"),
+                "full": f"{sound.label.replace(' -', ' −')}: “{sound.prompt}”, seed {sound.seed}",
                 "file": f"audio/{sound.file}",
                 "audio": link,
-                "image": data_link("image/png", thumbnail(sound.samples, study.sample_rate)),
-                "value": number(float(measured[study.measure]), ".0f"),
+                "image": data_link("image/webp", thumbnail(sound.samples, study.sample_rate)),
+                "value": _with_unit(float(measured[study.measure]), study.measure),
                 "failed": bool(measured["failed"]),
             }
         )
     return list(rows.values())
 
 
-def thumbnail(samples: np.ndarray, sample_rate: int) -> bytes:
-    """Draw a small mel spectrogram without axes, and return it as a PNG."""
+def _with_unit(value: float, measured: str) -> str:
+    text = number(value, ".0f")
+    return f"{text} {UNITS[measured]}" if np.isfinite(value) and UNITS.get(measured) else text
+
+
+def _trio(
+    study: Study, sounds: Sequence[tuple[PageSound, str]], pairs: Sequence[Mapping[str, Any]]
+) -> list[tuple[Any, str, str]]:
+    """Return the negative, the unsteered and the positive clip of the first pair, each with its picture and name.
+
+    The list is empty if one of the three clips is not on the page.
+    """
+    strength = study.choice.strength
+    words = {strength: study.words[0], -strength: study.words[1]}
+    conditions = {
+        row["condition"]: row["strength"]
+        for row in study.clips[study.clips["kind"] == "steered"]
+        .drop_duplicates("condition")[["condition", "strength"]]
+        .to_dict("records")
+    }
+    found: dict[float, tuple[Any, str, str]] = {}
+    mine = [sound for sound, _ in sounds if pairs and sound.pair == sounds[0][0].pair]
+    for sound, clip in zip(mine, pairs[0]["clips"] if pairs else [], strict=True):
+        at = 0.0 if sound.label == BASELINE else conditions.get(sound.condition, float("nan"))
+        if at == 0.0 or at in words:
+            name = f"{words[at].capitalize()} ({at:+g})".replace("-", "−") if at else "Original"
+            image = data_link("image/webp", thumbnail(sound.samples, study.sample_rate, (3.8, 1.05)))
+            found[at] = (clip, image, name)
+    return [found[at] for at in (-strength, 0.0, strength)] if len(found) == 3 else []
+
+
+def thumbnail(samples: np.ndarray, sample_rate: int, size: tuple[float, float] = (1.9, 1.05)) -> bytes:
+    """Draw a small mel spectrogram without axes, and return it as WebP."""
     from matplotlib.figure import Figure
 
     from analysis.figures import spectrograms
 
-    figure = Figure(figsize=(1.9, 1.05), dpi=100)
+    figure = Figure(figsize=size, dpi=100)
     axes = figure.add_axes((0, 0, 1, 1))
     spectrograms.one(samples, sample_rate, axes=axes)
     axes.set_axis_off()
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=100)
+    # As PNG, the pictures would take more of the page than the sounds.
+    figure.savefig(buffer, format="webp", dpi=100, pil_kwargs={"quality": 75})
     return buffer.getvalue()
+
+
+def _number_rows(study: Study, outcomes: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
+    """Return the rows of the table of numbers, the study's own measure first."""
+    unit = f" [{UNITS[study.measure]}]" if UNITS.get(study.measure) else ""
+    rows = {
+        f"change in {name_of(study.measure)}": "{effect}",
+        f"{COVERAGE} interval": "{low} to {high}",
+        f"median{unit}": "{median}",
+        "asked for in words": "{prompted}",
+        "steered, other pole in the prompt": "{opposed}",
+        "strength": "{strength}",
+        "failed clips": "{failed}",
+        "p, all controls": "{p_controls} ({n_controls} controls)",
+        f"p, corrected for {study.outcomes[0].n_tests} tests": "{p_corrected}",
+        "p, random directions": "{p_random} ({n_random})",
+        "p, balanced shuffles": "{p_shuffled} ({n_shuffled})",
+        "other concepts with as large an effect": "{rivals} of {n_other}",
+    }
+    absent = {"p, balanced shuffles": "n_shuffled", "other concepts with as large an effect": "n_other"}
+    return [
+        (name, ["none run" if name in absent and not one[absent[name]] else form.format(**one) for one in outcomes])
+        for name, form in rows.items()
+    ]
+
+
+def _side_labels(study: Study) -> dict[str, str]:
+    """Return the columns of the table of side effects with their names."""
+    measured = study.side_effects is not None and bool(study.side_effects["frechet"].notna().any())
+    names = {"concept": study.concept, "coverage": COVERAGE}
+    return {key: name.format(**names) for key, name in _SIDE.items() if key != "frechet" or measured}
 
 
 def _outcome(values: dict[str, Any]) -> dict[str, Any]:
@@ -205,7 +294,8 @@ def _outcome(values: dict[str, Any]) -> dict[str, Any]:
     percent["strength"] = number(values["strength"], "+g")
     ranks = {key: number(values[key], ".2f") for key in ("p_random", "p_shuffled", "p_other")}
     ranks |= {key: number(values[key], ".3f") for key in ("p_controls", "p_corrected")}
-    return {**values, **percent, **ranks, "failed": number(values["failed"], ".0%"),
+    rivals = values["rivals"] or "none"
+    return {**values, **percent, **ranks, "rivals": rivals, "failed": number(values["failed"], ".0%"),
             "median": number(values["median"], ".0f")}  # fmt: skip
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any
 
 import plotly.graph_objects as go
 
-_LINE, _SLIDER, _NAME = 17, 78, 26
-"""Heights in pixels of a title line, a slider with its labels and padding, and a panel's name."""
+_LINE, _NAME = 17, 26
+"""Heights in pixels of a title line and of a panel's name."""
 _PLOT = 330
 
 
@@ -26,16 +27,19 @@ def bare(figure: go.Figure, first: str = "") -> go.Figure:
             font_size=16,
         )  # fmt: skip
         above = _NAME / (layout.height - 110)
+    axes: Any = figure.select_yaxes()
+    for axis in axes:
+        # A panel is lower than the names of most units are long.
+        axis.title.text = "<br>".join(textwrap.wrap(axis.title.text or "", 20))
     figure.update_yaxes(title_font_size=10)
     legend = {"orientation": "h", "y": 1 + above, "yanchor": "bottom"}
     return figure.update_layout(margin_b=60, margin_t=50, legend=legend)
 
 
 def slid(figure: go.Figure) -> go.Figure:
-    """Place the slider, if there is one, between the title and the axes.
+    """Make room for the title of a figure, which may have a slider.
 
-    Below the axes, the slider would overlap rotated tick labels on narrow screens. The small print in titles is
-    removed, because the page's caption repeats it.
+    The small print in titles is removed, because the page's caption repeats it.
     """
     layout: Any = figure.layout
     layout.title.text = large(layout.title.text)
@@ -44,8 +48,6 @@ def slid(figure: go.Figure) -> go.Figure:
         for step in slider.steps:
             data, further = step.args
             step.args = (data, {**further, "title.text": large(further["title.text"])})
-        slider.update(y=1, yanchor="bottom", x=0, len=1, pad={"t": 0, "b": 14, "l": 0, "r": 0})
-        top += _SLIDER
     # Scatter plots have a legend below the axes, whereas heat maps have a colour bar at the side.
     below = 80 if any(trace.type == "scatter" for trace in _traces(figure)) else 50
     figure.update_layout(

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
-from analysis.figures.literal import as_typed
-from analysis.report import losses, page
-from analysis.report.drawings import drawings
+from analysis.report import page, vector
+from analysis.report.drawings import Drawing, drawings
+from analysis.report.tables import tables
 from analysis.spreadsheets import write_csv
 from analysis.store.folder import STUDY
 from analysis.store.versions import versions
 from analysis.sweep import BASELINE
-from audiolens.checks import checked_text
+from audiolens.checks import checked_text, listed, shown
 from audiolens.door import guarded
+from audiolens.errors import InputError
 from audiolens.files.integrity import sealed_json
 from audiolens.sound import soundfiles
 
@@ -45,9 +45,13 @@ class PageSound:
 
 
 @guarded
-def write(study: Study, folder: Path, *, command: str = "") -> None:
-    """Write all results of a study into an empty folder."""
+def write(study: Study, folder: Path, *, command: str = "", figures: Sequence[str] = ()) -> None:
+    """Write all results of a study into an empty folder.
+
+    Figures are written as SVG and in the further kinds of files in `figures` ("pdf", "png").
+    """
     checked_text("command", command)
+    kinds = checked_kinds(figures)
     for name in ("audio", "figures", "tables"):
         (folder / name).mkdir()
     kept = sounds(study)
@@ -56,18 +60,44 @@ def write(study: Study, folder: Path, *, command: str = "") -> None:
     study.directions.save(folder / "directions.safetensors")
     study.clips.to_parquet(folder / "clips.parquet", index=False)
     write_csv(study.clips, folder / "clips.csv")
-    shown = tables(study)
-    for name, table in shown.items():
+    found = tables(study)
+    for name, table in found.items():
         write_csv(table, folder / "tables" / f"{name}.csv")
     fitting = page.fitting(kept, study.sample_rate)
     drawn = drawings(study, [sound for sound, _ in fitting])
-    with as_typed():
-        for drawing in drawn:
-            drawing.figure.savefig(folder / "figures" / f"{drawing.name}.png")
+    for drawing in drawn:
+        for kind in kinds:
+            content = vector.file_of(drawing.figure, kind, drawing.name)
+            (folder / "figures" / f"{drawing.name}.{kind}").write_bytes(content)
+    (folder / "figures" / "captions.md").write_text(captions(drawn, kinds), "utf-8")
     facts = summary(study, command)
     (folder / "summary.json").write_bytes(sealed_json(facts, indent=2, ensure_ascii=False))
-    html = page.render(study, folder, fitting, len(kept) - len(fitting), drawn, shown, facts)
+    html = page.render(study, fitting, len(kept) - len(fitting), drawn, found, facts)
     (folder / "index.html").write_text(html, "utf-8")
+
+
+def checked_kinds(figures: Sequence[str]) -> tuple[str, ...]:
+    """Return the kinds of files in which figures are written, SVG first.
+
+    Raises:
+        InputError: if a kind is unknown.
+    """
+    asked = [figures] if isinstance(figures, str) else listed("figures", figures)
+    for kind in asked:
+        if checked_text("figures", kind) not in vector.KINDS:
+            raise InputError(f"figures={shown(kind)}: expected some of {', '.join(vector.KINDS)}.")
+    return (*dict.fromkeys(("svg", *asked)),)
+
+
+def captions(drawn: Sequence[Drawing], kinds: Sequence[str]) -> str:
+    """Return the captions of the figures, with their files and widths, as Markdown."""
+    parts = [
+        f"## {one.title}\n\n{', '.join(f'{one.name}.{kind}' for kind in kinds)} "
+        f"({25.4 * one.figure.get_figwidth():.0f} mm wide)\n\n{one.caption}\n"
+        for one in drawn
+    ]
+    # Markdown can contain HTML.
+    return "\n".join(["# Captions\n", *parts]).replace("<", "&lt;")
 
 
 def sounds(study: Study) -> list[PageSound]:
@@ -85,43 +115,6 @@ def sounds(study: Study) -> list[PageSound]:
         pair = pairs.index((prompt, seed))
         found.append((pair, rank, PageSound(pair + 1, condition, prompt, seed, label, samples)))
     return [sound for _, _, sound in sorted(found, key=lambda item: item[:2])]
-
-
-def tables(study: Study) -> dict[str, pd.DataFrame]:
-    """Return the summary tables by file name."""
-    return {
-        "outcome": pd.DataFrame([outcome.as_dict() for outcome in study.outcomes]),
-        "dose_response": study.response,
-        "controls": study.controls,
-        "cross_effects": study.cross,
-        "scan": study.scan,
-        "directions": directions(study),
-        "cosines": study.cosines.to_frame(),
-        "pca": study.components.summary(),
-        "pca_points": study.components.to_frame(),
-        "layer_attribution": study.layer_evidence().to_frame(),
-        **({} if study.side_effects is None else {"lost": losses.with_effects(study.side_effects, study.response)}),
-        **_where_tables(study),
-    }
-
-
-def directions(study: Study) -> pd.DataFrame:
-    """Return a table of the directions' norms and evidence, with the permutation test of the norms."""
-    table = study.directions.to_frame()
-    if study.directions.samples is None:
-        return table
-    test = study.directions.permutation_test()
-    return table.assign(times_shuffled=test.ratio.numpy(), permutation_p=test.p.numpy())
-
-
-def _where_tables(study: Study) -> dict[str, pd.DataFrame]:
-    tables = {} if study.placement is None else {"placement": study.placement.to_frame()}
-    if study.where is not None:
-        for name in ("windows", "components"):
-            grid = getattr(study.where, name)
-            if grid is not None:
-                tables[f"patching_{name}"] = grid.to_frame()
-    return tables
 
 
 def summary(study: Study, command: str) -> dict[str, Any]:

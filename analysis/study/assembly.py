@@ -21,6 +21,7 @@ from analysis.study.scan import Choice
 from analysis.study.settings import Settings
 from analysis.study.where import Where
 from analysis.sweep import BASELINE, SweepResult
+from audiolens import measure
 from audiolens.directions.directions import Directions
 
 _NUMBERS, _TEXTS = ("layer", "draw", "cosine"), ("strategy", "pole", "other")
@@ -78,8 +79,8 @@ def assembled(
         response=response,
         outcomes=test_result.outcomes(response, poles, choice, same_clips),
         monotonicity=test_result.monotonicity(response),
-        cross=test_result.cross_effects(tested.table, measures=[*dict.fromkeys((*test_result.CROSSED, measured))]),
-        clips=_joined(clips).drop(columns="file", errors="ignore"),
+        cross=test_result.cross_effects(tested.table, measures=[*dict.fromkeys((measured, *test_result.CROSSED))]),
+        clips=_own_first(_joined(clips).drop(columns="file", errors="ignore"), measured),
         sounds=_sounds(tested),
         settings=settings,
         model=model,
@@ -121,6 +122,13 @@ def _joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
             column = found[name].mask(found[name].isna(), np.nan)
             found[name] = pd.to_numeric(column) if name in _NUMBERS or column.isna().all() else column
     return found
+
+
+def _own_first(table: pd.DataFrame, measured: str) -> pd.DataFrame:
+    """Put the study's own measure before the other measures."""
+    others = [name for name in table if name != measured]
+    first = next((place for place, name in enumerate(others) if name in measure.MEASURES), len(others))
+    return table[[*others[:first], measured, *others[first:]]]
 
 
 def _components(directions: Directions, poles: tuple[str, str]) -> PCAResult:

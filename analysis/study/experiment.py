@@ -117,16 +117,23 @@ def run(
     return study
 
 
-def write(study: Study, folder: Path, command: str, used: Iterable[str], check: Callable[[], None]) -> None:
+def write(
+    study: Study,
+    folder: Path,
+    command: str,
+    used: Iterable[str],
+    check: Callable[[], None],
+    figures: Sequence[str] = (),
+) -> None:
     """Write tables, figures, sounds and the page next to the stages `used`.
 
-    The function `check` raises an error if a stage is gone.
+    The function `check` raises an error if a stage is gone. `figures` are further kinds of files (`Study.save`).
     """
     from analysis import report
 
     check()
     with aside(folder) as work:
-        report.write(study, work, command=command)
+        report.write(study, work, command=command, figures=figures)
         check()
         (work / stages.MADE).write_bytes(made_of(folder, work, used))
         stages.show(work, folder)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,20 +93,24 @@ def load_tested(folder: str | os.PathLike[str]) -> SweepResult:
 
 
 @guarded
-def redraw(folder: str | os.PathLike[str]) -> Study | Several:
+def redraw(folder: str | os.PathLike[str], *, figures: Sequence[str] = ()) -> Study | Several:
     """Draw the page, tables and figures of a finished study again, or those of several studies and their index.
 
+    `figures` are the kinds of files in which figures are written besides SVG ("pdf", "png").
+
     Raises:
-        InputError: in the same cases as `load_folder`, or if the installed versions differ from those that made the
-            study (the page would then state the wrong versions).
+        InputError: if such a kind is unknown, in the same cases as `load_folder`, or if the installed versions differ
+            from those that made the study (the page would then state the wrong versions).
         BusyError: if another process is working in the folder.
     """
-    from analysis.report import index
+    from analysis.report import index, writer
     from analysis.study.study_set import Several
+
+    writer.checked_kinds(figures)
 
     place = as_path(folder)
     if not index.is_ours(place):
-        return _redrawn(place)
+        return _redrawn(place, figures)
     facts = _object(place / SUMMARY)
     index.check(place)
     studies = study_folders(place)
@@ -116,7 +120,7 @@ def redraw(folder: str | os.PathLike[str]) -> Study | Several:
     for one, name, summary in zip(studies, names, summaries, strict=True):
         if (studied := summary.get("concept")) != name:
             raise InputError(f"{one} studies {studied!r}, not the concept that it is named after: rename it.")
-    found = Several(tuple(_redrawn(one) for one in studies))
+    found = Several(tuple(_redrawn(one, figures) for one in studies))
     index.write(found, place, str(facts.get("command", "")))
     return found
 
@@ -131,7 +135,7 @@ def study_folders(place: Path) -> list[Path]:
     return [inside(place, name) for name in names]
 
 
-def _redrawn(place: Path) -> Study:
+def _redrawn(place: Path, figures: Sequence[str]) -> Study:
     facts = _summary(place)
     begun = _object(place / stages.BEGUN)
     if begun.get("format") != STUDY.format:
@@ -153,7 +157,7 @@ def _redrawn(place: Path) -> Study:
         used = _entries(place).values()
         kept.keep(place / stages.BEGUN, *(place / stages.STAGES / entry for entry in used))
         remove_unfinished(place)
-        experiment.write(study, place, str(facts.get("command", "")), used, kept.check)
+        experiment.write(study, place, str(facts.get("command", "")), used, kept.check, figures)
     return study
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from analysis.pca import PCAResult
 from analysis.placement import Placement
 from analysis.similarity import CosineMap
 from analysis.statistics import LEVEL, Monotonicity
-from analysis.study import where
+from analysis.study import sentences, where
 from analysis.study.pace import by_the_beat
 from analysis.study.scan import Choice
 from analysis.study.settings import Settings
@@ -28,13 +28,6 @@ from analysis.sweep.runs import Made, told
 from audiolens.checks import checked_flags, checked_text
 from audiolens.directions.directions import Directions
 from audiolens.door import guarded
-
-WORDS: Mapping[str, tuple[str, str]] = {
-    "tempo": ("faster", "slower"),
-    "timbre": ("brighter", "darker"),
-    "density": ("busier", "sparser"),
-    "register": ("higher", "lower"),
-}
 
 
 @guarded
@@ -127,15 +120,28 @@ class Study:
 
         return screen.dose_response(self.response, self.measure, self.poles)
 
-    def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False, command: str = "") -> Path:
-        """Write tables, figures, sound, directions and the page (see `analysis.report`)."""
+    def save(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        overwrite: bool = False,
+        command: str = "",
+        figures: Sequence[str] = (),
+    ) -> Path:
+        """Write tables, figures, sound, directions and the page (see `analysis.report`).
+
+        Figures are written as SVG in the column widths of papers, with their captions in a file of their own, and also
+        in the kinds of files in `figures` ("pdf", "png").
+        """
         checked_flags(overwrite=overwrite)
         checked_text("command", command)
         from analysis import report
+        from analysis.report.writer import checked_kinds
         from analysis.store import folder as folders
 
+        checked_kinds(figures)
         with folders.fresh(folder, overwrite=overwrite) as work:
-            report.write(self, work, command=command)
+            report.write(self, work, command=command, figures=figures)
         return Path(folder)
 
     def layer_evidence(self, placed: bool = True) -> LayerAttribution:
@@ -146,12 +152,28 @@ class Study:
         return where.evidence(self.directions, self.where, self.placement if placed else None)
 
     @property
+    def words(self) -> tuple[str, str]:
+        """What steering does towards the positive and the negative pole, such as "faster" and "slower"."""
+        return sentences.words_of(self.concept, self.poles)
+
+    @property
+    def headline(self) -> str:
+        """The finding in one plain sentence, without statistics."""
+        from analysis.figures.style import name_of
+
+        return sentences.headline(self.outcomes, self.words, name_of(self.measure))
+
+    @property
+    def verdict(self) -> str:
+        """What the controls did, in words."""
+        return sentences.verdict(self.outcomes)
+
+    @property
     def finding(self) -> str:
-        """The headline, which states the effect towards both poles in one sentence, with intervals in percent."""
-        words = WORDS.get(self.concept, (f"more {self.poles[0]}", f"more {self.poles[1]}"))
+        """The finding, which states the effect towards both poles in one sentence, with intervals in percent."""
         return (
-            f"{_effects(self.outcomes, words)} on {self.settings.test} neutral prompts x {self.settings.test_seeds} "
-            f"seeds, steering {self.concept} at strength ±{self.choice.strength:g}."
+            f"{_effects(self.outcomes, self.words)} on {self.settings.test} neutral prompts x "
+            f"{self.settings.test_seeds} seeds, steering {self.concept} at strength ±{self.choice.strength:g}."
         )
 
     @property

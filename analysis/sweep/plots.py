@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, ScalarFormatter
 
-from analysis.figures.canvas import canvas
+from analysis.figures.canvas import canvas, is_narrow
 from analysis.figures.style import BLACK, DIVERGING, GREY, POLES, SEVERAL, change_of, errors, name_of, signed, styled
 from analysis.statistics import MOST_FAILED
 from analysis.sweep.factorial import spoken
@@ -97,11 +97,11 @@ def cross_effects(table: pd.DataFrame) -> Figure:
             axes.set_ylim(len(names) - 0.5, -0.5)
             if unit == "ratio":
                 axes.xaxis.set_major_formatter(FuncFormatter(signed))
-            axes.set_xlabel(
-                "change from the unsteered clip" + ("" if unit == "ratio" else f" [{unit}]".replace(" []", ""))
-            )
+            change = "change" if is_narrow() else "change from the unsteered clip"
+            axes.set_xlabel(change + ("" if unit == "ratio" else f" [{unit}]".replace(" []", "")))
         handles, names = panels[0].get_legend_handles_labels()
-        figure.legend(handles, names, title="strength", title_fontsize=8, loc="outside right upper")
+        where: Any = {"loc": "outside lower left", "ncols": 4} if is_narrow() else {"loc": "outside right upper"}
+        figure.legend(handles, names, title="strength", title_fontsize=8, **where)
     return figure
 
 

@@ -108,7 +108,7 @@ REFUSED = (
     "listen-test full -o out --anchor-hz 0", "listen-test full -o out --mode abx", "listen-test --read full --model x",
     "listen-test full -o out --consent none.txt", "listen-test --read full --most-failed -1",
     "measure none.wav", "measure full", "measure a.wav --measures some", "measure a.wav --seconds 5:1",
-    "measure a.wav --jobs 0", "report full", "report nowhere", "report begun",
+    "measure a.wav --jobs 0", "report full", "report full --figures jpg", "report nowhere", "report begun",
 )  # fmt: skip
 _CODE = """
 import json, sys

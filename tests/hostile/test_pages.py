@@ -99,7 +99,7 @@ def test_names_are_shown_as_they_are(browser: Any, folder: Path) -> None:
     watched = Watched(browser, folder / "index.html")
     watched.page.wait_for_selector("#live-pca .main-svg")
     shown = watched.page.inner_text("body")
-    for prompt in watched.page.evaluate("[...document.querySelectorAll('.clips th')].map(e => e.textContent)"):
+    for prompt in watched.page.evaluate("[...document.querySelectorAll('h3.prompt')].map(e => e.textContent)"):
         assert any(attack in prompt for attack in strangers.ATTACKS)
     assert f"Steering tempo</title><script>{strangers.RUNS}</script>" in shown
     legend = watched.page.evaluate("[...document.querySelectorAll('#live-pca .legendtext')].map(e => e.textContent)")

@@ -12,7 +12,7 @@ from analysis.layer_attribution import LayerAttribution, LayerEvidence
 from analysis.patching import PatchingResult
 from analysis.placement import Placement
 from analysis.study import Settings, Study, scan, side_effects, test_result
-from analysis.study.where import Where
+from analysis.study.where import Where, WordWeights
 from analysis.sweep import Condition, clips
 from audiolens.directions.directions import Directions
 from audiolens.directions.samples import Samples
@@ -167,7 +167,12 @@ def where() -> Where:
     """What was patched, where the concept enters through the cross-attention."""
     sites = ("attn_out", "cross_attn_out", "mlp_out", "resid_post")
     windows = patched("seconds", ["0.00-0.25", "0.25-0.50", "0.50-0.75"], ["resid_post"])
-    return Where(windows, patched("component", sites, sites))
+    relative = np.ones((4, N_LAYERS, 2))
+    relative[0, 5] = 3.0
+    tokens, differs = ("fast", "a", "tune", "</s>"), (True, False, False, False)
+    words = WordWeights(relative, tokens, differs, (*range(N_LAYERS),), (0, 1))
+    heads = patched("head", [str(head) for head in range(4)], ["cross_attn.z"])
+    return Where(windows, patched("component", sites, sites), heads=heads, words=words)
 
 
 def placed(strategy: Strategy = "one-to-one", layer: int = 3) -> Placement:

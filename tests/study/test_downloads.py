@@ -3,14 +3,17 @@
 import base64
 import gzip
 import io
+import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 import pytest
 from plotly.offline import get_plotlyjs
 
 from analysis.report import downloads as held
-from analysis.report import page
+from analysis.report import live, page
 from analysis.report.downloads import downloads
 
 
@@ -61,4 +64,16 @@ def test_only_what_no_mail_would_take_lies_beside_the_page_the_longest_first(mon
 
 
 def test_library_sounds_and_tables_at_their_longest_leave_a_megabyte_for_figures() -> None:
-    assert len(get_plotlyjs()) + page.SOUND_BYTES + held.MOST_BYTES <= 9e6
+    script, packed = live.library([go.Figure(go.Heatmap(z=[[1]]))])
+    assert len(script) < 1.6e6
+    assert len(packed) + page.SOUND_BYTES + held.MOST_BYTES <= 4e6
+
+
+def test_the_library_is_that_of_the_installed_plotly_and_draws_what_it_is_given() -> None:
+    small, _ = live.library([go.Figure(go.Heatmap(z=[[1]])), go.Figure(go.Scatter(y=[1]))])
+    whole, _ = live.library([go.Figure(go.Scatter3d(z=[1]))])
+    assert whole == get_plotlyjs()
+    version = re.search(r"v(\d+\.\d+)", whole[:200])
+    assert version is not None
+    assert f"plotly.js (cartesian - minified) v{version[1]}" in small[:200]
+    assert "MIT" in (Path(live.__file__).with_name("plotly-LICENSE")).read_text()

@@ -146,7 +146,7 @@ def test_the_folder_is_whole_and_names_what_is_not_the_papers(made: Any, facts: 
     assert len(list((out / "audio").glob("*.wav"))) == 1 + 8 + 2
     steered = table[(table["split"] == "test") & (table["kind"] == "steered")]
     assert sorted({abs(strength) for strength in steered["strength"]}) == [0.5, 1.0, 1.25, 2.0]
-    assert {"dose_response.png", "scan.png", "pca.png"} <= {file.name for file in (out / "figures").iterdir()}
+    assert {"dose_response.svg", "scan.svg", "pca.svg"} <= {file.name for file in (out / "figures").iterdir()}
     page = (out / "index.html").read_text("utf-8")
     assert "the activation at the last token of its text" in page
     assert "--paper" in page
