@@ -17,11 +17,13 @@ from typing import Annotated, Any
 import typer
 
 from analysis.commands import (
+    cite,
     compare,
     directions,
     features,
     generate,
     harvest,
+    hub,
     listen_test,
     measure,
     models,
@@ -69,10 +71,12 @@ def _options(
 for command in (
     study.study, report.report, compare.compare, place.place, probe.probe, patch.patch, sweep.sweep, generate.generate,
     harvest.harvest, features.train_sae, features.features, models.models, measure.measure, listen_test.listen_test,
+    cite.cite,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(directions.app, name="directions")
 app.add_typer(prompts.app, name="prompts")
+app.add_typer(hub.app, name="hub")
 
 # Some versions of typer bundle click, and others use the installed click. This finds the right class in both cases.
 _UsageError: Any = typer.BadParameter.__bases__[0]

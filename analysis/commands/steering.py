@@ -73,10 +73,12 @@ def band_of(text: str | None) -> tuple[int, int] | None:
 
 
 def drowning(file: Path, directions: Directions, strength: float) -> str | None:
-    """Return a warning if this strength swamps the residual stream, else `None`.
+    """Return a warning if this strength swamps the residual stream, else `None` (also if its norm is unknown).
 
     The warning is needed because `measure.failed` does not recognise noise as a failure.
     """
+    if bool(directions.residual_norms.isnan().any()):
+        return None
     shares = abs(strength) * directions.norms / directions.residual_norms
     if float(shares.max()) <= MOST_OF_STREAM:
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 @opens_model
 def study(
+    context: typer.Context,
     concept: Annotated[
         str | None,
         typer.Argument(help="tempo, timbre, density or register; or a .csv, .json or .toml file of prompts."),
@@ -78,8 +80,24 @@ def study(
             "with another measure]."
         ),
     ] = None,
-    seconds: Annotated[float, typer.Option(help="Length of each clip.")] = 5.0,
-    seed: Annotated[int, typer.Option(help="Seed, 0 to 99; each seed gives an independent repetition.")] = 0,
+    seconds: Annotated[float | None, typer.Option(help="Length of each clip [default: 5].")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed, 0 to 99; each seed gives an independent repetition [default: 0].")
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="A study.toml, as every study writes it: its concept, model, other concepts and settings are used again."
+        ),
+    ] = None,
+    assigned: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="Any field of `Settings`, such as poles=24 or place_by=scan; repeatable.",
+        ),
+    ] = None,
     batch: Batch = "auto",
     engine: Engine = "auto",
     jobs: Annotated[
@@ -112,8 +130,25 @@ def study(
         audiolens study tempo --full --verify --model facebook/musicgen-small
 
         audiolens study tempo --paper --model facebook/musicgen-melody
+
+        audiolens study --config study-tempo/study.toml --set seed=1 -o study-tempo-1
     """
+    from analysis.study import config as configs
     from analysis.study import stages
+
+    stated = configs.Config() if config is None else configs.read(config)
+    if concept is concepts is positive is negative is None:
+        concept = stated.concept
+    typed = {name for name in ("model", "revision") if str(context.get_parameter_source(name)).endswith("COMMANDLINE")}
+    if stated.model is not None and not typed:
+        model = replace(model, model=stated.model, revision=stated.revision)
+    others = stated.others if others is None else others
+    chosen = {**stated.settings, **configs.assigned(assigned or ())}
+    if chosen:
+        from analysis.study.settings import Settings
+
+        # A wrong value is refused before a model is opened.
+        Settings(**chosen)
 
     sizes = [name for name, given in (("--full", full), ("--quick", quick), ("--paper", paper)) if given]
     if len(sizes) > 1:
@@ -121,17 +156,20 @@ def study(
     asked = _asked(concept, concepts, positive, negative)
     if concepts is not None and measured is not None:
         raise InputError("--measure and --concepts were both given, but each concept has its own measure: give one.")
-    early.check_study(seconds, seed)
+    options = {"seconds": seconds, "seed": seed, "measured": measured, "codes": codes, "n_jobs": jobs}
+    changes: dict[str, Any] = {**chosen, **{name: value for name, value in options.items() if value is not None}}
+    early.check_study(changes.get("seconds", 5.0), changes.get("seed", 0))
     early.check_choice("codes", codes, early.CODES)
     early.check_jobs(jobs)
     cluster = early.checked_ray(ray, workers, gpus_per_worker, jobs)
     rows = early.check_batch_size(batch)
-    changes: dict[str, Any] = {"seconds": seconds, "seed": seed, "verify": verify, "measured": measured,
-                               "n_jobs": jobs, "engine": engine}  # fmt: skip
-    if codes is not None:
-        changes["codes"] = codes
+    if verify:
+        changes["verify"] = True
+    if engine != "auto":
+        changes["engine"] = engine
     if rows is not None:
         changes["batch_size"] = rows
+    measured = changes.get("measured")
     target = out or Path("studies" if len(asked) > 1 else f"study-{_name(asked[0])}")
     own_words, compared = _words(words), _others(others)
     given = [_given(one, words, measured) for one in asked]

@@ -144,6 +144,24 @@ class Study:
             report.write(self, work, command=command, figures=figures)
         return Path(folder)
 
+    def push_to_hub(
+        self,
+        repo_id: str,
+        folder: str | os.PathLike[str],
+        *,
+        private: bool | None = None,
+        token: str | None = None,
+        message: str = "Add a study",
+    ) -> str:
+        """Upload the folder of this study to the Hugging Face hub (`analysis.study.push_to_hub`).
+
+        Raises:
+            InputError: if the folder contains another study, or in the cases of `analysis.study.push_to_hub`.
+        """
+        from analysis.study import hub
+
+        return hub.push_to_hub(folder, repo_id, private=private, token=token, message=message, only=repr(self))
+
     def layer_evidence(self, placed: bool = True) -> LayerAttribution:
         """Return the evidence about each block, to draw in one figure.
 

@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 
 BEGUN, STAGES, MADE = "study.json", "stages", "made.json"
 """The names of a study's description, its folder of stages, and its list of the stages and hashes behind its page."""
-SHOWN = ("index.html", "audio", "figures", "tables", "clips.csv", "clips.parquet", "directions.safetensors", MADE)
+SHOWN = ("index.html", "audio", "figures", "tables", "clips.csv", "clips.parquet", "directions.safetensors",
+         "study.toml", MADE)  # fmt: skip
 """The outputs of a finished study, apart from its summary."""
 STUDY = Kind(
     noun="study",

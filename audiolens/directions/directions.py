@@ -22,6 +22,7 @@ from audiolens.directions import shuffles
 from audiolens.directions.calibration import SHAPE as CALIBRATION
 from audiolens.directions.calibration import Calibration
 from audiolens.directions.evidence import Evidence
+from audiolens.directions.exchange import Exchange
 from audiolens.directions.heads import Heads
 from audiolens.directions.leace import Eraser
 from audiolens.directions.permutation import N_SHUFFLES, PermutationTest, permutation_test
@@ -43,7 +44,7 @@ _ERASER = ("removed", "reader", "mean")
 
 @guarded
 @dataclass(frozen=True, eq=False)
-class Directions(AsArray):
+class Directions(AsArray, Exchange):
     """One vector per layer.
 
     Attributes:
@@ -158,8 +159,15 @@ class Directions(AsArray):
         return self.vectors[self._index(layer)]
 
     def residual_norm(self, layer: int) -> float:
-        """Return the mean norm of the activations at a layer."""
-        return float(self.residual_norms[self._index(layer)])
+        """Return the mean norm of the activations at a layer.
+
+        Raises:
+            InputError: if the norm is unknown, because the directions were imported from another library.
+        """
+        norm = float(self.residual_norms[self._index(layer)])
+        if norm != norm:
+            raise InputError("the norms of the residual stream are unknown, because these directions were imported.")
+        return norm
 
     def at(self, layers: int | Iterable[int]) -> "Directions":
         """Return the directions at the given layers only."""
@@ -371,7 +379,7 @@ class Directions(AsArray):
             "meta": self.meta.as_dict(),
             "layers": list(self.layers),
             "norms": self.norms.tolist(),
-            "residual_norms": self.residual_norms.tolist(),
+            "residual_norms": [None if norm != norm else norm for norm in self.residual_norms.tolist()],
             **({} if self.calibration is None else {"calibration": self.calibration.as_dict()}),
         }
         tensors = {"vectors": self.vectors, "residual_norms": self.residual_norms}

@@ -59,8 +59,8 @@ def test_imports_run_down_the_rooms_also_those_inside_functions() -> None:
 
 def test_no_modules_need_each_other_but_a_result_its_figures() -> None:
     """A result draws itself by importing its figures inside `.plot()` and `.figure()`: they may know it. In the same
-    way, directions calibrate themselves."""
-    drawing = ("calibrating", "figures", "plots", "screen", "spectrograms", "crossing", "words")
+    way, directions calibrate themselves, and a study uploads itself."""
+    drawing = ("calibrating", "figures", "plots", "screen", "spectrograms", "crossing", "words", "hub")
     graph = {
         module: {
             other

@@ -7,15 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub.constants
 import numpy as np
 import pandas as pd
 import pytest
 from command_line import Run
 from damage_folders import tables_alone
 from filelock import FileLock
+from hub import running
 from small_runs import TINY, bare_pages
 
-from analysis import report, study
+from analysis import comparison, report, study
 from analysis.listening_test import clips
 from analysis.report import index
 from analysis.store.folder import SUMMARY
@@ -210,3 +212,23 @@ def test_further_clips_of_a_listening_test_are_decoded_from_codes(
         np.testing.assert_allclose(both[0].sounds[role], sound, atol=2**-15)
     with pytest.raises(InputError, match="has 2 prompts x seeds, but 3 are needed"):
         clips.items_in(out, 3, None)
+
+
+def test_a_study_is_pushed_to_a_hub_pulled_elsewhere_and_compared(
+    made: tuple[study.Study, Path], out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    with running() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.address)
+        study.load_folder(out).push_to_hub("user/tempo", out)
+        files = hub.files["datasets/user/tempo"]
+        assert made[0].poles[0] in files["README.md"].decode()
+        found = study.from_hub("user/tempo", tmp_path / "pulled")
+        assert repr(found) == repr(made[0])
+        assert shown(tmp_path / "pulled") == shown(out)
+        with pytest.raises(InputError, match="are the same study"):
+            comparison.compare([tmp_path / "pulled", out])
+        files["summary.json"] = files["summary.json"].replace(b"tempo", b"timbre")
+        with pytest.raises(DamagedError):
+            study.from_hub("user/tempo", tmp_path / "damaged")
+        assert not (tmp_path / "damaged").exists()

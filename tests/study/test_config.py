@@ -1,0 +1,64 @@
+"""A study's settings are written as TOML and read back as they were, and any of them can be set by name."""
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+from command_line import Run, run  # noqa: F401
+from plants import tables as planted
+
+from analysis.study import Settings, config
+from audiolens.errors import InputError
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        Settings(),
+        Settings.full(codes="own", seed=3),
+        Settings(top_k=None, measured_by={"tempo": "tempo"}, substitutes=('a "b" ü\\n',)),
+    ],
+)
+def test_settings_are_read_as_they_were_written(settings: Settings, tmp_path: Path) -> None:
+    study = replace(planted.study(), settings=settings, model='a "model"')
+    path = tmp_path / config.FILE
+    path.write_text(config.text_of(study), "utf-8")
+    found = config.read(path)
+    assert (found.concept, found.model) == ("tempo", 'a "model"')
+    assert asdict(Settings(**found.settings)) == asdict(settings)
+
+
+def test_settings_are_assigned_by_name() -> None:
+    found = config.assigned(
+        [
+            "poles=24",
+            "place_by = scan",
+            'codes="own"',
+            "doses=[0.5, 1]",
+            "strengths={one-to-all = [0.5]}",
+            "verify=true",
+        ]
+    )
+    settings = Settings(**found)
+    assert (settings.poles, settings.place_by, settings.codes, settings.verify) == (24, "scan", "own", True)
+    assert settings.doses == (0.5, 1)
+    assert settings.strengths == {"one-to-all": (0.5,)}
+    for text, words in (("poles", "expected NAME=VALUE"), ("pole=3", "Did you mean 'poles'"), ("=3", "NAME=VALUE")):
+        with pytest.raises(InputError, match=words):
+            config.assigned([text])
+    with pytest.raises(InputError, match="given twice"):
+        config.assigned(["seed=1", "seed=2"])
+
+
+def test_a_wrong_file_is_refused_in_one_line(run: Run, tmp_path: Path) -> None:  # noqa: F811
+    for text, words in (
+        ("concept = 3", "concept is 3"), ("settings = 3", "expected a table"), ("concept = ", "not TOML"),
+        ("concpt = 'tempo'", "Did you mean 'concept'"), ("[settings]\npolse = 3", "Did you mean 'poles'"),
+        ("concept = 'tempo'\n[settings]\nseed = 100", "seed"), ("[settings]\nseed = 'x'", "seed"),
+        ("[settings]\nseed = 1", "name what to study"),
+    ):  # fmt: skip
+        (tmp_path / "own.toml").write_text(text)
+        code, out, error = run("study", "--config", "own.toml")
+        assert (code, out) == (2, "")
+        assert words in error
+        assert error.count("\n") == 1
