@@ -86,9 +86,7 @@ def study(
     ] = None,
     config: Annotated[
         Path | None,
-        typer.Option(
-            help="A study.toml, as every study writes it: its concept, model, other concepts and settings are used again."
-        ),
+        typer.Option(help="A study.toml, as every study writes it; its concept, model and settings are taken again."),
     ] = None,
     assigned: Annotated[
         list[str] | None,

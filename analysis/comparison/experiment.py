@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from itertools import chain, combinations
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from analysis.study import finished
 from analysis.study.result import Study
 from analysis.study.test_result import corrected
 from analysis.sweep import BASELINE
+from analysis.sweep.response import KEYS
 from audiolens.checks import shown
 from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError
@@ -40,7 +42,9 @@ def compare(
 
     Within each study, a mixed model (`fit_slopes`) estimates the change towards either pole at the chosen strength.
     Over studies of the same concept and measure, these changes are pooled by a random-effects model
-    (`analysis.pooling`). The p-values against controls are corrected for all poles of all compared studies (Holm).
+    (`analysis.pooling`). Studies that have unsteered test clips in common (of one model, with the same seeds) are
+    compared, but not pooled, because they are not independent. The p-values against controls are corrected for all
+    poles of all compared studies (Holm).
 
     Args:
         studies: studies, folders of studies, or folders of several studies (`audiolens study --concepts`).
@@ -63,10 +67,12 @@ def compare(
         for name, one, fit in zip(labels, opened, fits, strict=True)
         for row in _rows(name, one, (next(joint), next(joint)), fit)
     ]
-    table = pd.DataFrame(rows)
+    shared = _sharing(labels, opened)
+    dependent = {_subject(one) for name, one in zip(labels, opened, strict=True) if name in {*chain(*shared)}}
     return StudyComparison(
-        table=table,
-        pooled=_pooled(labels, opened, fits),
+        table=pd.DataFrame(rows),
+        pooled=_pooled(opened, fits, dependent),
+        shared=tuple(shared),
         variation=pd.DataFrame(_variation(labels, opened, fits)),
         differences=_differences(opened),
         names=tuple(labels),
@@ -108,21 +114,51 @@ def _checked_names(names: Sequence[str], count: int) -> list[str]:
 
 
 def _refuse_repeated(names: Sequence[str], studies: Sequence[Study]) -> None:
-    """Raise an error if two studies have the same clips, because they would be pooled as independent."""
-    seen: dict[int, str] = {}
+    """Raise an error if two studies have the same steered test clips: one study would be compared with itself."""
+    seen: dict[tuple[str, str, int], str] = {}
     for name, one in zip(names, studies, strict=True):
-        key = hash((one.concept, one.directions.meta.weights, pd.util.hash_pandas_object(one.clips[one.measure]).sum()))
+        mine = _tested(one)
+        values = mine[mine["kind"] == "steered"][[*KEYS, "strength", one.measure]].sort_values([*KEYS, "strength"])
+        key = (one.concept, one.directions.meta.weights, int(pd.util.hash_pandas_object(values, index=False).sum()))
         if key in seen:
-            raise InputError(f"{shown(name)} and {shown(seen[key])} are the same study: give each study once.")
+            raise InputError(f"{shown(name)} and {shown(seen[key])} have the same clips: give each study once.")
         seen[key] = name
+
+
+def _sharing(names: Sequence[str], studies: Sequence[Study]) -> list[tuple[str, str]]:
+    """Return the pairs of studies of one concept that have unsteered test clips in common."""
+    clips = [
+        {(one.directions.meta.weights, *row) for row in _unsteered(one).itertuples(index=False, name=None)}
+        for one in studies
+    ]
+    return [
+        (names[first], names[second])
+        for first, second in combinations(range(len(names)), 2)
+        if _subject(studies[first]) == _subject(studies[second]) and clips[first] & clips[second]
+    ]
+
+
+def _unsteered(study: Study) -> pd.DataFrame:
+    mine = _tested(study)
+    return mine[mine["kind"] == BASELINE][[*KEYS, study.measure]].dropna()
+
+
+def _subject(study: Study) -> tuple[str, ...]:
+    """What studies must have in common to be pooled."""
+    return (study.concept, study.measure, *study.poles)
+
+
+def _tested(study: Study) -> pd.DataFrame:
+    """Return the clips of the test without steering, and steered at the chosen place."""
+    clips = study.clips[study.clips["split"] == "test"]
+    steered = (clips["kind"] == "steered") & (clips["strategy"] == study.choice.strategy)
+    return clips[(clips["kind"] == BASELINE) | steered]
 
 
 def _fitted(study: Study) -> Fit:
     """Return the slopes towards both poles at the chosen place on test prompts, or the reason why there are none."""
-    clips = study.clips[study.clips["split"] == "test"]
-    steered = (clips["kind"] == "steered") & (clips["strategy"] == study.choice.strategy)
     try:
-        return fit_slopes(clips[(clips["kind"] == BASELINE) | steered], study.measure, study.choice.strength)
+        return fit_slopes(_tested(study), study.measure, study.choice.strength)
     except InputError as error:
         return str(error)
 
@@ -133,11 +169,13 @@ def _rows(name: str, study: Study, outcomes: Sequence[Any], fit: Fit) -> Iterato
     for sign, outcome in zip((1, -1), outcomes, strict=True):
         slope = None if isinstance(fit, str) else fit[0 if sign > 0 else 1]
         ranks = {"p_controls": outcome.p_controls, "p_corrected": outcome.p_corrected, "n_controls": outcome.n_controls}
+        own = study.outcomes[0 if sign > 0 else 1]
         yield {
             **common, "pole": outcome.pole, "chosen": True, "strategy": study.choice.strategy,
             "layer": study.choice.layer, "strength": outcome.strength, "effect": outcome.effect, "low": outcome.low,
             "high": outcome.high, "failed": outcome.failed, "median": outcome.median, "prompted": outcome.prompted,
-            **ranks, "claimable": outcome.claimable, **_slope_columns(slope),
+            **ranks, "testable": outcome.testable, "claimable": outcome.claimable, "alone": own.claimable,
+            **_slope_columns(slope),
         }  # fmt: skip
     mine = study.response[study.response["kind"] == "alternative"]
     for row in mine.to_dict("records"):
@@ -152,27 +190,29 @@ def _slope_columns(slope: Slope | None) -> dict[str, float]:
     return {"slope": slope.value, "slope_low": slope.low, "slope_high": slope.high, "slope_p": slope.p}
 
 
-def _pooled(names: Sequence[str], studies: Sequence[Study], fits: Sequence[Fit]) -> pd.DataFrame:
-    """Return one row for each concept, measure and pole of which at least two studies have a fit."""
-    groups: dict[tuple[str, str, str], list[tuple[str, str, Slope]]] = {}
-    for name, one, fit in zip(names, studies, fits, strict=True):
-        if isinstance(fit, str):
+def _pooled(studies: Sequence[Study], fits: Sequence[Fit], dependent: set[tuple[str, ...]]) -> pd.DataFrame:
+    """Return one row for each concept, measure and pole of which at least two studies have a fit.
+
+    Studies in `dependent` share clips, so they are not pooled.
+    """
+    groups: dict[tuple[str, ...], list[tuple[str, Slope]]] = {}
+    for one, fit in zip(studies, fits, strict=True):
+        if isinstance(fit, str) or _subject(one) in dependent:
             continue
         for pole, slope in zip(one.poles, fit, strict=True):
             if slope.converged:
-                group = groups.setdefault((one.concept, one.measure, pole), [])
-                group.append((name, one.directions.meta.weights, slope))
+                groups.setdefault((*_subject(one), pole), []).append((one.directions.meta.weights, slope))
     rows = []
-    for (concept, measured, pole), members in groups.items():
+    for (concept, measured, _, _, pole), members in groups.items():
         if len(members) < 2:
             continue
-        slopes = [slope for *_, slope in members]
+        slopes = [slope for _, slope in members]
         both = pooled([one.scaled for one in slopes], [one.stderr for one in slopes])
         back = slopes[0].from_scale
         rows.append(
             {
                 "concept": concept, "measure": measured, "pole": pole, "studies": both.n,
-                "models": len({weights for _, weights, _ in members}), "effect": back(both.value),
+                "models": len({weights for weights, _ in members}), "effect": back(both.value),
                 "low": back(both.low), "high": back(both.high), "tau": both.tau,
                 "p_heterogeneity": float(stats.chi2.sf(both.q, both.n - 1)),
             }
@@ -191,7 +231,7 @@ def _variation(names: Sequence[str], studies: Sequence[Study], fits: Sequence[Fi
         for pole, slope in zip(one.poles, fit, strict=True):
             yield {
                 **facts, "pole": pole, **{name: getattr(slope, name) for name in _VARIATION},
-                "note": "" if slope.converged else "the fit did not converge, so there is no interval.",
+                "note": "" if slope.converged else "the fit did not converge, so the slope has no interval.",
             }  # fmt: skip
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import plotly.graph_objects as go
@@ -43,6 +43,7 @@ class _Mark:
     low: float
     high: float
     fit: bool
+    pooled: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,13 +64,13 @@ def paper(comparison: StudyComparison) -> Figure:
         heights = [0.7 + _ROW * len(panel.labels) for panel in panels]
         drawn = figure.subplots(len(panels), 1, squeeze=False, sharex=True, gridspec_kw={"height_ratios": heights})
         for axes, panel in zip(drawn[:, 0], panels, strict=True):
-            for (pole, marks), (colour, marker), beside in zip(panel.poles.items(), POLES, _BESIDE, strict=False):
+            for (pole, marks), (colour, marker), beside in zip(panel.poles.items(), POLES, _BESIDE, strict=True):
                 for mark in marks:
                     ends = errors([mark.value], [mark.low], [mark.high])
                     axes.errorbar(
                         [mark.value], [mark.at + beside], xerr=ends, color=colour,
-                        marker="D" if mark.label == _POOLED else marker, capsize=3, linestyle="none",
-                        markerfacecolor=colour if mark.fit else "white", markersize=7 if mark.label == _POOLED else 5,
+                        marker="D" if mark.pooled else marker, capsize=3, linestyle="none",
+                        markerfacecolor=colour if mark.fit else "white", markersize=7 if mark.pooled else 5,
                     )  # fmt: skip
                 axes.plot([], [], color=colour, marker=marker, linestyle="none", label=f"towards {pole}")
             axes.axvline(0, color=BLACK, linewidth=0.8)
@@ -93,7 +94,7 @@ def screen(comparison: StudyComparison) -> go.Figure:
         subplot_titles=[panel.title for panel in panels],
     )  # fmt: skip
     for row, panel in enumerate(panels, start=1):
-        for (pole, marks), (colour, marker), beside in zip(panel.poles.items(), POLES, _BESIDE, strict=False):
+        for (pole, marks), (colour, marker), beside in zip(panel.poles.items(), POLES, _BESIDE, strict=True):
             hollow = {False: f"{SYMBOLS[marker]}-open", True: SYMBOLS[marker]}
             figure.add_scatter(
                 x=[mark.value for mark in marks], y=[mark.at + beside for mark in marks],
@@ -102,7 +103,7 @@ def screen(comparison: StudyComparison) -> go.Figure:
                 hovertemplate="%{text}: %{x:+.0%}<extra>towards " + pole + "</extra>",
                 marker={
                     "color": colour, "size": 9,
-                    "symbol": ["diamond" if mark.label == _POOLED else hollow[mark.fit] for mark in marks],
+                    "symbol": ["diamond" if mark.pooled else hollow[mark.fit] for mark in marks],
                 },
                 row=row, col=1,
             )  # fmt: skip
@@ -116,16 +117,22 @@ def screen(comparison: StudyComparison) -> go.Figure:
 
 def _panels(comparison: StudyComparison) -> Iterator[_Panel]:
     chosen = comparison.table[comparison.table["chosen"]]
-    for (concept, measured), mine in chosen.groupby(["concept", "measure"], sort=False):
+    # Two studies can give the same concept other poles.
+    poles_of = chosen.groupby("study", sort=False)["pole"].agg(tuple)
+    subjects = chosen.assign(poles=chosen["study"].map(poles_of))
+    for key, mine in subjects.groupby(["concept", "measure", "poles"], sort=False):
+        concept, measured, names = cast("tuple[str, str, tuple[str, str]]", key)
         both = comparison.pooled
-        both = both[(both["concept"] == concept) & (both["measure"] == measured)]
-        names = list(dict.fromkeys(mine["study"]))
-        labels = [*([_POOLED] if len(both) else []), *reversed(names)]
-        poles: dict[str, list[_Mark]] = {}
+        both = both[(both["concept"] == concept) & (both["measure"] == measured) & both["pole"].isin([*names])]
+        studies = list(reversed(list(dict.fromkeys(mine["study"]))))
+        first = 1 if len(both) else 0
+        poles: dict[str, list[_Mark]] = {pole: [] for pole in names}
         for row in mine.to_dict("records"):
-            fit = bool(np.isfinite(row.get("slope", np.nan)))
+            fit = bool(np.isfinite(row.get("slope_low", np.nan)))
             ends = [row[name] for name in (("slope", "slope_low", "slope_high") if fit else ("effect", "low", "high"))]
-            poles.setdefault(row["pole"], []).append(_Mark(labels.index(row["study"]), row["study"], *ends, fit=fit))
+            at = first + studies.index(row["study"])
+            poles[row["pole"]].append(_Mark(at, row["study"], *ends, fit=fit))
         for row in both.to_dict("records"):
-            poles[row["pole"]].append(_Mark(0, _POOLED, row["effect"], row["low"], row["high"], fit=True))
-        yield _Panel(f"{concept}, measured by {name_of(str(measured))}", labels, poles)
+            poles[row["pole"]].append(_Mark(0, _POOLED, row["effect"], row["low"], row["high"], fit=True, pooled=True))
+        labels = [*([_POOLED] if first else []), *studies]
+        yield _Panel(f"{concept}, measured by {name_of(measured)}", labels, poles)

@@ -30,7 +30,7 @@ _MEASURED: Mapping[str, tuple[str, ...]] = {
     "study": ("study",), "concept": ("concept",), "towards": ("pole",), "place": ("strategy", "layer"),
     "strength": ("strength",), f"effect [{COVERAGE}]": ("effect", "low", "high"),
     "by the mixed model": ("slope", "slope_low", "slope_high"), "words": ("prompted",), "failed": ("failed",),
-    "p": ("p_corrected",), "claim holds": ("claimable",),
+    "p": ("p_corrected",), "claim holds": ("alone",), "of all": ("claimable",),
 }  # fmt: skip
 """Columns of the page's table, each with the columns of `StudyComparison.table` that it shows."""
 _POOLED: Mapping[str, tuple[str, ...]] = {
@@ -76,10 +76,15 @@ def _page(
     saves = text("downloads.js")
     chosen = comparison.table[comparison.table["chosen"]].to_dict("records")
     others = comparison.table[~comparison.table["chosen"]].to_dict("records")
-    notes = [(row["study"], row["note"]) for row in comparison.variation.to_dict("records") if row["note"]]
+    notes = [
+        (" ".join(str(row[name]) for name in ("study", "pole") if row.get(name) == row.get(name, "")), row["note"])
+        for row in comparison.variation.to_dict("records")
+        if row["note"]
+    ]
     pooled = comparison.pooled.to_dict("records")
     return template("comparison.html.j2").render(
-        names=comparison.names, findings=comparison.finding.split("\n"), image=data_link("image/png", image),
+        names=comparison.names, cautions=comparison.cautions, findings=comparison.finding.split("\n"),
+        image=data_link("image/png", image),
         least=least, caption=CAPTION, held=downloads(tables, {name: f"{name}.csv" for name in tables}),
         chosen=_grid(chosen, _MEASURED), others=_grid(others, _OTHER), pooled=_grid(pooled, _POOLED), notes=notes,
         differences=comparison.differences, models=len(set(comparison.weights)), command=command,
@@ -88,7 +93,7 @@ def _page(
 
 
 _OTHER = {name: columns for name, columns in _MEASURED.items() if name not in ("by the mixed model", "words", "p",
-          "claim holds")}  # fmt: skip
+          "claim holds", "of all")}  # fmt: skip
 
 
 def _grid(rows: Sequence[Mapping[Any, Any]], shown: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:
@@ -108,7 +113,7 @@ def _cell(values: Sequence[Any], names: Sequence[str]) -> str:
         return f"{ends[0]} [{ends[1]}, {ends[2]}]"
     if names[0] == "strategy":
         return str(first) if values[1] is None or values[1] != values[1] else f"{first} {int(values[1])}"
-    if names[0] == "claimable":
+    if names[0] in ("claimable", "alone"):
         return "yes" if first else "no"
     if names[0] == "prompted":
         return signed(first)

@@ -24,8 +24,10 @@ class StudyComparison:
 
     Attributes:
         table: one row per study and pole. `effect`, `low` and `high` are the study's own (median of steered / baseline
-            - 1), `p_corrected` is corrected for every row with `chosen`, and `slope` with its interval is the change at
-            the same strength according to the mixed model. Rows without `chosen` are other strategies of a study.
+            - 1), and `alone` is its own claim. `p_corrected` is corrected for every row with `chosen`, `claimable` is
+            the claim with this p, and `testable` states whether there were enough controls for it to reach .05. `slope`
+            with its interval is the change at the same strength according to the mixed model. Rows without `chosen` are
+            other strategies of a study.
         pooled: one row per concept, measure and pole with at least two studies: the mean change at the chosen
             strengths (random effects), its interval, the standard deviation `tau` between studies on the logarithmic
             scale, and Cochran's test of whether the studies have the same effect.
@@ -33,6 +35,8 @@ class StudyComparison:
         differences: what was set differently in the studies, with a text for each study.
         names: the studies' names.
         weights: the hash of each study's model.
+        shared: pairs of studies of one concept that have unsteered test clips in common. Studies of such a concept are
+            not pooled.
 
     Strengths were chosen in each study by itself, so the pooled effect is that of steering as strongly as each study
     found best, not of one strength. Studies of one model share its weights: an interval over them says nothing about
@@ -45,6 +49,7 @@ class StudyComparison:
     differences: Mapping[str, tuple[str, ...]]
     names: tuple[str, ...]
     weights: tuple[str, ...]
+    shared: tuple[tuple[str, str], ...] = ()
 
     def to_frame(self) -> pd.DataFrame:
         """Return `table`."""
@@ -55,18 +60,31 @@ class StudyComparison:
         """One sentence for each pole of each concept: in how many studies it holds, and the pooled effect."""
         return "\n".join(self._sentences())
 
+    @property
+    def cautions(self) -> list[str]:
+        """A sentence for each pair of studies that are not independent."""
+        return [
+            f"{first} and {second} have unsteered clips in common, so their concept is not pooled: repeat one of them "
+            "with another seed."
+            for first, second in self.shared
+        ]
+
     def _sentences(self) -> list[str]:
         chosen = self.table[self.table["chosen"]]
         found = []
         for (concept, measured, pole), mine in chosen.groupby(["concept", "measure", "pole"], sort=False):
-            count = f"{int(mine['claimable'].sum())} of {len(mine)} studies support the claim"
+            count = f"{int(mine['alone'].sum())} of {counted(len(mine), 'study', 'studies')} support the claim"
+            if len(mine) > 1 or len(chosen) > 2:
+                few = int((~mine["testable"].astype(bool)).sum())
+                count += f", {int(mine['claimable'].sum())} with p corrected for all {len(chosen)} tests"
+                count += f" ({few} have too few controls for that)" if few else ""
             mean = self.pooled[(self.pooled["concept"] == concept) & (self.pooled["measure"] == measured)
                                & (self.pooled["pole"] == pole)]  # fmt: skip
             if mean.empty:
                 found.append(f"{concept} towards {pole}: {count}.")
                 continue
             row = mean.iloc[0]
-            models = f"{row['studies']} studies of {row['models']} model{'' if row['models'] == 1 else 's'}"
+            models = f"{row['studies']} studies of {counted(row['models'], 'model', 'models')}"
             found.append(
                 f"{concept} towards {pole}: {count}; pooled over {models}, {name_of(str(measured))} changes by "
                 f"{percent(row['effect'])} [{percent(row['low'])}, {percent(row['high'])}]."
@@ -98,9 +116,15 @@ class StudyComparison:
         return page.write(self, as_path(folder), command)
 
     def __repr__(self) -> str:
-        return f"StudyComparison({len(self.names)} studies: {' '.join(self._sentences())})"
+        sizes = counted(len(self.names), "study", "studies")
+        return f"StudyComparison({sizes}: {' '.join([*self._sentences(), *self.cautions])})"
 
 
 def percent(value: float) -> str:
     """Return a relative change as text, such as "+48%"."""
     return "–" if value != value else f"{value:+.0%}".replace("-", "−")
+
+
+def counted(count: int, one: str, several: str) -> str:
+    """Return a number with its noun, such as "1 study"."""
+    return f"{count} {one if count == 1 else several}"

@@ -51,8 +51,8 @@ def text_of(study: Study) -> str:
         del facts["others"]
     return "\n".join(
         [
-            "# audiolens study --config study.toml -o FOLDER takes these settings again. A study of your own prompts also",
-            "# needs their files again, and the device and dtype are those of the command.",
+            "# audiolens study --config study.toml -o FOLDER takes these settings again. A study of your own prompts",
+            "# also needs their files again, and the device and dtype are those of the command.",
             *(f"{name} = {_value(value)}" for name, value in facts.items() if value), "", "[settings]",
             *(f"{name} = {_value(value)}" for name, value in settings.items()), "",
         ]

@@ -95,7 +95,7 @@ def test_what_cannot_be_fitted_is_refused(study: Study) -> None:
 
 def test_effects_of_studies_are_pooled_on_the_logarithmic_scale(study: Study) -> None:
     again = other(study, 1.5)
-    found = comparison.compare([study, again], names=["first", "second"])
+    found = comparison.compare([study, again], names=["all studies", "second"])
     fits = [fit_slopes(of_test(one), one.measure, one.choice.strength)[0] for one in (study, again)]
     mean = pooled([one.scaled for one in fits], [one.stderr for one in fits])
     row = found.pooled[found.pooled["pole"] == "fast"].iloc[0]
@@ -110,11 +110,27 @@ def test_effects_of_studies_are_pooled_on_the_logarithmic_scale(study: Study) ->
     # All four outcomes are corrected together.
     assert (chosen["p_corrected"] >= chosen["p_controls"]).all()
     assert not found.table[~found.table["chosen"]].empty
-    found.figure()
+    assert "2 of 2 studies" not in repr(found)
+    assert "4 tests (2 have too few controls for that)" in repr(found)
+    rows = {tuple(trace.y) for trace in found.figure().data}
+    assert rows == {(2.12, 1.12, 0.12), (1.88, 0.88, -0.12)}
+
+
+def test_studies_with_clips_in_common_are_compared_but_not_pooled(study: Study) -> None:
+    same_model = other(study, 1.5)
+    same_model = replace(same_model, directions=study.directions)
+    found = comparison.compare([study, same_model], names=["first", "second"])
+    assert found.shared == (("first", "second"),)
+    assert found.pooled.empty
+    assert "first and second have unsteered clips in common" in repr(found)
+    # Controls do not make another study of it.
+    fewer = replace(study, clips=study.clips[study.clips["kind"] != "random"])
+    with pytest.raises(InputError, match="have the same clips"):
+        comparison.compare([study, fewer])
 
 
 def test_the_same_study_twice_and_wrong_names_are_refused(study: Study, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="are the same study"):
+    with pytest.raises(InputError, match="have the same clips"):
         comparison.compare([study, study])
     with pytest.raises(InputError, match="at least one study"):
         comparison.compare([])

@@ -43,6 +43,7 @@ CASES: dict[tuple[str, str], dict[str, Any]] = {
     ("analysis.pca.fit", "reading"): {"layers": [3, 4]},
     ("analysis.pca.fit", "resampling"): {"n_shuffles": 7, "seed": 3},
     ("analysis.pca.trajectories", "reading"): {"layers": [3, 4]},
+    ("analysis.listening_test.read", "resampling"): {**DRAWS, "confidence": 0.8},
     ("analysis.harvest.harvest", "reading"): {
         "sites": ["attn.z"], "layers": [1], "branch": "null", "span": (0.0, 0.2), "reduce": "mean", "heads": [1],
         "dtype": "bfloat16",

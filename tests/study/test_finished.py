@@ -226,7 +226,7 @@ def test_a_study_is_pushed_to_a_hub_pulled_elsewhere_and_compared(
         found = study.from_hub("user/tempo", tmp_path / "pulled")
         assert repr(found) == repr(made[0])
         assert shown(tmp_path / "pulled") == shown(out)
-        with pytest.raises(InputError, match="are the same study"):
+        with pytest.raises(InputError, match="have the same clips"):
             comparison.compare([tmp_path / "pulled", out])
         files["summary.json"] = files["summary.json"].replace(b"tempo", b"timbre")
         with pytest.raises(DamagedError):
