@@ -71,7 +71,7 @@ def write(study: Study, folder: Path, *, command: str = "", figures: Sequence[st
             content = vector.file_of(drawing.figure, kind, drawing.name)
             (folder / "figures" / f"{drawing.name}.{kind}").write_bytes(content)
     (folder / "figures" / "captions.md").write_text(captions(drawn, kinds), "utf-8")
-    (folder / config.FILE).write_text(config.text_of(study), 'utf-8')
+    (folder / config.FILE).write_text(config.text_of(study), "utf-8")
     facts = summary(study, command)
     (folder / "summary.json").write_bytes(sealed_json(facts, indent=2, ensure_ascii=False))
     html = page.render(study, fitting, len(kept) - len(fitting), drawn, found, facts)
