@@ -30,7 +30,19 @@ def generate(
     prompts: Annotated[list[str], typer.Argument(help="One or more prompts, each in quotes.")],
     steer: Annotated[
         list[str] | None,
-        typer.Option("--steer", "-s", help="FILE:STRENGTH, e.g. tempo.safetensors:+1. Can be repeated."),
+        typer.Option(
+            "--steer",
+            "-s",
+            help="FILE:STRENGTH, e.g. tempo.safetensors:+1. Can be repeated. FILE:STRENGTH@PLACE steers along this "
+            "file at a place of its own: a block (@3), a block and a strategy (@3/one-to-all), or @all-to-all.",
+        ),
+    ] = None,
+    curve: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="SECONDS:FACTOR,... such as 0:0,2.5:1: multiply the strength by a factor that changes over time, "
+            "linearly between these points. Once for all directions, or once for each --steer."
+        ),
     ] = None,
     to: Annotated[
         str | None,
@@ -86,6 +98,8 @@ def generate(
         audiolens generate "a little tune" "a song" --steer tempo.safetensors --layer 3 --to tempo=120
 
         audiolens generate "a little tune" -s tempo.safetensors:+1 -s timbre.safetensors:-0.25 --orthogonal
+
+        audiolens generate "a song" -s tempo.safetensors:+1@3 -s timbre.safetensors:0.2@4/one-to-all --curve 0:0,5:1
     """
     from analysis.store import folder
 
@@ -94,15 +108,17 @@ def generate(
     target = None if to is None else steering.target_of(to)
     if target is not None:
         _refuse_beside_target(
-            steer, orthogonal=orthogonal, baseline=baseline, window=window, overlap=overlap, engine=engine == "fast"
-        )
+            steer, orthogonal=orthogonal, baseline=baseline, window=window, overlap=overlap, engine=engine == "fast",
+            curve=curve,
+        )  # fmt: skip
         checked_count("max_clips", 10 if max_clips is None else max_clips)
     elif max_clips is not None:
         raise InputError("--max-clips is for --to MEASURE=VALUE, and none was given.")
     todo = [
-        steering.asked(text) if target is None else (steering.existing("--steer", text, text), 1.0)
+        steering.asked(text) if target is None else steering.Asked(steering.existing("--steer", text, text), 1.0)
         for text in steer or []
     ]
+    drawn = steering.curves(curve or [], len(todo))
     blocks = steering.band_of(band)
     where = {"--layer": layer, "--strategy": strategy, "--band": band, "--branch": branch, "--heads": heads}
     for option, value in {**where, "--orthogonal": orthogonal or None}.items():
@@ -120,7 +136,14 @@ def generate(
     if (sizes := Sizes.stated(model)) is not None:
         sizes.check(seconds=seconds, window=window, overlap=overlap)
     steered = steering.placed(
-        todo, layer=layer, strategy=strategy, band=blocks, branch=branch, orthogonal=orthogonal, heads=heads
+        todo,
+        curves=drawn,
+        layer=layer,
+        strategy=strategy,
+        band=blocks,
+        branch=branch,
+        orthogonal=orthogonal,
+        heads=heads,
     )
     lens = open_lens(model)
     for directions in steered.directions:
@@ -135,7 +158,7 @@ def generate(
     }
     if target is not None:
         place = steering.stated(strategy=strategy, layer=layer, band=blocks, branch=branch, heads=heads)
-        _to_target(lens, prompts, todo[0][0], place, target, max_clips or 10, made, out, as_json)
+        _to_target(lens, prompts, todo[0].file, place, target, max_clips or 10, made, out, as_json)
         return
     with folder.fresh(out, overwrite=None) as work:
         clips = lens.generate(prompts, interventions=steered.steps, **made)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,15 +17,26 @@ if TYPE_CHECKING:
     from audiolens import Directions
     from audiolens.interventions import Intervention
 
-_STEER = re.compile(r"^(?P<file>.+?):(?P<strength>[^:]+)$")
+_STEER = re.compile(r"^(?P<file>.+?):(?P<strength>[^:@]+)(?:@(?P<place>[^:@]+))?$")
+_PLACE = re.compile(r"^(?P<layer>-?\d{1,6})(?:/(?P<strategy>.+))?$")
 MOST_OF_STREAM = 3.0
 """A vector whose norm exceeds that of the residual stream by more than this factor swamps the stream."""
 _WITH_UNIT = re.compile(r"^\s*[-+]?(\d+\.?\d*|\.\d+)\s*[^\d\s]")
 _BAND = re.compile(r"^(?P<first>\d{1,6})-(?P<last>\d{1,6})$")
 
 
-def asked(text: str) -> tuple[Path, float | str]:
-    """Parse FILE:STRENGTH into a path and a number, or an amount with a unit such as "120 BPM"."""
+@dataclass(frozen=True)
+class Asked:
+    """What one `--steer` asks for: the file, the strength as a number or an amount with a unit such as "120 BPM", and
+    the place that it states for this file alone, as arguments of `steer`."""
+
+    file: Path
+    strength: float | str
+    place: Mapping[str, Any] = field(default_factory=dict)
+
+
+def asked(text: str) -> Asked:
+    """Parse FILE:STRENGTH or FILE:STRENGTH@PLACE."""
     parts = _STEER.match(text)
     if parts is None:
         raise InputError(f"--steer {shown(text)}: expected FILE:STRENGTH, such as tempo.safetensors:+1.0.")
@@ -35,7 +48,56 @@ def asked(text: str) -> tuple[Path, float | str]:
             raise InputError(f"--steer {shown(text)}: {shown(parts['strength'])} is not a number.") from None
     if isinstance(strength, float) and not abs(strength) < float("inf"):
         raise InputError(f"--steer {shown(text)}: the strength is {strength}; expected a finite number.")
-    return existing("--steer", text, parts["file"]), strength
+    place = {} if parts["place"] is None else _place(text, parts["place"])
+    if place and isinstance(strength, str):
+        raise InputError(f"--steer {shown(text)}: a strength in a unit applies at the place of the calibration; leave "
+                         f"@{parts['place']} out.")  # fmt: skip
+    return Asked(existing("--steer", text, parts["file"]), strength, place)
+
+
+def _place(option: str, text: str) -> dict[str, Any]:
+    """Parse LAYER, LAYER/STRATEGY or all-to-all."""
+    if text == "all-to-all":
+        return {"strategy": text}
+    parts, strategies = _PLACE.match(text), ("one-to-one", "one-to-all")
+    if parts is None or parts["strategy"] not in (None, *strategies):
+        raise InputError(
+            f"--steer {shown(option)}: {shown(text)} is not a place; expected a block (3), a block and a strategy "
+            "(3/one-to-all), or all-to-all."
+        )
+    return {"layer": int(parts["layer"]), "strategy": parts["strategy"] or strategies[0]}
+
+
+def curves(texts: Sequence[str], directions: int) -> list[tuple[tuple[float, float], ...] | None]:
+    """Parse each `--curve SECONDS:FACTOR,...`, and return the points for every direction.
+
+    One curve applies to all directions, and several apply to one direction each.
+    """
+    if not texts:
+        return [None] * directions
+    if not directions:
+        raise InputError("--curve applies to a direction, and none was given: give one with --steer.")
+    if len(texts) not in (1, directions):
+        raise InputError(f"--curve was given {len(texts)} times for {directions} directions: give one for all, or one "
+                         "for each.")  # fmt: skip
+    found = [_points(text) for text in texts]
+    return [found[0]] * directions if len(found) == 1 else [*found]
+
+
+def _points(text: str) -> tuple[tuple[float, float], ...]:
+    try:
+        pairs = [part.split(":") for part in text.split(",")]
+        points = tuple((float(seconds), float(factor)) for seconds, factor in pairs)
+        if not all(isfinite(number) for point in points for number in point):
+            raise ValueError("NaN or infinite")
+        if points[0][0] < 0 or any(later[0] <= earlier[0] for earlier, later in pairwise(points)):
+            raise ValueError("times do not rise")
+    except ValueError:
+        raise InputError(
+            f"--curve {shown(text)}: expected SECONDS:FACTOR,..., with seconds that rise from 0 or later, such as "
+            "0:0,2.5:1."
+        ) from None
+    return points
 
 
 def existing(option: str, text: str, file: str) -> Path:
@@ -104,8 +166,9 @@ class Steered:
 
 
 def placed(
-    todo: Sequence[tuple[Path, float | str]],
+    todo: Sequence[Asked],
     *,
+    curves: Sequence[tuple[tuple[float, float], ...] | None],
     layer: int | None,
     strategy: str | None,
     band: tuple[int, int] | None,
@@ -115,19 +178,21 @@ def placed(
 ) -> Steered:
     """Read direction files and return their interventions. This does not need the model to be open.
 
-    `strategy=None` means one-to-band if a band is given, else one-to-one.
+    `strategy=None` means one-to-band if a band is given, else one-to-one. `curves` has the points of a schedule for
+    each direction.
     """
     if not todo:
         return Steered([], [], [])
-    from audiolens import Directions, orthogonalised, steer
+    from audiolens import Directions, orthogonalised, schedules, steer
     from audiolens.directions.calibration import refuse_elsewhere
     from audiolens.directions.strategies import described
 
     chosen = strategy or ("one-to-one" if band is None else "one-to-band")
-    read = [Directions.load(file) for file, _ in todo]
+    read = [Directions.load(one.file) for one in todo]
     found = orthogonalised(*read) if orthogonal else read
     steps: list[Intervention] = []
-    for directions, (_, strength) in zip(found, todo, strict=True):
+    for directions, one, points in zip(found, todo, curves, strict=True):
+        strength, schedule = one.strength, None if points is None else schedules.piecewise(points)
         if isinstance(strength, str):
             place = stated(strategy=strategy, layer=layer, band=band, branch=branch, heads=heads)
             if directions.calibration is None:
@@ -136,19 +201,25 @@ def placed(
                 )  # fmt: skip
                 raise InputError(f"strength {shown(strength)}: {why}. Give a number.")
             refuse_elsewhere(directions.calibration, place)
-            steps += steer(directions, strength=strength)
+            steps += steer(directions, strength=strength, schedule=schedule)
+            continue
+        if one.place:
+            given = {"--layer": layer, "--strategy": strategy, "--band": band, "--heads": heads}
+            if both := [option for option, value in given.items() if value is not None]:
+                raise InputError(f"{both[0]} and a place after @ in --steer were both given: give one.")
+            steps += steer(directions, **one.place, strength=strength, branch=branch or "both", schedule=schedule)  # pyright: ignore[reportArgumentType]
             continue
         where: dict[str, Any] = {"band": band, "heads": heads}
         if described(chosen).uses_one_layer:
             where["layer"] = middle(directions) if layer is None else layer
         elif layer is not None:
             raise InputError(f"--strategy {chosen} adds to every block its own directions: leave --layer out.")
-        steps += steer(directions, chosen, strength=strength, branch=branch or "both", **where)  # pyright: ignore[reportArgumentType]
+        steps += steer(directions, chosen, strength=strength, branch=branch or "both", schedule=schedule, **where)  # pyright: ignore[reportArgumentType]
     cautions = [
-        drowning(file, directions, strength)
-        for directions, (file, strength) in zip(found, todo, strict=True)
+        drowning(one.file, directions, one.strength)
+        for directions, one in zip(found, todo, strict=True)
         # At chosen heads, a strength is not a multiple of the direction.
-        if not isinstance(strength, str) and chosen != "heads"
+        if not isinstance(one.strength, str) and chosen != "heads"
     ]
     return Steered(steps, read, [caution for caution in cautions if caution is not None])
 

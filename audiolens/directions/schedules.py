@@ -5,10 +5,14 @@ time in seconds works. Time is measured from the start of the clip and is the sa
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 
+import numpy as np
+
+from audiolens.checks import checked_amount, listed, shown
 from audiolens.door import guarded
-from audiolens.errors import InputError
+from audiolens.errors import InputError, InputTypeError
 
 Schedule = Callable[[float], float]
 
@@ -32,6 +36,27 @@ def exponential(half_life_seconds: float, start: float = 1.0, stop: float = 0.0)
     if half_life_seconds <= 0:
         raise InputError(f"half_life_seconds={half_life_seconds}: expected more than 0.")
     return lambda seconds: stop + (start - stop) * 0.5 ** (seconds / half_life_seconds)
+
+
+@guarded
+def piecewise(points: Sequence[tuple[float, float]]) -> Schedule:
+    """Return a curve through points (seconds, factor): linear between them, and constant before and after.
+
+    Raises:
+        InputError: if there is no point, or if the times do not rise from 0 or later.
+    """
+    pairs = [_pair(point) for point in listed("points", points)]
+    times, factors = [time for time, _ in pairs], [factor for _, factor in pairs]
+    if not pairs or times[0] < 0 or any(later <= earlier for earlier, later in pairwise(times)):
+        raise InputError(f"points={shown(pairs)}: expected at least one point, with times that rise from 0 or later.")
+    return lambda seconds: float(np.interp(seconds, times, factors))
+
+
+def _pair(point: object) -> tuple[float, float]:
+    parts = listed("a point", point)
+    if len(parts) != 2:
+        raise InputTypeError(f"point {shown(point)}: expected a pair (seconds, factor).")
+    return checked_amount("seconds", parts[0]), checked_amount("factor", parts[1])
 
 
 def _ramp(from_seconds: float, to_seconds: float, start: float, stop: float, ease: Schedule) -> Schedule:

@@ -36,6 +36,10 @@ SCHEDULES: Mapping[str, tuple[Any, Callable[[float], float]]] = {
         schedules.cosine(0.0, 0.3, 1.0, -1.0),
         lambda t: 1.0 - 2.0 * (1 - math.cos(math.pi * min(max(t / 0.3, 0.0), 1.0))) / 2,
     ),
+    "piecewise": (
+        schedules.piecewise([(0.1, 1.0), (0.3, -1.0)]),
+        lambda t: 1 - 2 * min(max((t - 0.1) / 0.2, 0.0), 1.0),
+    ),
     "exponential": (schedules.exponential(0.1), lambda t: 0.5 ** (t / 0.1)),
     "function": (lambda t: math.sin(9 * t), lambda t: math.sin(9 * t)),
     # A list has no factor for the tail, which follows the last frame.

@@ -284,6 +284,7 @@ ARGUMENTS: dict[str, Arguments] = {
     "audiolens.schedules.cosine": lambda w: {"from_seconds": 0.0, "to_seconds": 0.2},
     "audiolens.schedules.exponential": lambda w: {"half_life_seconds": 0.1},
     "audiolens.schedules.linear": lambda w: {"from_seconds": 0.0, "to_seconds": 0.2},
+    "audiolens.schedules.piecewise": lambda w: {"points": [(0.0, 0.0), (0.2, 1.0)]},
     f"{ANALYSIS}.attention.TextAttention.listens": lambda w: {"word": "fast"},
     f"{ANALYSIS}.attention.TextAttention.word": lambda w: {"word": ["fast", "slow"]},
     f"{ANALYSIS}.attention.ablate": lambda w: {**_read(w), "layers": [1]},
