@@ -29,6 +29,7 @@ from analysis.commands import (
     models,
     patch,
     place,
+    play,
     probe,
     prompts,
     report,
@@ -71,7 +72,7 @@ def _options(
 for command in (
     study.study, report.report, compare.compare, place.place, probe.probe, patch.patch, sweep.sweep, generate.generate,
     harvest.harvest, features.train_sae, features.features, models.models, measure.measure, listen_test.listen_test,
-    cite.cite,
+    cite.cite, play.play,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(directions.app, name="directions")

@@ -15,15 +15,22 @@ DEPTH_DB = 70.0
 """Range of the colour scale in dB below a clip's loudest point."""
 
 
-def one(samples: np.ndarray, sample_rate: int, title: str = "", axes: Axes | None = None) -> Figure | Axes:
-    """Draw the mel spectrogram of one clip, in dB relative to its loudest point, into a new figure or into `axes`."""
+def mel_levels(samples: np.ndarray, sample_rate: int) -> np.ndarray:
+    """Return the mel spectrogram of one clip, "band frame", in dB relative to its loudest point (-70 to 0)."""
     import librosa
 
     power = librosa.feature.melspectrogram(
         y=np.asarray(samples, dtype=np.float32).reshape(-1, samples.shape[-1]).mean(0), sr=sample_rate, n_fft=1024,
         hop_length=256, n_mels=72, fmax=sample_rate / 2,
     )  # fmt: skip
-    level = librosa.power_to_db(np.maximum(power, 1e-10), ref=float(max(power.max(), 1e-10)), top_db=DEPTH_DB)
+    return librosa.power_to_db(np.maximum(power, 1e-10), ref=float(max(power.max(), 1e-10)), top_db=DEPTH_DB)
+
+
+def one(samples: np.ndarray, sample_rate: int, title: str = "", axes: Axes | None = None) -> Figure | Axes:
+    """Draw the mel spectrogram of one clip, in dB relative to its loudest point, into a new figure or into `axes`."""
+    import librosa
+
+    level = mel_levels(samples, sample_rate)
     seconds = samples.shape[-1] / sample_rate
 
     def draw(target: Axes) -> None:

@@ -31,7 +31,8 @@ from audiolens.model import devices
 
 HEAVY = ("torch", "transformers", "nnsight")
 OPENING = ("study tempo", "sweep tempo -o out", "place tempo", "probe tempo", "patch tempo", "directions tempo",
-           "generate song", "harvest tempo -o out", "train-sae tempo --layer 1 -o out", "features a/b")  # fmt: skip
+           "generate song", "harvest tempo -o out", "train-sae tempo --layer 1 -o out", "features a/b",
+           "play")  # fmt: skip
 UNAVAILABLE = (
     "--device gpu", "--device cuda:x", f"--device {'cuda' if sys.platform == 'darwin' else 'mps'}", "--dtype int8",
     "--attention flash", "--attention flash_attention_2", "--device-map some", "--device cpu --device-map auto",
@@ -107,6 +108,12 @@ REFUSED = (
     "listen-test full -o out --checks -1",
     "listen-test full -o out --anchor-hz 0", "listen-test full -o out --mode abx", "listen-test --read full --model x",
     "listen-test full -o out --consent none.txt", "listen-test --read full --most-failed -1",
+    "generate song --curve 0:1", "generate song --steer full/file:1@x",
+    "generate song --steer full/file:1@3/all-to-all",
+    "generate song --steer full/file:1 --curve 1:0,0:1", "generate song --steer full/file:1 --curve some",
+    "generate song --steer full/file:1 --curve 0:1 --curve 0:2 --curve 0:3", "generate song --steer full/file:9BPM@3",
+    "play none.safetensors", "play --port 70000", "play --longest 0", "play --longest 1000", "play --model nowhere",
+    "play --host 203.0.113.7",
     "measure none.wav", "measure full", "measure a.wav --measures some", "measure a.wav --seconds 5:1",
     "measure a.wav --jobs 0", "report full", "report full --figures jpg", "report nowhere", "report begun",
 )  # fmt: skip

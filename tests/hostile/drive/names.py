@@ -22,6 +22,7 @@ PARTS = {
     "heard": "how a sweep measures a batch",
     "likelihood": "the window that patching, attribution and ablation score",
     "listening": "the processes in which a sweep generates and measures",
+    "playground": "the page of `audiolens play`, which `tests/playground` opens in a browser",
     "resampling": "the bootstrap of statistics; `analysis` exports its settings",
     "site_grid": "the cells of patching and attribution",
     "spreadsheets": "tables as files, written by study and sweep",
