@@ -25,6 +25,7 @@ from analysis.commands.common import (
     write_result,
 )
 from analysis.commands.sizes import Sizes
+from analysis.features.described import OWN_AUC
 from audiolens.checks import MOST_SEED, checked_amount, checked_count
 from audiolens.errors import InputError
 
@@ -147,7 +148,7 @@ def features(
     latents: Annotated[str | None, typer.Option(help="Latents on the page, such as 3,17 [default: chosen].")] = None,
     top: Annotated[int, typer.Option(help="Number of sounds per latent.")] = 4,
     seconds: Annotated[float, typer.Option(help="Length of each sound.")] = 1.0,
-    threshold: Annotated[float, typer.Option(help="AUC from which a latent counts as an attribute's own.")] = 0.95,
+    threshold: Annotated[float, typer.Option(help="AUC from which a latent counts as an attribute's own.")] = OWN_AUC,
     site: Annotated[str | None, typer.Option(help="Site, if the file names a hook of another program.")] = None,
     layer: Annotated[int | None, typer.Option(help="Block, if the file names none.")] = None,
     model: ModelOptions = ETUDE,

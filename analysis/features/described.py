@@ -15,6 +15,8 @@ from audiolens.errors import InputError
 PLAN, STATE, CHECKPOINT = "training.json", "state", "learner.safetensors"
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 """The names of SAELens for the settings and the weights of a SAE."""
+OWN_AUC = 0.95
+"""The AUC from which a latent counts as an attribute's own."""
 FEWEST_CLIPS = 64
 """The fewest synthesised clips, so that every class of every label has several."""
 KINDS = ("topk", "batchtopk", "jumprelu")

@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from analysis.features import matching
 from analysis.features.clips import Clips
+from analysis.features.described import OWN_AUC
 from analysis.features.sae import SAE
 from analysis.features.source import activations
 from analysis.figures.canvas import drawable
@@ -159,7 +160,7 @@ def index(
     *,
     top: int = 6,
     seconds: float = 1.0,
-    threshold: float = 0.95,
+    threshold: float = OWN_AUC,
     several: int = 5,
     seed: int = 0,
     batch_size: int = 16,
