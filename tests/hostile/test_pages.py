@@ -114,7 +114,7 @@ def test_links_of_an_index_lead_to_its_folders_alone(browser: Any, several: Path
         watched = Watched(browser, place)
         assert watched.said == []
         watched.page.locator(".finding a").nth(number).click()
-        watched.page.wait_for_selector("audio")
+        watched.page.wait_for_selector("audio", state="attached")
         watched.refuse_harm(place, several / name / "index.html")
         assert watched.page.url == (several / name / "index.html").as_uri()
         watched.page.close()

@@ -303,7 +303,7 @@ def test_the_index_of_several_opens_and_leads_to_them(browser: Any, folder: Path
     assert all(width >= least > 300 for width, least in page.evaluate(shown))
     assert page.evaluate("document.documentElement.scrollWidth") <= 400
     page.click("text=tempo: players")
-    page.wait_for_selector("audio")
+    page.wait_for_selector("audio", state="attached")
     assert said == []
 
 
