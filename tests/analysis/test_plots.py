@@ -61,7 +61,7 @@ def test_layers_shows_a_panel_per_strategy_and_marks_the_choice(scanned: pd.Data
 def test_norms_have_units() -> None:
     left, right = plots.norms(planted.directions().to_frame()).axes
     assert "raw" in left.get_ylabel()
-    assert "mean norm" in right.get_ylabel()
+    assert "residual stream" in right.get_ylabel()
     assert "block" in left.get_xlabel()
 
 
