@@ -2,7 +2,8 @@
 
 Alpha is 1 - observed / expected disagreement over all pairs of answers to the same item (Krippendorff 2011, "Computing
 Krippendorff's Alpha-Reliability"). It is 1 if all agree, 0 if they agree as often as answers drawn from all answers
-would, and below 0 if they agree less often. Items with fewer than two answers say nothing about agreement.
+would, and below 0 if they agree less often. Items with fewer than two answers say nothing about agreement. If only one
+answer was ever given, to whatever item, alpha is undefined (0 / 0): people who do not listen can also answer so.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from audiolens.errors import InputError
 
 
 def alpha(values: Float[np.ndarray, "listener item"], level: Literal["nominal", "interval"] = "nominal") -> float:
-    """Return Krippendorff's alpha of answers, where NaN marks a missing one; NaN if all answers are the same.
+    """Return Krippendorff's alpha of answers, where NaN marks a missing one.
+
+    It is NaN, which means undefined, if all answers are the same or no item has two.
 
     Args:
         level: "nominal" counts two answers as different or not, "interval" by their squared difference.
@@ -36,6 +39,13 @@ def _disagreement(answers: np.ndarray, level: str) -> float:
     """Return the sum of the differences between all ordered pairs of answers."""
     n = len(answers)
     if level == "interval":
-        return float(2 * (n * (answers**2).sum() - answers.sum() ** 2))
+        # Without the shift, the difference of two large sums would leave a rounding error where all are the same.
+        own = answers - answers[:1]
+        return float(2 * (n * (own**2).sum() - own.sum() ** 2))
     _, counts = np.unique(answers, return_counts=True)
     return float(n**2 - (counts**2).sum())
+
+
+def in_words(found: float) -> str:
+    """Return alpha as text."""
+    return f"alpha {found:.2f}" if np.isfinite(found) else "alpha undefined"

@@ -2,18 +2,23 @@
 
 A test draws listeners and prompts, so its result varies with both. The interval for both resamples listeners and
 prompts independently, and weighs an answer by the product of how often its listener and its prompt were drawn (Owen
-2007, "The pigeonhole bootstrap"). This is known to be conservative. As in all intervals here, the percentiles are
-widened for few listeners or prompts (`analysis.resampling.levels`).
+2007, "The pigeonhole bootstrap"). As in all intervals here, the percentiles are widened for few listeners or prompts
+(`analysis.resampling.levels`).
+
+The pigeonhole bootstrap overstates the variance of what was observed, but nothing can be resampled from answers that do
+not differ: its interval then has no width, however few they are. `_bounded` takes its place.
 """
 
 from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
+from scipy import stats
 
 from analysis.resampling import levels
 
@@ -37,15 +42,21 @@ class Draws:
         """Return the weighted total of every draw."""
         return ((self.listeners @ sums) * self.prompts).sum(1)
 
-    def ends(self, values: Float[np.ndarray, "draw ..."], clusters: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the ends of the interval of values over draws; NaN if there are fewer than two clusters."""
+    def ends(
+        self, values: Float[np.ndarray, "draw ..."], clusters: int, *, exact: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the ends of the interval of values over draws; NaN if there are fewer than two clusters.
+
+        With `exact`, ends are values of draws instead of lying between two, because infinite values have no between.
+        """
         if clusters < 2 or not len(values):
             empty = np.full(values.shape[1:], np.nan)
             return empty, empty
         with warnings.catch_warnings():
             # A statistic that no draw has is NaN.
             warnings.simplefilter("ignore", RuntimeWarning)
-            low, high = np.nanquantile(values, levels(self.confidence, clusters), axis=0)
+            method = "inverted_cdf" if exact else "linear"
+            low, high = np.nanquantile(values, levels(self.confidence, clusters), axis=0, method=method)
         return low, high
 
 
@@ -59,8 +70,13 @@ def totals(
     return grouped["sum"].to_numpy(float).reshape(shape), grouped["size"].to_numpy(float).reshape(shape)
 
 
-def mean_of(sums: np.ndarray, counts: np.ndarray, draws: Draws) -> dict[str, float]:
-    """Return the mean answer, its intervals, and the numbers of answers, listeners and prompts."""
+def mean_of(
+    sums: np.ndarray, counts: np.ndarray, draws: Draws, ends: tuple[float, float] = (0.0, 1.0)
+) -> dict[str, float]:
+    """Return the mean answer, its intervals, and the numbers of answers, listeners and prompts.
+
+    `ends` are the lowest and the highest possible answer.
+    """
     n_listeners, n_prompts = (int((counts.sum(axis) > 0).sum()) for axis in (1, 0))
     with np.errstate(invalid="ignore", divide="ignore"):
         both = draws.both(sums) / draws.both(counts)
@@ -71,5 +87,27 @@ def mean_of(sums: np.ndarray, counts: np.ndarray, draws: Draws) -> dict[str, flo
         ("", both, min(n_listeners, n_prompts)), ("listener_", listener, n_listeners), ("prompt_", prompt, n_prompts),
     ):  # fmt: skip
         low, high = draws.ends(values, clusters)
+        if flat(low, high):
+            low, high = _bounded(found["mean"], clusters, draws.confidence, ends)
         found |= {f"{name}low": float(low), f"{name}high": float(high)}
     return {**found, "answers": int(counts.sum()), "listeners": n_listeners, "prompts": n_prompts}
+
+
+def flat(low: np.ndarray | float, high: np.ndarray | float) -> Any:
+    """Return whether an interval has no width, up to rounding."""
+    return np.isclose(low, high, rtol=0, atol=1e-9)
+
+
+def _bounded(mean: float, clusters: int, confidence: float, ends: tuple[float, float]) -> tuple[float, float]:
+    """Return the interval of Clopper and Pearson (1934) for a mean of so many answers between two ends.
+
+    A mean of answers between 0 and 1 varies at most as much as a share of answers that are 0 or 1. With the smaller of
+    the numbers of listeners and prompts, this also bounds the variance over both.
+    """
+    lowest, highest = ends
+    chosen = clusters * (mean - lowest) / (highest - lowest)
+    outside = (1 - float(confidence)) / 2
+    # The quantiles are NaN where the share is 0 or 1, and the interval ends there.
+    low = np.nan_to_num(stats.beta.ppf(outside, chosen, clusters - chosen + 1), nan=0.0)
+    high = np.nan_to_num(stats.beta.ppf(1 - outside, chosen + 1, clusters - chosen), nan=1.0)
+    return float(lowest + (highest - lowest) * low), float(lowest + (highest - lowest) * high)

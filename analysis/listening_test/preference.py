@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 
 from analysis.figures.canvas import drawable
-from analysis.listening_test.agreement import alpha
+from analysis.listening_test.agreement import alpha, in_words
 from analysis.listening_test.design import Key
-from analysis.listening_test.intervals import Draws, mean_of, totals
+from analysis.listening_test.intervals import Draws, flat, mean_of, totals
 from analysis.listening_test.responses import Refused, Response
 from analysis.resampling import CONFIDENCE
 from audiolens.door import guarded
@@ -20,6 +21,9 @@ from audiolens.errors import InputError
 
 MOST_DRAWS = 300
 """The most draws for the intervals of the scale, each of which fits a model."""
+ONE_SIDED = "no finite strength: all answers to one side"
+UNVARIED = "no interval: the answers do not differ"
+"""Why a strength has no interval."""
 _ORDER = ("positive", "unsteered", "negative")
 
 
@@ -32,11 +36,16 @@ class Preference:
         table: one row per `question` and comparison. `share` is the share of answers that chose `clip` rather than
             `against`; chance is 0.5. `low` and `high` are the interval for other listeners and other prompts,
             `listener_low` and `listener_high` that for other listeners with the same prompts, and `prompt_low` and
-            `prompt_high` that for other prompts with the same listeners. `answers`, `listeners` and `prompts` count.
+            `prompt_high` that for other prompts with the same listeners. `answers`, `listeners` and `prompts` count. If
+            the answers do not differ, the interval is that of Clopper and Pearson for as many answers as there are
+            listeners or prompts, whichever is fewer.
         scale: the Bradley-Terry strength of every condition per question, as log odds relative to `relative_to`: a
             clip is chosen over another with the odds exp(difference). Half an answer is added to both sides of every
-            comparison, so that strengths are finite if all answers agree. The intervals are for both, as in `table`.
-        agreement: Krippendorff's alpha of the answers to each question (nominal), by question.
+            comparison, so that `strength` is finite if all answers agree. The intervals are for both, as in `table`. An
+            end is infinite if the resampled answers set no limit there. Both ends are NaN if all answers are to one
+            side or do not differ, as `note` says.
+        agreement: Krippendorff's alpha of the answers to each question (nominal), by question; NaN if all answers are
+            the same.
         answers: one row per answer. `value` is 1 if `clip` was chosen, and `first` is the role of the clip on the left.
         listeners: one row per listener: `failed` attention checks of `checks`, whether the answers were `used`, the
             share of answers that chose the left clip (`left`, about 0.5), and the `minutes` taken.
@@ -96,7 +105,7 @@ class Preference:
                 f"{row['clip']} rather than {row['against']} in {_percent(row)}" for row in rows.to_dict("records")
             ]
             parts.append(
-                f"{self.questions[str(question)]} {', '.join(shares)} (alpha {self.agreement[str(question)]:.2f})"
+                f"{self.questions[str(question)]} {', '.join(shares)} ({in_words(self.agreement[str(question)])})"
             )
         used, all_of = int(self.listeners["used"].sum()), len(self.listeners)
         return f"Preference({self.concept} on {self.model!r}, {used} of {all_of} listeners: {'; '.join(parts)})"
@@ -140,7 +149,7 @@ def preference(
     scale["relative_to"] = scale["relative_to"].map(key.label)
     return Preference(
         table=pd.DataFrame(rows),
-        scale=scale[["question", "condition", "relative_to", "strength", "low", "high"]],
+        scale=scale[["question", "condition", "relative_to", "strength", "low", "high", "note"]],
         agreement={name: _agreement(answers[answers["question"] == name]) for name in key.questions},
         answers=answers,
         listeners=listeners,
@@ -196,20 +205,41 @@ def _scale(counted: Mapping[tuple[str, str], tuple[np.ndarray, np.ndarray]], dra
     """Fit the Bradley-Terry model (Bradley and Terry 1952) to the answers of one question, with choix."""
     roles = [role for role in _ORDER if any(role in pair for pair in counted)]
     wins = np.zeros((len(draws.listeners[:MOST_DRAWS]), len(roles), len(roles)))
-    own = np.zeros((len(roles), len(roles)))
+    own = np.zeros((1, len(roles), len(roles)))
     for (first, second), (sums, counts) in counted.items():
         i, j = roles.index(first), roles.index(second)
         for a, b, chosen in ((i, j, sums), (j, i, counts - sums)):
-            own[a, b] = chosen.sum() + 0.5
-            wins[:, a, b] = draws.both(chosen)[:MOST_DRAWS] + 0.5
+            own[0, a, b] = chosen.sum()
+            wins[:, a, b] = draws.both(chosen)[:MOST_DRAWS]
     base = roles.index("unsteered") if "unsteered" in roles else len(roles) - 1
-    strengths = _fitted(own, None)
-    drawn = [_fitted(one, strengths) for one in wins]
+    compared = (own[0] + own[0].T > 0) / 2
+    strengths = _fitted(own[0] + compared, None)
+    drawn = [_fitted(one + compared, strengths) for one in wins]
     shifted = np.array([one - one[base] for one in drawn]).reshape(len(drawn), len(roles))
     clusters = min(draws.listeners.shape[1], draws.prompts.shape[1])
-    low, high = draws.ends(shifted, clusters)
-    values = {"condition": roles, "relative_to": roles[base], "strength": strengths - strengths[base]}
-    return pd.DataFrame({**values, "low": low, "high": high})
+    low, high = draws.ends(np.where(_bound(wins, base) == 0, shifted, _bound(wins, base)), clusters, exact=True)
+    one_sided, unvaried = _bound(own, base)[0] != 0, flat(low, high)
+    unvaried[base] = False
+    low, high = (np.where(one_sided | unvaried, np.nan, end) for end in (low, high))
+    return pd.DataFrame(
+        {
+            "condition": roles, "relative_to": roles[base], "strength": strengths - strengths[base], "low": low,
+            "high": high, "note": np.select([one_sided, unvaried], [ONE_SIDED, UNVARIED], ""),
+        }
+    )  # fmt: skip
+
+
+def _bound(wins: Float[np.ndarray, "draw role role"], base: int) -> Float[np.ndarray, "draw role"]:
+    """Return the strengths that no number of wins limits: inf, -inf, or NaN where nothing was compared; 0 elsewhere.
+
+    Without half answers, a strength relative to the base is finite if a chain of wins leads from the clip to the base,
+    and another one back (Ford 1957, "Solution of a ranking problem from binary comparisons").
+    """
+    chains = (wins > 0) | np.eye(wins.shape[-1], dtype=bool)
+    for _ in range(wins.shape[-1] - 2):
+        chains = chains | (chains @ chains)
+    over, under = chains[:, :, base], chains[:, base, :]
+    return np.select([over & under, over, under], [0.0, np.inf, -np.inf], np.nan)
 
 
 def _fitted(wins: np.ndarray, initial: np.ndarray | None) -> np.ndarray:

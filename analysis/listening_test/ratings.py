@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.figures.canvas import drawable
-from analysis.listening_test.agreement import alpha
+from analysis.listening_test.agreement import alpha, in_words
 from analysis.listening_test.design import RATED, Key
 from analysis.listening_test.intervals import Draws, mean_of, totals
 from analysis.listening_test.responses import Refused, Response
@@ -33,7 +33,7 @@ class Ratings:
             `high`; `listener_low`, `listener_high`; `prompt_low`, `prompt_high`). `median`, `q1` and `q3` are those of
             all ratings. `difference` is the mean difference from the hidden reference of the same listener and trial,
             with the interval `difference_low` to `difference_high`.
-        agreement: Krippendorff's alpha of the ratings (interval).
+        agreement: Krippendorff's alpha of the ratings (interval); NaN if all ratings are the same.
         ratings: one row per rating, with the difference from the hidden reference.
         listeners: one row per listener: the share of trials in which the hidden reference was rated below 90
             (`reference_low`) and the anchor above 90 (`anchor_high`), whether the ratings were `used`, and the
@@ -91,8 +91,8 @@ class Ratings:
         ]
         used, all_of = int(self.listeners["used"].sum()), len(self.listeners)
         return (
-            f"Ratings({self.concept} on {self.model!r}, {used} of {all_of} listeners: {', '.join(means)} of 100; alpha "
-            f"{self.agreement:.2f})"
+            f"Ratings({self.concept} on {self.model!r}, {used} of {all_of} listeners: {', '.join(means)} of 100; "
+            f"{in_words(self.agreement)})"
         )
 
 
@@ -119,8 +119,11 @@ def ratings(
     rows = []
     for role in RATED:
         own = kept[kept["role"] == role]
-        found = mean_of(*totals(own, names, prompts, "rating"), draws)
-        apart = mean_of(*totals(own, names, prompts, "difference"), draws)
+        found = mean_of(*totals(own, names, prompts, "rating"), draws, (0.0, 100.0))
+        apart = mean_of(*totals(own, names, prompts, "difference"), draws, (-100.0, 100.0))
+        if role == "reference":
+            # What is subtracted from itself is 0 for all listeners and prompts.
+            apart |= {"low": 0.0, "high": 0.0}
         q1, median, q3 = np.quantile(own["rating"], (0.25, 0.5, 0.75))
         rows.append(
             {

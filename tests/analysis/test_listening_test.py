@@ -14,6 +14,7 @@ import soundfile
 from command_line import Run
 from plants import listening as people
 from pyloudnorm import Meter
+from scipy.stats import binomtest
 from sklearn.linear_model import LogisticRegression
 
 from analysis import listening_test
@@ -183,13 +184,58 @@ def test_intervals_cover_when_listeners_and_prompts_differ() -> None:
     assert covered[1] / 200 < 0.85
 
 
+def test_answers_that_do_not_differ_still_have_an_interval() -> None:
+    """Four unanimous listeners and prompts show no more than four answers would (scipy's exact binomial interval)."""
+    draws = Draws.of(4, 4, 100, 0.95, 0)
+    three_of_four = np.tile([1.0, 1.0, 1.0, 0.0], (4, 1))
+    for chosen in (np.ones((4, 4)), np.zeros((4, 4)), three_of_four):
+        found = mean_of(chosen, np.ones((4, 4)), draws)
+        exact = binomtest(int(chosen[0].sum()), 4).proportion_ci()
+        assert (found["listener_low"], found["listener_high"]) == pytest.approx((exact.low, exact.high))
+        if np.ptp(chosen) == 0:
+            assert (found["low"], found["high"]) == pytest.approx((exact.low, exact.high))
+        else:
+            assert found["low"] < found["high"]
+    rated = mean_of(np.full((4, 4), 75.0), np.ones((4, 4)), draws, (0.0, 100.0))
+    exact = binomtest(3, 4).proportion_ci()
+    assert (rated["low"], rated["high"]) == pytest.approx((100 * exact.low, 100 * exact.high))
+
+
+def test_unanimous_answers_have_no_interval_of_strength_and_no_alpha(study: Study, tmp_path: Path) -> None:
+    folder = listening_test.write(study, tmp_path / "test", pairs=7, against="opposite", checks=0)
+
+    def never(question: str, *_: str) -> float:
+        return float(question == "concept")
+
+    def once(question: str, _first: str, _second: str, prompt: str) -> float:
+        return 1.0 if question == "concept" else float(prompt == read_key(folder).trials[0].prompt)
+
+    for number in range(4):
+        people.send(folder, people.response(folder, str(number), people.chooser(never if number else once)))
+    found: Any = listening_test.read(folder, n_bootstrap=100)
+    table: Any = found.table.set_index("question")
+    scale: Any = found.scale.set_index(["question", "condition"])
+    assert table.loc["concept", "low"] == pytest.approx(0.025**0.25)
+    assert "100% [40, 100] (alpha undefined)" in repr(found)
+    unanimous, almost = (scale.loc[name, "steered to fast"] for name in ("concept", "quality"))
+    # Half an answer makes the strength finite, and its interval would only say how large half an answer is.
+    assert unanimous["strength"] == pytest.approx(np.log(28.5 / 0.5))
+    assert np.isnan([unanimous["low"], unanimous["high"]]).all()
+    assert "all answers to one side" in unanimous["note"]
+    # Draws without the only answer for this clip set no lower limit.
+    assert almost["low"] == -np.inf < almost["strength"] < almost["high"] < np.inf
+    assert almost["note"] == ""
+    assert list(scale.loc["concept", "steered to slow"][["low", "high"]]) == [0, 0]
+
+
 def test_agreement_is_krippendorffs_published_example() -> None:
     """Krippendorff 2011, section C and E: nominal .743, interval .849."""
     lines = ("1 2 3 3 2 1 4 1 2 . . .", "1 2 3 3 2 2 4 1 2 5 . 3", ". 3 3 3 2 3 4 2 2 5 1 .", "1 2 3 3 2 4 4 1 2 5 1 .")
     values = np.array([[float("nan") if one == "." else float(one) for one in line.split()] for line in lines])
     assert round(alpha(values), 3) == 0.743
     assert round(alpha(values, "interval"), 3) == 0.849
-    assert np.isnan(alpha(np.ones((3, 4))))
+    # Nothing differs, so nothing can be said, also where 97.3 is no exact number.
+    assert np.isnan([alpha(np.ones((3, 4))), alpha(np.full((7, 9), 97.3), "interval")]).all()
 
 
 Change = Callable[[dict[str, Any]], object]
