@@ -20,6 +20,8 @@ from audiolens.characters import printable
 from audiolens.errors import AudioLensWarning
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
+
     from audiolens import AudioLens
     from audiolens.prompts import PromptSet
 
@@ -274,8 +276,12 @@ def print_result(found: Any, as_json: bool, columns: Sequence[str], **only: Any)
 
 def as_facts(found: Any) -> dict[str, Any]:
     """Return a result's finding and its whole table as plain values."""
-    table = found.to_frame()
-    return {"finding": repr(found), "rows": table.astype(object).where(table.notna(), None).to_dict("records")}
+    return {"finding": repr(found), "rows": rows_of(found.to_frame())}
+
+
+def rows_of(table: DataFrame) -> list[dict[Any, Any]]:
+    """Return a table's rows as plain values, with None for what is missing."""
+    return table.astype(object).where(table.notna(), None).to_dict("records")
 
 
 def to_json(value: Any) -> str:

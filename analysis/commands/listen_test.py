@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from analysis.commands import early
-from analysis.commands.common import Json, print_result, print_table, say, to_json, write_result
+from analysis.commands.common import Json, as_facts, print_result, print_table, rows_of, say, to_json, write_result
 from audiolens.checks import checked_amount, checked_count, shown
 from audiolens.errors import InputError
 
 _SHOWN = {
     "pairs": ("question", "clip", "against", "share", "low", "high", "answers", "listeners", "prompts"),
-    "ratings": ("condition", "mean", "low", "high", "difference", "difference_low", "difference_high", "median"),
+    "mushra": ("condition", "mean", "low", "high", "difference", "difference_low", "difference_high", "median"),
 }
 _MAKING = "only writing a test needs it; --read analyses one"
 
@@ -137,11 +138,35 @@ def _analyse(folder: Path, out: Path | None, most_failed: int, as_json: bool) ->
     if out is not None:
         with folders.fresh(out, overwrite=None) as work:
             write_result(found, work, "listening")
-            write_csv(found.listeners, work / "listeners.csv")
-    print_result(found, as_json, _SHOWN["pairs" if mode == "pairs" else "ratings"])
-    if mode == "pairs" and not as_json:
-        print_table([{**row, **{name: f"{row[name]:+.2f}" for name in ("strength", "low", "high")}}
+            for name, table in _tables(found).items():
+                write_csv(table, work / f"{name}.csv")
+    if as_json:
+        facts = {name: getattr(found, name) for name in ("concept", "model", "strength", "left_out")}
+        tables = {name: rows_of(table) for name, table in _tables(found).items()}
+        say(to_json({**as_facts(found), **facts, **tables}))
+        return
+    print_result(found, False, _SHOWN[mode])
+    if mode == "pairs":
+        print_table([{**row, **{name: _strength(row[name]) for name in ("strength", "low", "high")}}
                      for row in found.scale.to_dict("records")])  # fmt: skip
+
+
+def _tables(found: Any) -> dict[str, Any]:
+    """Return the tables of a result other than its first one, by the names of their files."""
+    import pandas as pd
+
+    refused = pd.DataFrame([vars(one) for one in found.refused], columns=["file", "reason"])
+    both = {"listeners": found.listeners, "refused": refused}
+    if isinstance(found.agreement, float):
+        return {"agreement": pd.DataFrame({"alpha": [found.agreement]}), "ratings": found.ratings, **both}
+    agreement = pd.DataFrame({"question": [*found.agreement], "alpha": [*found.agreement.values()]})
+    return {"scale": found.scale, "agreement": agreement, "answers": found.answers, **both}
+
+
+def _strength(value: float) -> str:
+    if math.isnan(value):
+        return "none"
+    return f"{value:+.2f}" if math.isfinite(value) else "open"
 
 
 def _check_study(study: Path) -> None:

@@ -23,7 +23,8 @@ MOST_DRAWS = 300
 """The most draws for the intervals of the scale, each of which fits a model."""
 ONE_SIDED = "no finite strength: all answers to one side"
 UNVARIED = "no interval: the answers do not differ"
-"""Why a strength has no interval."""
+OPEN = "open: resampled answers set no limit"
+"""Why a strength has no interval, or one without an end."""
 _ORDER = ("positive", "unsteered", "negative")
 
 
@@ -43,7 +44,7 @@ class Preference:
             clip is chosen over another with the odds exp(difference). Half an answer is added to both sides of every
             comparison, so that `strength` is finite if all answers agree. The intervals are for both, as in `table`. An
             end is infinite if the resampled answers set no limit there. Both ends are NaN if all answers are to one
-            side or do not differ, as `note` says.
+            side or do not differ. `note` says which.
         agreement: Krippendorff's alpha of the answers to each question (nominal), by question; NaN if all answers are
             the same.
         answers: one row per answer. `value` is 1 if `clip` was chosen, and `first` is the role of the clip on the left.
@@ -221,12 +222,9 @@ def _scale(counted: Mapping[tuple[str, str], tuple[np.ndarray, np.ndarray]], dra
     one_sided, unvaried = _bound(own, base)[0] != 0, flat(low, high)
     unvaried[base] = False
     low, high = (np.where(one_sided | unvaried, np.nan, end) for end in (low, high))
-    return pd.DataFrame(
-        {
-            "condition": roles, "relative_to": roles[base], "strength": strengths - strengths[base], "low": low,
-            "high": high, "note": np.select([one_sided, unvaried], [ONE_SIDED, UNVARIED], ""),
-        }
-    )  # fmt: skip
+    why = np.select([one_sided, unvaried, np.isinf(low) | np.isinf(high)], [ONE_SIDED, UNVARIED, OPEN], "")
+    values = {"condition": roles, "relative_to": roles[base], "strength": strengths - strengths[base]}
+    return pd.DataFrame({**values, "low": low, "high": high, "note": why})
 
 
 def _bound(wins: Float[np.ndarray, "draw role role"], base: int) -> Float[np.ndarray, "draw role"]:
