@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,6 +18,7 @@ _SHOWN = {
     "pairs": ("question", "clip", "against", "share", "low", "high", "answers", "listeners", "prompts"),
     "mushra": ("condition", "mean", "low", "high", "difference", "difference_low", "difference_high", "median"),
 }
+_OPTIONS = {"against": "--against", "questions": "--ask", "checks": "--checks", "anchor_hz": "--anchor-hz"}
 _MAKING = "only writing a test needs it; --read analyses one"
 
 
@@ -24,27 +26,43 @@ def listen_test(
     study: Annotated[Path | None, typer.Argument(help="Folder of a finished study whose clips people compare.")] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="New folder for the test or, with --read, for the table and figure."),
+        typer.Option("--out", "-o", help="New folder for the test or, with --read, for the tables and the figure."),
     ] = None,
     read: Annotated[
         Path | None, typer.Option("--read", metavar="FOLDER", help="Analyse the responses in a test's folder.")
     ] = None,
     mode: Annotated[
-        Literal["pairs", "mushra"],
-        typer.Option(help="pairs: which of two clips? mushra: rate several clips, with hidden reference and anchor."),
-    ] = "pairs",
+        Literal["pairs", "mushra"] | None,
+        typer.Option(
+            help="pairs: which of two clips? mushra: rate several clips, with hidden reference and anchor "
+            "[default: pairs]."
+        ),
+    ] = None,
     pairs: Annotated[
-        int, typer.Option(help="Number of comparisons: two per prompt. A rating trial counts as two.")
-    ] = 16,
+        int | None,
+        typer.Option(help="Number of comparisons: two per prompt. A rating trial counts as two [default: 16]."),
+    ] = None,
     against: Annotated[
-        Literal["unsteered", "opposite", "both"],
-        typer.Option(help="What steered clips are compared with: unsteered ones, those of the opposite pole, or both."),
-    ] = "unsteered",
+        Literal["unsteered", "opposite", "both"] | None,
+        typer.Option(
+            help="What pairs compare steered clips with: unsteered ones, those of the opposite pole, or both "
+            "[default: unsteered]."
+        ),
+    ] = None,
     ask: Annotated[
-        str, typer.Option(help="What pairs ask: concept (which is faster?), quality (which sounds better?), or both.")
-    ] = "concept,quality",
-    checks: Annotated[int, typer.Option(help="Number of attention checks: pairs with an obvious answer.")] = 3,
-    anchor_hz: Annotated[float, typer.Option(help="Cutoff of the low-passed anchor of ratings.")] = 3500.0,
+        str | None,
+        typer.Option(
+            help="What pairs ask: concept (which is faster?), quality (which sounds better?), or both "
+            "[default: concept,quality]."
+        ),
+    ] = None,
+    checks: Annotated[
+        int | None,
+        typer.Option(help="Number of attention checks among pairs, with an obvious answer [default: 3]."),
+    ] = None,
+    anchor_hz: Annotated[
+        float | None, typer.Option(help="With --mode mushra: cutoff of the low-passed anchor [default: 3500].")
+    ] = None,
     consent: Annotated[
         Path | None, typer.Option(help="Text file with the consent text [default: a template to fill in].")
     ] = None,
@@ -55,7 +73,10 @@ def listen_test(
         str | None,
         typer.Option("--model", "-m", help="Where the study's model is [default: as the study names it]."),
     ] = None,
-    most_failed: Annotated[int, typer.Option(help="With --read: how many attention checks a listener may fail.")] = 0,
+    most_failed: Annotated[
+        int | None,
+        typer.Option(help="With --read: how many attention checks of pairs a listener may fail [default: 0]."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Write a blind listening test of a study's clips as a static page, or analyse the responses to one.
@@ -72,23 +93,35 @@ def listen_test(
     """
     if (study is None) == (read is None):
         raise InputError("give the folder of a study and -o FOLDER to write a test, or --read FOLDER to analyse one.")
+    own = {"against": against, "questions": ask, "checks": checks, "anchor_hz": anchor_hz}
     if read is not None:
-        given = {"--consent": consent, "--listeners": listeners, "--model": model}
-        if unused := next((name for name, value in given.items() if value is not None), None):
-            raise InputError(f"{unused} {given[unused]}: {_MAKING}.")
+        given = {
+            "--mode": mode, "--pairs": pairs, **{_OPTIONS[name]: value for name, value in own.items()},
+            "--consent": consent, "--listeners": listeners, "--model": model,
+        }  # fmt: skip
+        if name := next((name for name, value in given.items() if value is not None), None):
+            raise InputError(f"{name} {given[name]}: {_MAKING}.")
         _analyse(read, out, most_failed, as_json)
         return
     assert study is not None
+    if most_failed is not None:
+        raise InputError(f"--most-failed {most_failed} goes with --read FOLDER: it says whose responses are left out.")
+    mode = mode or "pairs"
+    _check_mode(mode, own)
     if out is None:
         raise InputError("-o FOLDER is missing: give the name of a new folder for the test.")
-    questions = [name.strip() for name in ask.split(",")]
-    for name in questions:
+    questions = None if ask is None else [name.strip() for name in ask.split(",")]
+    for name in questions or ():
         early.check_choice("--ask", name, ("concept", "quality"))
-    checked_count("--pairs", pairs, 1, 400)
-    checked_count("--checks", checks, 0, 20)
-    checked_amount("--anchor-hz", anchor_hz, above=0)
+    if pairs is not None:
+        checked_count("--pairs", pairs, 1, 400)
+    if checks is not None:
+        checked_count("--checks", checks, 0, 20)
+    if anchor_hz is not None:
+        checked_amount("--anchor-hz", anchor_hz, above=0)
     early.check_folder(out)
     options: dict[str, Any] = {
+        **({} if pairs is None else {"pairs": pairs}),
         "consent": None if consent is None else _text(consent),
         "listeners": () if listeners is None else [one.strip() for one in _text(listeners).split("\n") if one.strip()],
     }
@@ -100,8 +133,8 @@ def listen_test(
     from analysis.listening_test.design import KEY, PAGE, RESPONSES, read_key
 
     listening_test.write(
-        study, out, mode=mode, pairs=pairs, against=against, questions=questions, checks=checks, anchor_hz=anchor_hz,
-        model=model, **options,
+        study, out, mode=mode, against=against, questions=questions, checks=checks, anchor_hz=anchor_hz, model=model,
+        **options,
     )  # fmt: skip
     trials = read_key(out).trials
     facts = {
@@ -118,21 +151,32 @@ def listen_test(
     )
 
 
-def _analyse(folder: Path, out: Path | None, most_failed: int, as_json: bool) -> None:
-    from analysis.listening_test import levels
-    from analysis.listening_test.design import read_key
+def _check_mode(mode: str, own: Mapping[str, object]) -> None:
+    from analysis.listening_test.design import NEEDED, unused
 
-    checked_count("--most-failed", most_failed, 0)
+    if name := unused(mode, own):
+        other, why = NEEDED[name]
+        raise InputError(f"{_OPTIONS[name]} {own[name]} goes with --mode {other}, not {mode}: {why}.")
+
+
+def _analyse(folder: Path, out: Path | None, most_failed: int | None, as_json: bool) -> None:
+    from analysis.listening_test import levels
+    from analysis.listening_test.design import NO_CHECKS, read_key
+
+    if most_failed is not None:
+        checked_count("--most-failed", most_failed, 0)
     early.check_folder(out)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder.")
     mode = read_key(folder).mode
+    if mode == "mushra" and most_failed is not None:
+        raise InputError(f"--most-failed {most_failed} goes with a test of pairs: {NO_CHECKS}.")
     levels.refuse_missing()
     from analysis import listening_test
     from analysis.spreadsheets import write_csv
     from analysis.store import folder as folders
 
-    found: Any = listening_test.read(folder, most_failed=most_failed)
+    found: Any = listening_test.read(folder, most_failed=most_failed or 0)
     for one in found.refused:
         say(f"audiolens: {one.file} was not used: {one.reason}", err=True)
     if out is not None:

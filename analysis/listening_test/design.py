@@ -29,6 +29,14 @@ COMPARED: Mapping[Against, tuple[tuple[str, str], ...]] = {
     "both": (("positive", "unsteered"), ("negative", "unsteered"), ("positive", "negative")),
 }
 """The roles that are compared for every prompt. Answers count how often the first one was chosen."""
+NO_CHECKS = "ratings are screened by the hidden reference and the anchor"
+NEEDED: Mapping[str, tuple[Mode, str]] = {
+    "against": ("pairs", "ratings are of the clips steered to both poles, next to the unsteered one"),
+    "questions": ("pairs", "ratings are always of quality"),
+    "checks": ("pairs", NO_CHECKS),
+    "anchor_hz": ("mushra", "pairs have no anchor"),
+}
+"""Arguments that one mode alone needs, and why the other does not."""
 RATED = ("reference", "positive", "negative", "anchor")
 QUALITY = "quality"
 CONCEPT = "concept"
@@ -95,6 +103,11 @@ class Key:
         """Return the readable name of a role."""
         steered = {"positive": f"steered to {self.poles[0]}", "negative": f"steered to {self.poles[1]}"}
         return {**steered, "reference": "hidden reference"}.get(role, role)
+
+
+def unused(mode: str, given: Mapping[str, object]) -> str | None:
+    """Return the first argument that was given (not None) and that the mode does not need."""
+    return next((name for name, value in given.items() if value is not None and NEEDED[name][0] != mode), None)
 
 
 def read_key(folder: Path) -> Key:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from analysis.listening_test import levels
-from analysis.listening_test.design import RESPONSES, read_key
+from analysis.listening_test.design import NO_CHECKS, RESPONSES, read_key
 from analysis.listening_test.preference import Preference, preference
 from analysis.listening_test.ratings import Ratings, ratings
 from analysis.listening_test.responses import read_responses
@@ -38,7 +38,8 @@ def read(
         resampling: a `Resampling` instead of these three.
 
     Raises:
-        InputError: if the folder has no listening test, if no response can be used, or if no listener passed.
+        InputError: if the folder has no listening test, if no response can be used, if no listener passed, or if
+            `most_failed` is given for ratings.
         DamagedError: if the key is not what was written.
     """
     levels.refuse_missing()
@@ -47,6 +48,8 @@ def read(
     checked_resampling(confidence, n_bootstrap)
     drawn = checked_seed(seed)
     key = read_key(place)
+    if key.mode == "mushra" and most_failed:
+        raise InputError(f"most_failed={most_failed} goes with a test of pairs: {NO_CHECKS}.")
     responses, refused = read_responses(place, key)
     if not responses:
         why = f" ({refused[0].file}: {refused[0].reason.rstrip('.')}, ...)" if refused else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -15,6 +15,7 @@ from analysis.listening_test.design import (
     COMPARED,
     CONCEPT,
     KEY,
+    NEEDED,
     PAGE,
     QUALITY,
     RATED,
@@ -24,6 +25,7 @@ from analysis.listening_test.design import (
     Key,
     Mode,
     Trial,
+    unused,
 )
 from analysis.listening_test.levels import Sound
 from analysis.store import folder as folders
@@ -53,10 +55,10 @@ def write(
     *,
     mode: Mode = "pairs",
     pairs: int = PAIRS,
-    against: Against = "unsteered",
-    questions: Sequence[str] = QUESTIONS,
-    checks: int = CHECKS,
-    anchor_hz: float = ANCHOR_HZ,
+    against: Against | None = None,
+    questions: Sequence[str] | None = None,
+    checks: int | None = None,
+    anchor_hz: float | None = None,
     consent: str | None = None,
     listeners: Sequence[str] = (),
     model: str | None = None,
@@ -76,24 +78,34 @@ def write(
             MUSHRA, not MUSHRA.
         pairs: number of comparisons, two per prompt and seed (one per pole), or as many as `against` has. A rating
             trial takes both poles, so it counts as two.
-        against: what steered clips are compared with: "unsteered", the clip steered to the "opposite" pole, or "both".
-        questions: "concept" and "quality", or one of them. Ratings are always of quality.
-        checks: number of attention checks in pairs. These are pairs with an obvious answer to one question: a clip
-            played at twice the speed of the other (faster, and also brighter, higher and busier), or, where that says
-            nothing about the concept, one under noise.
-        anchor_hz: cutoff of the anchor in hertz.
+        against: for pairs, what steered clips are compared with: "unsteered" (the default), the clip steered to the
+            "opposite" pole, or "both".
+        questions: for pairs, "concept" and "quality" (the default), or one of them. Ratings are always of quality.
+        checks: for pairs, the number of attention checks, by default 3. These are pairs with an obvious answer to one
+            question: a clip played at twice the speed of the other (faster, and also brighter, higher and busier), or,
+            where that says nothing about the concept, one under noise.
+        anchor_hz: for ratings, the cutoff of the anchor in hertz, by default 3500.
         consent: the consent text, with empty lines between paragraphs; `None` writes a template to fill in.
         listeners: codes of those who are invited. The page then asks for the code, and `read` accepts no other.
-        model: where the study's model is, if it is not where the study says.
+        model: for the folder of a study, where its model is, if it is not where the study says.
 
     Raises:
         InputError: if the folder exists and is not empty, if the study has too few clips with sound, if all of them are
-            silent, if an argument is out of range, or if a package of `audiolens[listening]` is missing.
+            silent, if an argument is out of range or goes with the other mode, or if a package of
+            `audiolens[listening]` is missing.
     """
     levels.refuse_missing()
+    given = {"against": against, "questions": questions, "checks": checks, "anchor_hz": anchor_hz}
+    _check_mode(mode, given)
+    against = "unsteered" if against is None else against
+    questions = QUESTIONS if questions is None else questions
+    checks = CHECKS if checks is None else checks
+    anchor_hz = ANCHOR_HZ if anchor_hz is None else anchor_hz
     wanted = _checked(mode, pairs, against, questions, checks, anchor_hz, consent, listeners)
     folders.check(folder, overwrite=None)
     if isinstance(study, Study):
+        if model is not None:
+            raise InputError(f"model={shown(model)} goes with the folder of a study: a Study holds sounds, not codes.")
         found, items = study, clips.items_of(study, wanted)
         if len(items) < wanted:
             raise InputError(
@@ -138,14 +150,21 @@ def write(
     return Path(folder)
 
 
+def _check_mode(mode: str, given: Mapping[str, object]) -> None:
+    if mode not in get_args(Mode):
+        raise InputError(f"mode={shown(mode)}: expected one of {', '.join(get_args(Mode))}.")
+    if name := unused(mode, given):
+        other, why = NEEDED[name]
+        raise InputError(f"{name}={shown(given[name])} goes with mode={other!r}, not {mode!r}: {why}.")
+
+
 def _checked(
     mode: str, pairs: int, against: str, questions: Sequence[str], checks: int, anchor_hz: float, consent: str | None,
     listeners: Sequence[str],
 ) -> int:  # fmt: skip
     """Check the arguments, and return the number of prompts x seeds that they need."""
-    for name, value, known in (("mode", mode, get_args(Mode)), ("against", against, get_args(Against))):
-        if value not in known:
-            raise InputError(f"{name}={shown(value)}: expected one of {', '.join(known)}.")
+    if against not in get_args(Against):
+        raise InputError(f"against={shown(against)}: expected one of {', '.join(get_args(Against))}.")
     checked_count("pairs", pairs, 1, MOST_PAIRS)
     checked_count("checks", checks, 0, MOST_CHECKS)
     checked_amount("anchor_hz", anchor_hz, above=0)

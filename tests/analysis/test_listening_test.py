@@ -344,6 +344,8 @@ def test_ratings_recover_means_and_screen_listeners(study: Study, tmp_path: Path
     assert found.agreement > 0.8
     assert found.plot() is not None
     assert found.figure() is not None
+    with pytest.raises(InputError, match="most_failed=1 goes with a test of pairs"):
+        listening_test.read(folder, most_failed=1)
     bad = people.response(folder, "nan", people.rater(means))
     bad["answers"][0]["ratings"] = dict.fromkeys(bad["answers"][0]["ratings"], float("nan"))
     people.send(folder, bad)
@@ -378,6 +380,11 @@ def test_silent_clips_are_left_out_and_counted(study: Study, tmp_path: Path) -> 
         ({"questions": ["loudness"]}, "expected concept, quality, or both"),
         ({"questions": []}, "expected concept, quality, or both"),
         ({"mode": "mushra", "anchor_hz": 8000}, "expected less than 8000"),
+        ({"anchor_hz": 400.0}, "anchor_hz=400.0 goes with mode='mushra', not 'pairs': pairs have no anchor"),
+        ({"mode": "mushra", "against": "both"}, "against='both' goes with mode='pairs', not 'mushra'"),
+        ({"mode": "mushra", "questions": ["quality"]}, "ratings are always of quality"),
+        ({"mode": "mushra", "checks": 0}, "checks=0 goes with mode='pairs'"),
+        ({"model": "etude"}, "model='etude' goes with the folder of a study"),
         ({"listeners": ["a", "a"]}, "each once"),
         ({"listeners": ["a\x1b"]}, "not allowed"),
         ({"consent": "x" * 30_000}, "at most 20,000"),
@@ -388,6 +395,30 @@ def test_a_test_that_cannot_be_made_is_refused(
 ) -> None:
     with pytest.raises(InputError, match=message):
         listening_test.write(study, tmp_path / "test", **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--read test --mode pairs", "--mode pairs: only writing a test needs it"),
+        ("--read test --pairs 16", "--pairs 16: only writing"),
+        ("--read test --against both", "--against both: only writing"),
+        ("--read test --ask quality", "--ask quality: only writing"),
+        ("--read test --checks 0", "--checks 0: only writing"),
+        ("--read test --anchor-hz 400", "--anchor-hz 400.0: only writing"),
+        ("study -o out --most-failed 0", "--most-failed 0 goes with --read FOLDER"),
+        ("study -o out --anchor-hz 400", "--anchor-hz 400.0 goes with --mode mushra, not pairs: pairs have no anchor"),
+        ("study -o out --mode mushra --ask quality", "--ask quality goes with --mode pairs, not mushra: ratings are"),
+        ("study -o out --mode mushra --checks 0", "--checks 0 goes with --mode pairs, not mushra: ratings are"),
+        ("study -o out --mode mushra --against both", "--against both goes with --mode pairs, not mushra: ratings"),
+    ],
+)
+def test_an_option_that_would_change_nothing_is_refused(run: Run, tmp_path: Path, options: str, message: str) -> None:
+    """Neither folder exists, and the line is about the option: it is refused before anything is read."""
+    code, _, err = run("listen-test", *options.split())
+    assert (code, err.count("\n")) == (2, 1)
+    assert message in err
     assert list(tmp_path.iterdir()) == []
 
 

@@ -326,7 +326,8 @@ class World:
         return self._answered("pairs", listeners.chooser(lambda *_: 0.5))
 
     def _answered(self, mode: Any, answered: Any) -> Path:
-        place = listening_test.write(self.sounding, self.place(), mode=mode, pairs=4, anchor_hz=400.0)
+        anchor_hz = 400.0 if mode == "mushra" else None
+        place = listening_test.write(self.sounding, self.place(), mode=mode, pairs=4, anchor_hz=anchor_hz)
         for name in "ab":
             listeners.send(place, listeners.response(place, name, answered))
         return place
