@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
+from audiolens.directions import shuffles
 from audiolens.door import guarded
 from audiolens.errors import InputError
 from audiolens.ranking import area, auc, ranks
@@ -44,6 +45,7 @@ class Evidence:
             direction little.
         p: permutation p-value of the AUC: the fraction of shuffles of the held-out prompts' labels whose largest AUC
             over all layers is at least this layer's AUC. Taking the largest AUC corrects for choosing the best layer.
+            If a prompt has several clips, the labels of whole prompts are exchanged.
             `p` is `None` in files written by earlier versions.
         least_p: the smallest possible `p`, which an AUC of 1 would have. It is large if there are few held-out prompts,
             because many shuffles then reach an AUC of 1 at some layer. It is `None` in files written by earlier
@@ -229,12 +231,14 @@ def measured(
     first: Float[Tensor, "layer d_model"],
     second: Float[Tensor, "layer d_model"],
     early: Mapping[int, Float[Tensor, "layer d_model"]],
+    prompts: Int[np.ndarray, " any_prompt"] | None = None,
 ) -> Evidence:
     """Return the evidence of a direction, given those of both halves.
 
     Args:
         positive, negative: projections of the prompts of the second half onto the direction of the first.
         early: the direction of the first n prompts per pole, by n, of which the last is the whole first half.
+        prompts: the number of the prompt of each projection, positive ones first, if a prompt may have several.
     """
     found = _auc(positive, negative)
     return Evidence(
@@ -243,8 +247,8 @@ def measured(
         auc=found.float(),
         counts=torch.tensor(list(early), device="cpu"),
         stability=torch.stack([cosine_similarity(one, second, dim=-1) for one in early.values()]).float(),
-        p=_p_of_auc(positive, negative, found).float(),
-        least_p=_p_of_auc(positive, negative, torch.ones(1, device="cpu"))[0].float(),
+        p=_p_of_auc(positive, negative, found, prompts).float(),
+        least_p=_p_of_auc(positive, negative, torch.ones(1, device="cpu"), prompts)[0].float(),
     )
 
 
@@ -266,14 +270,20 @@ def _auc(
 
 
 def _p_of_auc(
-    positive: Float[Tensor, "layer prompt"], negative: Float[Tensor, "layer other_prompt"], found: Float[Tensor, " auc"]
+    positive: Float[Tensor, "layer prompt"],
+    negative: Float[Tensor, "layer other_prompt"],
+    found: Float[Tensor, " auc"],
+    prompts: Int[np.ndarray, " any_prompt"] | None,
 ) -> Float[Tensor, " auc"]:
     """Return family-wise p-values over the layers: each shuffle of the labels contributes the AUC of its best layer."""
     sizes = positive.shape[1], negative.shape[1]
-    rng = np.random.default_rng(0)
-    poles = np.zeros((sum(sizes), N_SHUFFLES))
-    poles[: sizes[0]] = 1
-    dealt = rng.permuted(poles, axis=0)
+    if prompts is not None and len(np.unique(prompts)) < len(prompts):
+        labels = torch.arange(sum(sizes), device="cpu") < sizes[0]
+        dealt = (shuffles.permuted(labels, N_SHUFFLES, 0, prompts).T > 0).double().numpy()
+    else:
+        poles = np.zeros((sum(sizes), N_SHUFFLES))
+        poles[: sizes[0]] = 1
+        dealt = np.random.default_rng(0).permuted(poles, axis=0)
     highest = torch.from_numpy(area(ranks(torch.cat([positive, negative], dim=1).numpy()) @ dealt, *sizes)).amax(0)
     return (1 + (highest[None] >= found[:, None]).sum(1)).float() / (N_SHUFFLES + 1)
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 from einops import rearrange
 from jaxtyping import Float
@@ -149,6 +150,7 @@ def _evidence(
     early = {count: fitted(target.early(first, count))[1] for count in counts}
     early[most] = direction
     held, positive = samples.values[:, second], target.positive[second]
+    side, prompts = positive.numpy(), target.groups[second]
     scores = torch.einsum("lpd,ld->lp", held.double(), unit(direction.double()))
     # Where the means coincide, a direction has no sign, so the two halves are given the same one.
     other = fitted(second)[1]
@@ -157,7 +159,7 @@ def _evidence(
     other = torch.where(turned[:, None], -other, other)
     found = measured(
         scores[:, positive], scores[:, ~positive], direction.double(), other.double(),
-        {count: one.double() for count, one in early.items()},
+        {count: one.double() for count, one in early.items()}, np.concatenate([prompts[side], prompts[~side]]),
     )  # fmt: skip
     if any(one.predictor is None for one in fits):
         return found

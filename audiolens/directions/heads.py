@@ -45,7 +45,8 @@ class Heads:
             ranks heads of equal accuracy.
         spread: standard deviation of the samples along the head's vector, over both poles. ITI calls it sigma.
         p: permutation p-value of the accuracy: the share of shuffled labellings under which the best of all heads is at
-            least as accurate. Taking the best head corrects for choosing among all of them.
+            least as accurate. Taking the best head corrects for choosing among all of them. If a prompt has several
+            clips, whole prompts are exchanged, because clips of one prompt resemble each other.
         least_p: the smallest possible `p`, which is large if there are few prompts.
         layers: the block of each row.
 
@@ -167,11 +168,11 @@ class Heads:
 
 def heads_of(samples: Samples, target: Target, vectors: Float[Tensor, "layer d_model"], n_heads: int) -> Heads | None:
     """Return the evidence of vectors that were estimated from samples, or `None` if there are too few prompts."""
-    divided = _folds(target)
+    divided = _folds(target, samples.prompts)
     if divided is None:
         return None
     positive = target.positive
-    drawn = shuffles.permuted(positive, N_SHUFFLES, 0).sign()
+    drawn = shuffles.permuted(positive, N_SHUFFLES, 0, target.groups).sign()
     labels = torch.cat([torch.where(positive, 1.0, -1.0).double()[None], drawn]).T
     scores, apart, spread = [], [], []
     for layer, vector in zip(samples.values, vectors, strict=True):
@@ -184,7 +185,7 @@ def heads_of(samples: Samples, target: Target, vectors: Float[Tensor, "layer d_m
     accuracy = torch.stack(scores)
     own, best = accuracy[..., 0], accuracy[..., 1:].amax((0, 1))
     p = (1 + (best >= own[..., None] - 1e-9).sum(-1)).double() / (N_SHUFFLES + 1)
-    least = max(1 / (N_SHUFFLES + 1), 1 / shuffles.orders(positive))
+    least = max(1 / (N_SHUFFLES + 1), 1 / shuffles.orders(positive, target.groups))
     return Heads(
         accuracy=own.float(), separation=torch.stack(apart).float(), spread=torch.stack(spread).float(),
         p=p.float(), least_p=torch.tensor(least, dtype=torch.float32, device="cpu"), layers=samples.layers,
@@ -228,9 +229,9 @@ def _named(known: Heads, heads: Any, n_layers: int) -> list[tuple[int, int]]:
     return found
 
 
-def _folds(target: Target) -> list[tuple[np.ndarray, np.ndarray]] | None:
+def _folds(target: Target, prompts: Sequence[str | None]) -> list[tuple[np.ndarray, np.ndarray]] | None:
     """Return the rows to fit and to hold out in every fold; `None` if a side to fit would lack a pole."""
-    from sklearn.model_selection import StratifiedGroupKFold
+    from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
     positive = target.positive.numpy()
     count = int(positive.sum())
@@ -242,7 +243,14 @@ def _folds(target: Target) -> list[tuple[np.ndarray, np.ndarray]] | None:
     with warnings.catch_warnings():
         # A fold that lacks a pole is noticed below.
         warnings.simplefilter("ignore", UserWarning)
-        folds = StratifiedGroupKFold(n_folds, shuffle=True, random_state=0).split(positive, positive, groups)
+        kind = StratifiedGroupKFold
+        if not paired and len(np.unique(groups)) < len(groups):
+            # Whole prompts are exchanged, so folds that depend on the labels, or on the order of clips that were
+            # sorted, would favour the original labelling.
+            named = [(text or "", -1 if text is not None else row) for row, text in enumerate(prompts)]
+            order = {name: number for number, name in enumerate(sorted(set(named)))}
+            kind, groups = GroupKFold, np.array([order[name] for name in named])
+        folds = kind(n_folds, shuffle=True, random_state=0).split(positive, positive, groups)
         found = list(folds)
     return found if all(0 < positive[fit].sum() < len(fit) for fit, _ in found) else None
 

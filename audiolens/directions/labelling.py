@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from audiolens.checks import as_array, in_order, refuse_masked, shown
-from audiolens.directions.samples import Samples, halves
+from audiolens.directions.samples import Samples, halves, prompt_numbers
 from audiolens.errors import InputError, InputTypeError, nearest, shortened
 
 _TRIES = 50
@@ -48,7 +48,7 @@ class Target:
         Raises:
             InputError: if a label is missing, if all labels are equal, or if `towards` is not a class.
         """
-        groups = _groups(samples.prompts)
+        groups = prompt_numbers(samples.prompts)
         paired = labels is None and len(np.unique(groups)) == len(groups) and _in_order(samples.labels)
         given = samples.labels.numpy() if labels is None else _array(labels, len(samples.labels))
         if given.dtype.kind == "b":
@@ -151,14 +151,6 @@ def _array(labels: Any, rows: int) -> np.ndarray:
     if array.dtype.kind == "O" or array.dtype.kind not in "biufU":
         raise InputTypeError(f"labels: expected Booleans, text or numbers, one per sample, got {array.dtype}.")
     return array
-
-
-def _groups(prompts: Sequence[str | None]) -> Int[np.ndarray, " prompt"]:
-    """Number the prompts. A prompt of `None` (no text) is a prompt of its own, because its music sets it apart."""
-    numbers: dict[Any, int] = {}
-    return np.array(
-        [numbers.setdefault(row if prompt is None else prompt, len(numbers)) for row, prompt in enumerate(prompts)]
-    )
 
 
 def _in_order(labels: Bool[Tensor, " prompt"]) -> bool:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from audiolens.checks import checked_count
 from audiolens.directions import shuffles
-from audiolens.directions.samples import Samples
+from audiolens.directions.samples import Samples, prompt_numbers
 from audiolens.door import guarded
 
 N_SHUFFLES = 199
@@ -30,8 +30,9 @@ class PermutationTest:
         n_shuffles: number of shuffles.
 
     Labels are exchanged within pairs of prompts if the poles have the same number of prompts, and otherwise among all
-    prompts. A small p shows that the poles differ in the activations. It does not show that the difference represents
-    the concept, or that the model uses it.
+    prompts. If a prompt has several clips, whole prompts are exchanged (`shuffles.permuted`). A small p shows that the
+    poles differ in the activations. It does not show that the difference represents the concept, or that the model uses
+    it.
     """
 
     layers: tuple[int, ...]
@@ -53,7 +54,8 @@ class PermutationTest:
 def permutation_test(samples: Samples, n_shuffles: int, seed: int) -> PermutationTest:
     """Compare the difference in means of `samples` with those of random labellings (see `shuffles.permuted`)."""
     n_shuffles = checked_count("n_shuffles", n_shuffles)
-    weights = shuffles.permuted(samples.labels, n_shuffles, seed)
+    prompts = prompt_numbers(samples.prompts)
+    weights = shuffles.permuted(samples.labels, n_shuffles, seed, prompts)
     norms = []
     for layer in samples.values.double():
         # The weights of a labelling sum to 0, so the mean cancels. Subtracting it first improves precision.
@@ -71,6 +73,6 @@ def permutation_test(samples: Samples, n_shuffles: int, seed: int) -> Permutatio
         ratio=(own / drawn.median(0).values.clamp_min(torch.finfo(torch.float64).tiny)).float(),
         # Keep float64, because .05 is rounded up in float32.
         p=p,
-        least_p=max(1 / (n_shuffles + 1), 1 / shuffles.orders(samples.labels)),
+        least_p=max(1 / (n_shuffles + 1), 1 / shuffles.orders(samples.labels, prompts)),
         n_shuffles=n_shuffles,
     )

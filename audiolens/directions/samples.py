@@ -4,11 +4,14 @@ The prompts of two poles are divided into two halves in one fixed order, which t
 evidence share. Samples of the same prompt are never divided, because half of a prompt's clips would predict the others.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
+from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from audiolens.checks import shown
@@ -50,6 +53,14 @@ class Samples:
     def __repr__(self) -> str:
         positive = int(self.labels.sum())
         return f"Samples({positive} positive, {len(self.labels) - positive} negative, {len(self.layers)} layers)"
+
+
+def prompt_numbers(prompts: Sequence[str | None]) -> Int[np.ndarray, " prompt"]:
+    """Number the prompts. A prompt of `None` (no text) is a prompt of its own, because its music sets it apart."""
+    numbers: dict[Any, int] = {}
+    return np.array(
+        [numbers.setdefault(row if prompt is None else prompt, len(numbers)) for row, prompt in enumerate(prompts)]
+    )
 
 
 def halves(n_positive: int, n_negative: int) -> tuple[list[int], list[int]]:

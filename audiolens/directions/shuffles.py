@@ -5,6 +5,11 @@ After a free permutation of the labels, the difference still contains part of th
 direction's norm magnifies that part.
 """
 
+from collections import Counter
+from collections.abc import Iterator
+from typing import TypeGuard
+
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -68,15 +73,29 @@ def different(labels: Bool[Tensor, " prompt"], n: int, first_seed: int = 0) -> l
     return list(found.values())
 
 
-def permuted(labels: Bool[Tensor, " prompt"], n: int, seed: int) -> Float[Tensor, "shuffle prompt"]:
+def permuted(
+    labels: Bool[Tensor, " prompt"], n: int, seed: int, prompts: Int[np.ndarray, " prompt"] | None = None
+) -> Float[Tensor, "shuffle prompt"]:
     """Return the weight of each prompt in the difference in means under `n` random labellings, for a permutation test.
 
     If the poles have the same number of prompts, labels are permuted within pairs, and otherwise over all prompts.
     These labellings are not balanced, because a permutation test is exact only if the original labelling is among those
     that can be drawn.
+
+    Samples of one prompt resemble each other, and so do their labels if the prompt decides them, so they are not
+    exchangeable with those of other prompts one by one. If `prompts` numbers the prompt of each sample, and some prompt
+    has several, all labels of a prompt are exchanged with all those of another prompt that has as many samples, and
+    then permuted within the prompt.
     """
     generator = _generator(seed)
     positive, negative = _where(labels), _where(~labels)
+    if _several(prompts):
+        drawn = labels.expand(n, -1).clone()
+        for rows in _alike(prompts):
+            whole = torch.rand(n, len(rows), generator=generator, device="cpu").argsort(1)
+            within = torch.rand(n, *rows.shape, generator=generator, device="cpu").argsort(2)
+            drawn[:, rows] = labels[rows][whole].gather(2, within)
+        return drawn.double() / len(positive) - (~drawn).double() / len(negative)
     if len(positive) == len(negative):
         signs = torch.randint(0, 2, (n, len(positive)), generator=generator, device="cpu").double() * 2 - 1
         weights = torch.zeros(n, len(labels), dtype=torch.float64, device="cpu")
@@ -87,12 +106,39 @@ def permuted(labels: Bool[Tensor, " prompt"], n: int, seed: int) -> Float[Tensor
     return drawn.double() / len(positive) - (~drawn).double() / len(negative)
 
 
-def orders(labels: Bool[Tensor, " prompt"]) -> float:
+def orders(labels: Bool[Tensor, " prompt"], prompts: Int[np.ndarray, " prompt"] | None = None) -> float:
     """Return how many distinct lengths the difference in means can have under the labellings of `permuted`."""
+    if _several(prompts):
+        return _orders_of_prompts(labels, prompts)
     positive, negative = int(labels.sum()), int((~labels).sum())
     if positive == negative:
         return 2.0 ** (positive - 1)
     return float(torch.exp(_log_factorial(positive + negative) - _log_factorial(positive) - _log_factorial(negative)))
+
+
+def _several(prompts: Int[np.ndarray, " prompt"] | None) -> TypeGuard[Int[np.ndarray, " prompt"]]:
+    """Whether some prompt has several samples."""
+    return prompts is not None and len(np.unique(prompts)) < len(prompts)
+
+
+def _alike(prompts: Int[np.ndarray, " prompt"]) -> Iterator[Int[Tensor, "group member"]]:
+    """Yield the rows of all prompts that have the same number of samples, prompt by prompt."""
+    _, numbers, sizes = np.unique(prompts, return_inverse=True, return_counts=True)
+    order = np.argsort(numbers, kind="stable")
+    for size in np.unique(sizes):
+        yield torch.from_numpy(order[sizes[numbers[order]] == size].reshape(-1, size))
+
+
+def _orders_of_prompts(labels: Bool[Tensor, " prompt"], prompts: Int[np.ndarray, " prompt"]) -> float:
+    total, symmetric = torch.zeros((), dtype=torch.float64, device="cpu"), True
+    for rows in _alike(prompts):
+        size, positive = rows.shape[1], labels[rows].sum(1).tolist()
+        counts = Counter(positive)
+        total += _log_factorial(len(rows)) - sum(_log_factorial(count) for count in counts.values())
+        total += sum(_log_factorial(size) - _log_factorial(one) - _log_factorial(size - one) for one in positive)
+        symmetric &= counts == Counter(size - one for one in positive)
+    # Exchanging the two poles does not change the length.
+    return float(torch.exp(total)) / (2 if symmetric else 1)
 
 
 def _log_factorial(n: int) -> Float[Tensor, ""]:

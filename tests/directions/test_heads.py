@@ -63,9 +63,44 @@ def test_shuffled_poles_leave_no_head_above_chance(samples: Samples) -> None:
     assert found.heads.n_above_chance == 0
 
 
+def _sorted_clips(seed: int, quantile: float, shift: float = 0.0) -> Samples:
+    """Clips sorted by a measure: the prompt decides much of it and of the activations, each on its own if `shift` is 0.
+
+    As `method="by_measure"` does with 4 clips of each of 16 prompts.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    prompt = torch.arange(16).repeat_interleave(4)
+    level = 3 * torch.randn(16, generator=generator)[prompt] + torch.randn(64, generator=generator)
+    values = 3 * torch.randn(16, 24, generator=generator)[prompt] + torch.randn(64, 24, generator=generator)
+    values[:, 0] += shift * level
+    n = round(64 * quantile)
+    order = level.argsort(descending=True)
+    rows = torch.cat([order[:n], order[-n:]])
+    prompts = tuple(f"prompt {number}" for number in prompt[rows].tolist())
+    meta = replace(META, site="attn.z", n_heads=4)
+    return Samples(values[None, rows], torch.arange(2 * n) < n, (0,), prompts, meta, torch.ones(1))
+
+
+def test_several_clips_of_a_prompt_do_not_make_p_values_small() -> None:
+    found: dict[str, list[float]] = {"heads": [], "means": [], "auc": []}
+    for seed in range(40):
+        one = al.estimate(samples=_sorted_clips(seed, quantile=(0.25, 0.5)[seed % 2]), keep_samples=False)
+        assert one.heads is not None
+        assert one.evidence is not None
+        for name, p in (("heads", one.heads.p), ("means", one.evidence.means_p), ("auc", one.evidence.p)):
+            # Too few prompts for a test give no p of the means.
+            found[name] += [1.0 if p is None else float(p.min())]
+    for name, values in found.items():
+        # 2 of 40 are expected, and 7 or more have a probability of .003.
+        assert np.sum(np.array(values) <= 0.05) < 7, name
+    signal = al.estimate(samples=_sorted_clips(0, 0.5, shift=10.0)).heads
+    assert signal is not None
+    assert float(signal.p[0, 0]) == pytest.approx(1 / 200)
+
+
 def test_accuracy_and_spread_are_those_of_a_naive_loop_over_heads(samples: Samples, planted: al.Directions) -> None:
     target, labels = Target.of(samples), samples.labels.numpy()
-    folds = _folds(target)
+    folds = _folds(target, samples.prompts)
     assert folds is not None
     assert all(set(test % PAIRS).isdisjoint(fit % PAIRS) for fit, test in folds), "a pair is in two folds"
     assert planted.heads is not None
