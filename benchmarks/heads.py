@@ -36,7 +36,7 @@ STRENGTHS: Mapping[str, Mapping[int, float]] = {
 }  # fmt: skip
 """The strength for each number of heads, chosen on four development clips of tempo."""
 CHANCE = 12
-"""How many heads are drawn at random, among those above chance that are not among as many best ones."""
+"""How many heads are drawn at random, among those with an accuracy above .5 that are not as many best ones."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def _length(known: Heads, pairs: Sequence[tuple[int, int]]) -> float:
 
 
 def random_heads(found: al.Directions) -> list[tuple[int, int]]:
-    """Heads drawn at random among those that are above chance and not among the best."""
+    """Heads drawn at random among those with an accuracy above .5 that are not among the best."""
     known = heads_of(found)
     rest = known.best(int((known.weights > 0).sum()))[CHANCE:]
     drawn = np.random.default_rng(0).choice(len(rest), CHANCE, replace=False)
@@ -191,8 +191,8 @@ def page(rows: Sequence[Mapping[str, Any]], told: str) -> str:
         f"Measured on étude: {told}. The effect on the concept's own measure is the median of (steered / baseline - 1) "
         f"over clips of the same prompt and seed, with {COVERAGE} intervals over prompts. Failed clips count as an "
         "effect of zero. `drift` is the mean absolute difference from the baseline clip in nats per code under the "
-        "unsteered model. `above chance` is the number of heads whose probes exceed chance. At heads, a strength of 1 "
-        "is one standard deviation times the weight of the head.",
+        "unsteered model. `above chance` is the number of heads whose probes exceed chance (p <= .05, corrected for "
+        "choosing among all heads). At heads, a strength of 1 is one standard deviation times the weight of the head.",
         "",
         "| concept | site | steered | above chance | strength | effect, + | effect, - | drift, + / - | failed, + / - |",
         "|---|---|---|---|---|---|---|---|---|",
