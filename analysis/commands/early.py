@@ -58,6 +58,15 @@ def check_heads(strategies: Iterable[str | None], heads: int | None) -> None:
         raise InputError(f"--heads {heads} needs --strategy heads, and no other: their directions are read elsewhere.")
 
 
+def check_layers(strategies: Iterable[str], layers: str) -> None:
+    """Raise an error if layers are given for strategies that use every block's own directions."""
+    given = list(strategies)
+    if layers != "all" and set(given) <= {"all-to-all", "heads"}:
+        raise InputError(
+            f"--layers {shown(layers)}: --strategy {','.join(given)} uses every block's own directions: leave it out."
+        )
+
+
 def check_model(options: ModelOptions) -> None:
     """Raise an error if a model cannot be opened in this way: an unknown name, or a device that is not there.
 

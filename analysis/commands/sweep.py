@@ -65,7 +65,7 @@ def sweep(
     heads: Annotated[
         int | None, typer.Option(help="Number of attention heads for --strategy heads, the best by their probes.")
     ] = None,
-    layers: Annotated[str, typer.Option(help="Blocks such as 2,4,6-9, or all.")] = "all",
+    layers: Annotated[str, typer.Option(help="Blocks such as 2,4,6-9, or all; not for all-to-all and heads.")] = "all",
     band: Annotated[str | None, typer.Option(help="Blocks for one-to-band, such as 4-8.")] = None,
     branch: Annotated[
         str, typer.Option(help="Guidance branches to steer: both, cond or null; separate several with commas.")
@@ -167,6 +167,7 @@ def sweep(
     for one in asked["strategies"]:
         early.check_choice("strategy", one, early.STRATEGIES)
     early.check_heads(asked["strategies"], heads)
+    early.check_layers(asked["strategies"], layers)
     for one in asked["branches"]:
         early.check_choice("branch", one, early.BRANCHES)
     codes = codes or ("shared" if heads is None else "own")

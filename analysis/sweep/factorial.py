@@ -67,6 +67,11 @@ class Factors:
             object.__setattr__(self, "layers", layers_once(self.layers))
             if self.layers == []:
                 raise InputError("layers=[]: expected at least one layer to steer, or None for all.")
+            if not any(described(one).uses_one_layer for one in self.strategies):
+                raise InputError(
+                    f"layers={shown(self.layers)}: the strategies {list(self.strategies)} use every block's own "
+                    "directions, so leave layers= out."
+                )
         checked_flags(opposed=self.opposed)
         for name in ("n_random", "n_shuffled"):
             object.__setattr__(self, name, checked_count(name, getattr(self, name), least=0))

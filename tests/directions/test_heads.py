@@ -325,5 +325,7 @@ def test_directions_without_evidence_of_heads_are_refused(samples: Samples, plan
         al.gate(planted, strategy="heads", heads=1)
     with pytest.raises(InputError, match="give the strategy 'heads' and heads=k"):
         Factors(strategies=["heads"])
+    with pytest.raises(InputError, match=r"layers=3: the strategies \['heads'\] use every block's own directions"):
+        Factors(strategies=["heads"], heads=2, layers=3)
     with pytest.raises(InputError, match="a study compares single blocks"):
         Settings(strengths={"heads": (1.0,)})
