@@ -6,7 +6,7 @@ Every control is scaled to the norms of the real direction, and is added at the 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from audiolens.directions import shuffles
@@ -81,5 +81,7 @@ def drawn(
         seeds = shuffles.different(directions.samples.labels, n_shuffled, first_draw)
         found += [Control(BALANCED, at, directions.shuffled(seed), directions) for at, seed in enumerate(seeds)]
     for at, (name, other) in enumerate((others or {}).items()):
-        found.append(Control(OTHER, at, other.with_norms_of(directions), directions, name))
+        # The strategy "heads" then pushes the heads of the real direction, as far as it does.
+        alike = replace(other.with_norms_of(directions), heads=directions.heads)
+        found.append(Control(OTHER, at, alike, directions, name))
     return found

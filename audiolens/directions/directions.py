@@ -288,13 +288,21 @@ class Directions(AsArray, Exchange):
         return self._resized(vectors, self, label) if match_norms else self._changed(vectors, label)
 
     def with_norms_of(self, other: "Directions") -> "Directions":
-        """Return these directions scaled to the norms of `other`, layer by layer.
+        """Return these directions scaled to the norms of `other`, layer by layer, or head by head at a site with heads.
 
         The direction of another concept can then serve as a control: it is added at the same places, with the same
-        norm.
+        norm. `steer(strategy="heads")` still chooses the heads by these directions' own evidence, and what a strength
+        of 1 adds to a head is scaled with its vector. To push the heads of `other` as far as `other` does, also give
+        their evidence: `dataclasses.replace(d.with_norms_of(other), heads=other.heads)`, as a sweep does for controls.
         """
         self._refuse_foreign(other)
-        return self._resized(self.vectors, other, f"{self.meta.label} like ({other.meta.label})")
+        resized = self._resized(self.vectors, other, f"{self.meta.label} like ({other.meta.label})")
+        if self.heads is None:
+            return replace(resized, heads=None)
+        factors = other.by_head.norm(dim=-1) / self.by_head.norm(dim=-1)
+        # A vector of zero has no direction, and stays zero.
+        spread = self.heads.spread * torch.nan_to_num(factors, nan=0.0, posinf=0.0)
+        return replace(resized, heads=replace(self.heads, spread=spread))
 
     def permutation_test(self, n_shuffles: int = N_SHUFFLES, seed: int = 0) -> PermutationTest:
         """Test whether the difference in means is longer than it would be under shuffled labels.
@@ -464,7 +472,7 @@ class Directions(AsArray, Exchange):
         )
 
     def _resized(self, vectors: Tensor, other: "Directions", label: str) -> "Directions":
-        """Return vectors with the norms of `other`, those of every head if it has heads, and its choice of heads."""
+        """Return vectors with the norms of `other`, those of every head if it has heads, and its evidence of heads."""
         n_heads = max(1, self.meta.n_heads)
         sizes, own = (
             rearrange(one, "layer (head d) -> layer head d", head=n_heads) for one in (other.vectors, vectors)

@@ -17,6 +17,7 @@ from analysis import sweep
 from analysis.study.settings import Settings
 from analysis.sweep import BASELINE, Condition
 from analysis.sweep.conditions import merge
+from analysis.sweep.controls import drawn
 from analysis.sweep.factorial import Factors
 from audiolens.directions.heads import Heads, _folds
 from audiolens.directions.labelling import Target
@@ -146,6 +147,20 @@ def test_multiples_and_controls_push_the_same_heads_as_far(planted: al.Direction
         torch.testing.assert_close(lengths(control), own)
         torch.testing.assert_close(control.by_head.norm(dim=-1), planted.by_head.norm(dim=-1))
     assert al.steer(planted.at([0, 2]), "heads", heads=2)[1].layers == [2]
+
+
+def test_norms_of_another_keep_ones_own_choice_of_heads(planted: al.Directions) -> None:
+    assert planted.heads is not None
+    other = planted.heads.accuracy.flip(1)
+    another = replace(2.0 * planted.random_like(1), heads=replace(planted.heads, accuracy=other, separation=other))
+    assert another.heads is not None
+    alike = planted.with_norms_of(another)
+    torch.testing.assert_close(alike.by_head.norm(dim=-1), another.by_head.norm(dim=-1))
+    assert alike.heads is not None
+    assert alike.heads.best(2) == CARRIERS != another.heads.best(2)
+    torch.testing.assert_close(alike.heads.steps, 2.0 * planted.heads.steps)
+    (control,) = drawn(planted, n_random=0, n_shuffled=0, others={"other": another})
+    assert control.directions.heads is planted.heads
 
 
 def test_a_file_keeps_the_heads(planted: al.Directions, tmp_path: Any) -> None:
