@@ -184,7 +184,7 @@ def placed(
     if not todo:
         return Steered([], [], [])
     from audiolens import Directions, orthogonalised, schedules, steer
-    from audiolens.directions.calibration import refuse_elsewhere
+    from audiolens.directions.calibration import normal_place, refuse_elsewhere
     from audiolens.directions.strategies import described
 
     chosen = strategy or ("one-to-one" if band is None else "one-to-band")
@@ -200,7 +200,8 @@ def placed(
                     "the file has no calibration; `audiolens directions calibrate` writes one"
                 )  # fmt: skip
                 raise InputError(f"strength {shown(strength)}: {why}. Give a number.")
-            refuse_elsewhere(directions.calibration, place)
+            whole = normal_place(place, directions.layers, directions.meta.n_layers)
+            refuse_elsewhere(directions.calibration, {name: whole[name] for name in place})
             steps += steer(directions, strength=strength, schedule=schedule)
             continue
         if one.place:

@@ -124,7 +124,7 @@ class Calibration:
         """Return the calibration that `as_dict` wrote, whose shape was checked (`SHAPE`)."""
         place = {name: tuple(value) if name == "band" else value for name, value in values["place"].items()}
         if "heads" in place:
-            place["heads"] = _heads(place["heads"])
+            place["heads"] = _heads(place["heads"], None)
         return cls(**{**values, "place": place})
 
     def __repr__(self) -> str:
@@ -150,13 +150,19 @@ def normal_place(stated: Mapping[str, Any], layers: Sequence[int], n_layers: int
     with suppress(TypeError):
         one = one if one is None else counted(whole_number(one), n_layers)
         band = band if band is None else tuple(counted(layer, n_layers) for layer in whole_numbers(list(band)))
-    return {**place, "layer": one, "layers": several, "band": band, "heads": _heads(place["heads"])}
+    return {**place, "layer": one, "layers": several, "band": band, "heads": _heads(place["heads"], n_layers)}
 
 
-def _heads(heads: Any) -> Any:
-    """Return a number of heads as it is, and pairs (layer, head) as tuples, which can be compared."""
+def _heads(heads: Any, n_layers: int | None) -> Any:
+    """Return a number of heads as it is, and pairs (layer, head) as sorted tuples, because their order changes nothing.
+
+    Layers are counted from the first if the number of layers is known.
+    """
     with suppress(TypeError):
-        return tuple(tuple(whole_numbers(list(pair))) for pair in heads)
+        return whole_number(heads)
+    with suppress(TypeError, ValueError):
+        pairs = [(layer, head) for layer, head in (whole_numbers(list(pair)) for pair in heads)]
+        return tuple(sorted((layer if n_layers is None else counted(layer, n_layers), head) for layer, head in pairs))
     return heads
 
 

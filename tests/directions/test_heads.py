@@ -1,5 +1,6 @@
 """Directions of attention heads: which heads tell the poles apart, and what steering the best of them adds."""
 
+import json
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -19,6 +20,7 @@ from analysis.sweep import BASELINE, Condition
 from analysis.sweep.conditions import merge
 from analysis.sweep.controls import drawn
 from analysis.sweep.factorial import Factors
+from audiolens.directions.calibration import Calibration, normal_place
 from audiolens.directions.heads import Heads, _folds
 from audiolens.directions.labelling import Target
 from audiolens.directions.samples import Samples
@@ -161,6 +163,20 @@ def test_norms_of_another_keep_ones_own_choice_of_heads(planted: al.Directions) 
     torch.testing.assert_close(alike.heads.steps, 2.0 * planted.heads.steps)
     (control,) = drawn(planted, n_random=0, n_shuffled=0, others={"other": another})
     assert control.directions.heads is planted.heads
+
+
+def test_a_calibration_at_heads_holds_for_them_in_any_order(planted: al.Directions) -> None:
+    planted = replace(planted, meta=replace(planted.meta, n_layers=LAYERS))
+    stated = normal_place({"strategy": "heads", "heads": [(-1, 1), [0, 3]]}, planted.layers, LAYERS)
+    known = Calibration("tempo", "BPM", (0, 1), (100, 120), (90, 110), (110, 130), (0, 0), stated, 4, 1.0, 3.0)
+    calibrated = replace(planted, calibration=Calibration.from_dict(json.loads(json.dumps(known.as_dict()))))
+    for heads in ([(0, 3), (2, 1)], [(2, 1), (-3, 3)]):
+        steps = al.steer(calibrated, "heads", heads=heads, strength="110 BPM")
+        assert [(step.layers, step.heads, float(torch.as_tensor(step.strength))) for step in steps] == [
+            ([0], [3], 0.5), ([2], [1], 0.5)
+        ]  # fmt: skip
+    with pytest.raises(InputError, match="were calibrated with heads="):
+        al.steer(calibrated, "heads", heads=[(2, 1)], strength="110 BPM")
 
 
 def test_a_file_keeps_the_heads(planted: al.Directions, tmp_path: Any) -> None:
