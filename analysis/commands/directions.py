@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -25,6 +25,9 @@ from analysis.commands.common import (
 )
 from analysis.commands.sizes import Sizes
 from audiolens.errors import InputError
+
+if TYPE_CHECKING:
+    from audiolens import AudioLens
 
 
 class _Read(TyperGroup):
@@ -64,7 +67,7 @@ def directions_read(
         str | None,
         typer.Option(
             help="Clips for reading the poles: shared (of neutral prompts) or own (of each prompt) [default: shared; "
-            "own for by_measure and gradient]."
+            "own for by_measure and gradient, and at the heads of the self-attention, such as attn.z]."
         ),
     ] = None,
     seconds: Annotated[
@@ -87,7 +90,7 @@ def directions_read(
 
         audiolens directions tempo --method by_measure --measure tempo -o measured.safetensors
 
-        audiolens directions tempo --site attn.z --codes own -o heads.safetensors
+        audiolens directions tempo --site attn.z -o heads.safetensors
 
         audiolens directions my-prompts.csv -o mine.safetensors
     """
@@ -111,7 +114,7 @@ def directions_read(
     sets = completed(sets, lens) if own else sets_of.load(concept, vocabulary, lens=lens)
     found = estimate(
         lens,
-        **_asked(sets, method, measure, codes),
+        **_asked(sets, method, measure, codes or _codes(lens, method, site)),
         method=method,  # pyright: ignore[reportArgumentType]  # checked there
         site=site,
         position=position,
@@ -125,13 +128,23 @@ def directions_read(
     _show(found, out, as_json)
 
 
-def _asked(sets: Any, method: str, measure: str | None, codes: str | None) -> dict[str, Any]:
+def _codes(lens: AudioLens, method: str, site: str) -> str:
+    """Return the clips on which the poles are read by default.
+
+    On shared clips, both poles have the same music, and directions of self-attention heads steered tempo the wrong way
+    (docs/steering.md).
+    """
+    found = lens.find_sites(site)[0]
+    heads = "head" in found.axes and found.short.startswith("attn.")
+    return "own" if heads or method == "gradient" else "shared"
+
+
+def _asked(sets: Any, method: str, measure: str | None, codes: str) -> dict[str, Any]:
     """Return the prompts of a method, and the clips on which it reads them."""
     from analysis.sweep.concept_measures import MEASURED
 
     if method == "by_measure":
         return {"prompts": sets.development, "measure": measure or MEASURED[sets.concept]}
-    codes = codes or ("own" if method == "gradient" else "shared")
     neutral = {"neutral": sets.development} if codes == "shared" or method == "mean_centred" else {}
     negative = {} if method == "mean_centred" else {"negative": sets.negative}
     return {"positive": sets.positive, **negative, "codes": codes, **neutral}

@@ -70,8 +70,9 @@ def difference_in_means(
         codes: "own" (the default): each prompt generates its own clip. "shared": clips of the neutral prompts are
             generated once, and the model runs on clip i for prompt i of both poles. If the poles have different numbers
             of prompts, the model runs on several of these clips for each prompt, so that every clip has the same weight
-            in both poles. Otherwise, give a tensor of codes with one row per prompt, used for both poles, or a pair of
-            tensors (positive pole, negative pole).
+            in both poles. For self-attention heads ("attn.z"), prefer "own": on shared clips, both poles have the same
+            music, and steering those heads moved tempo the wrong way (docs/steering.md). Otherwise, give a tensor of
+            codes with one row per prompt, used for both poles, or a pair of tensors (positive pole, negative pole).
         audio: (waveform, sample rate) instead of codes, or a pair of such tuples (positive pole, negative pole).
         seeds: the seed of prompt i of each pole, or of the i-th shared clip; 0, 1, 2, ... by default.
         seconds: the length of the generated clips.

@@ -189,6 +189,16 @@ def test_directions_can_be_read_over_each_poles_own_clips(run: Run, checkpoint: 
     assert "codes='both': expected 'own', 'shared'" in err
 
 
+def test_heads_are_read_on_own_clips(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    nouns = ("song", "piano", "guitar", "drums", "jazz", "music")
+    (tmp_path / "mine.csv").write_text("\n".join(["fast,slow", *(f"fast {noun},slow {noun}" for noun in nouns)]))
+    read = ("directions", "mine.csv", "-m", checkpoint, "-o", "mine.safetensors", "--seconds", 0.4, "--json", "--force")
+    for site, source in (("cross_attn.z", "shared codes"), ("attn.z", "generation")):
+        code, out, err = run(*read, "--site", site)
+        assert code == 0, err
+        assert json.loads(out)["source"] == source, site
+
+
 def test_directions_are_estimated_by_any_method(run: Run, checkpoint: Path, tmp_path: Path) -> None:
     nouns = ("song", "piano", "guitar", "drums", "jazz", "music", "loud song", "soft song")
     lines = ["fast,slow", *(f"fast {noun},slow {noun}" for noun in nouns)]
