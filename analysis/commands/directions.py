@@ -158,9 +158,13 @@ def directions_calibrate(
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write.")] = Path("calibrated.safetensors"),
     model: ModelOptions = ETUDE,
     layer: Annotated[int | None, typer.Option(help="Block whose direction is used [default: the middle one].")] = None,
-    strategy: Annotated[str, typer.Option(help="one-to-one, one-to-all or all-to-all.")] = "one-to-one",
+    strategy: Annotated[str, typer.Option(help="one-to-one, one-to-all, all-to-all or heads.")] = "one-to-one",
+    heads: Annotated[
+        int | None, typer.Option(help="Number of attention heads for --strategy heads, the best by their probes.")
+    ] = None,
     strengths: Annotated[
-        str | None, typer.Option(help="Strengths besides 0, such as -1,-0.5,0.5,1 [default: eight].")
+        str | None,
+        typer.Option(help="Strengths besides 0, such as -1,-0.5,0.5,1 [default: eight; heads have no default]."),
     ] = None,
     seeds: Annotated[int, typer.Option(help="Seeds per neutral prompt.")] = 2,
     seconds: Annotated[float, typer.Option(help="Length of each clip.")] = 5.0,
@@ -174,24 +178,30 @@ def directions_calibrate(
     Example:
 
         audiolens directions calibrate tempo.safetensors --measure tempo --layer 3 -o tempo-calibrated.safetensors
+
+        audiolens directions calibrate heads.safetensors --measure tempo --strategy heads --heads 4 --strengths=-2:2:9
     """
     from analysis.store import folder
     from audiolens.measure.targets import refuse_unordered
 
     folder.check_file(out, overwrite=force)
     refuse_unordered(measure)
-    early.check_choice("strategy", strategy, early.PLACED)
-    if strategy == "all-to-all" and layer is not None:
-        raise InputError("--strategy all-to-all adds every block's own direction: leave --layer out.")
+    early.check_choice("strategy", strategy, (*early.PLACED, "heads"))
+    early.check_heads([strategy], heads)
+    own = strategy in ("all-to-all", "heads")
+    if own and layer is not None:
+        raise InputError(f"--strategy {strategy} adds every block's own direction: leave --layer out.")
+    if heads is not None and strengths is None:
+        raise InputError("--strategy heads needs --strengths, such as -2:2:9: how far heads can be pushed differs.")
     early.check_length(seconds)
     steering.existing("FILE", "", str(file))
     given = None if strengths is None else early.strengths("--strengths", strengths)
     early.check_model(model)
     from audiolens import Directions
 
-    place: dict[str, Any] = {"strategy": strategy}
+    place: dict[str, Any] = {"strategy": strategy, "heads": heads}
     directions = Directions.load(file)
-    if strategy != "all-to-all":
+    if not own:
         place["layer"] = steering.middle(directions) if layer is None else layer
     lens = open_lens(model)
     directions.meta.refuse_other(lens)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -23,6 +23,9 @@ from analysis.commands.common import (
 from analysis.commands.sizes import Sizes
 from audiolens.checks import checked_count, checked_seed
 from audiolens.errors import InputError
+
+if TYPE_CHECKING:
+    from audiolens import Directions
 
 
 @opens_model
@@ -50,6 +53,13 @@ def generate(
     ] = None,
     max_clips: Annotated[
         int | None, typer.Option(help="With --to, the largest number of clips per prompt [default: 10].")
+    ] = None,
+    limits: Annotated[
+        str | None,
+        typer.Option(
+            help="With --to, the lowest and the highest strength, such as -8,8 [default: those of the calibration, or "
+            "-2 and 2 divided by the number of steered blocks; heads without a calibration need it]."
+        ),
     ] = None,
     layer: Annotated[int | None, typer.Option(help="Block whose direction is used [default: the middle one].")] = None,
     strategy: Annotated[
@@ -112,8 +122,10 @@ def generate(
             curve=curve,
         )  # fmt: skip
         checked_count("max_clips", 10 if max_clips is None else max_clips)
-    elif max_clips is not None:
-        raise InputError("--max-clips is for --to MEASURE=VALUE, and none was given.")
+    for option, value in (("--max-clips", max_clips), ("--limits", limits)):
+        if value is not None and target is None:
+            raise InputError(f"{option} is for --to MEASURE=VALUE, and none was given.")
+    ends = steering.limits_of(limits)
     todo = [
         steering.asked(text) if target is None else steering.Asked(steering.existing("--steer", text, text), 1.0)
         for text in steer or []
@@ -145,6 +157,9 @@ def generate(
         orthogonal=orthogonal,
         heads=heads,
     )
+    place = steering.stated(strategy=strategy, layer=layer, band=blocks, branch=branch, heads=heads)
+    if target is not None:
+        place = steering.targeted(steered.directions[0], target[0], place, ends)
     lens = open_lens(model)
     for directions in steered.directions:
         directions.meta.refuse_other(lens)
@@ -157,8 +172,8 @@ def generate(
         "engine": engine,
     }
     if target is not None:
-        place = steering.stated(strategy=strategy, layer=layer, band=blocks, branch=branch, heads=heads)
-        _to_target(lens, prompts, todo[0].file, place, target, max_clips or 10, made, out, as_json)
+        search: dict[str, Any] = {"max_clips": max_clips or 10, "limits": ends, **place}
+        _to_target(lens, prompts, steered.directions[0], target, search, made, out, as_json)
         return
     with folder.fresh(out, overwrite=None) as work:
         clips = lens.generate(prompts, interventions=steered.steps, **made)
@@ -188,10 +203,9 @@ def _refuse_beside_target(steer: list[str] | None, **others: Any) -> None:
 def _to_target(
     lens: Any,
     prompts: list[str],
-    file: Path,
-    place: dict[str, Any],
+    directions: Directions,
     target: tuple[str, float | str],
-    max_clips: int,
+    search: dict[str, Any],
     made: dict[str, Any],
     out: Path,
     as_json: bool,
@@ -199,15 +213,11 @@ def _to_target(
     """Generate the clips with the strengths that reach the target, and write them with a table of these strengths."""
     from analysis.spreadsheets import write_csv
     from analysis.store import folder
-    from audiolens import Directions, steer_to
+    from audiolens import steer_to
 
-    directions = Directions.load(file, lens)
-    known = directions.calibration is not None and directions.calibration.measure == target[0]
-    if not (known and not place) and place.get("strategy") not in ("all-to-all", "heads"):
-        place = {"layer": steering.middle(directions), **place}
     found = steer_to(
-        lens, directions, prompts, *target, seeds=made["seeds"], seconds=made["seconds"], max_clips=max_clips,
-        guidance_scale=made["guidance_scale"], progress=not as_json, **place,
+        lens, directions, prompts, *target, seeds=made["seeds"], seconds=made["seconds"],
+        guidance_scale=made["guidance_scale"], progress=not as_json, **search,
     )  # fmt: skip
     table = found.to_frame()
     with folder.fresh(out, overwrite=None) as work:

@@ -134,6 +134,41 @@ def band_of(text: str | None) -> tuple[int, int] | None:
     return first, last
 
 
+def limits_of(text: str | None) -> tuple[float, float] | None:
+    """Parse LOW,HIGH into the lowest and the highest strength to try."""
+    if text is None:
+        return None
+    try:
+        low, high = map(float, text.split(","))
+    except ValueError:
+        low = high = 0.0
+    if not -float("inf") < low <= 0 <= high < float("inf") or low == high:
+        raise InputError(f"--limits {shown(text)}: expected the lowest and the highest strength, such as -8,8.")
+    return low, high
+
+
+def targeted(
+    directions: Directions, measure: str, place: dict[str, Any], limits: tuple[float, float] | None
+) -> dict[str, Any]:
+    """Return the place for `steer_to`, which is that of a calibration if no option states one.
+
+    Raises:
+        InputError: if the place needs limits, and none were given.
+    """
+    from audiolens.control.target import checked_place
+
+    known = directions.calibration is not None and directions.calibration.measure == measure
+    if not (known and not place) and place.get("strategy") not in ("all-to-all", "heads"):
+        place = {"layer": middle(directions), **place}
+    _, found = checked_place(directions, measure, place, limits or (-1.0, 1.0))
+    if limits is None and found is None and place.get("strategy") == "heads":
+        raise InputError(
+            "--strategy heads needs --limits, such as -8,8, or a file that `audiolens directions calibrate` wrote for "
+            f"these heads and {measure}."
+        )
+    return place
+
+
 def drowning(file: Path, directions: Directions, strength: float) -> str | None:
     """Return a warning if this strength swamps the residual stream, else `None` (also if its norm is unknown).
 

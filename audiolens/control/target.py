@@ -146,15 +146,11 @@ def steer_to(
                 f"steer_to takes no {name}=: it finds a strength for every row. Use limits= to restrict it."
             )
     listed = checked_seeds(seeds, len(texts)) or []
-    place, known = _placed(directions, measure, steering)
+    place, known = checked_place(directions, measure, steering, limits)
     steps = steer(directions, **place)
     directions.meta.refuse_other(lens)
     checked_interventions(steps, lens.traced_model, float(guidance_scale) > 1)
     goal = Goal(measure, wanted, allowed)
-    if limits is None and known is None and place["unit"] != "raw":
-        raise InputError(f"unit={shown(place['unit'])} needs limits=, the lowest and the highest strength.")
-    if limits is None and known is None and place["strategy"] == "heads":
-        raise InputError("strategy='heads' needs limits=, the lowest and the highest strength.")
     low, high = _limits(limits, known, WIDEST / len(steered_blocks(steps)))
     rows = [Search(goal, low, high) for _ in texts]
     base: list[Generation] = []
@@ -182,10 +178,14 @@ def steer_to(
     return _result(rows, joined([kept[number] for number in range(len(rows))]), goal)
 
 
-def _placed(
-    directions: Directions, measure: str, stated: Mapping[str, Any]
+def checked_place(
+    directions: Directions, measure: str, stated: Mapping[str, Any], limits: Any
 ) -> tuple[dict[str, Any], Calibration | None]:
-    """Return the arguments of `steer`, and the calibration if it holds for them."""
+    """Return the arguments of `steer`, and the calibration if it holds for them. No model is needed.
+
+    Raises:
+        InputError: if the operator is not "add", or if limits are missing and have no default at this place.
+    """
     known = directions.calibration
     if known is not None and known.measure != measure:
         known = None
@@ -195,7 +195,14 @@ def _placed(
     whole = own if own and not place else normal_place(place, directions.layers, directions.meta.n_layers)
     refuse_other_operators(whole)
     # A calibration does not hold for part of a clip, or with another schedule.
-    return {**whole, **others}, known if whole == own and not others else None
+    known = known if whole == own and not others else None
+    if limits is None and known is None and (whole["unit"] != "raw" or whole["strategy"] == "heads"):
+        name = "strategy" if whole["strategy"] == "heads" else "unit"
+        raise InputError(
+            f"{name}={shown(whole[name])} needs limits=, the lowest and the highest strength, or directions that are "
+            f"calibrated for {measure} at this place."
+        )
+    return {**whole, **others}, known
 
 
 def joined(clips: Sequence[Generation]) -> Generation:

@@ -189,7 +189,7 @@ def test_directions_can_be_read_over_each_poles_own_clips(run: Run, checkpoint: 
     assert "codes='both': expected 'own', 'shared'" in err
 
 
-def test_heads_are_read_on_own_clips(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+def test_heads_are_read_on_own_clips_and_steered_to_a_target(run: Run, checkpoint: Path, tmp_path: Path) -> None:
     nouns = ("song", "piano", "guitar", "drums", "jazz", "music")
     (tmp_path / "mine.csv").write_text("\n".join(["fast,slow", *(f"fast {noun},slow {noun}" for noun in nouns)]))
     read = ("directions", "mine.csv", "-m", checkpoint, "-o", "mine.safetensors", "--seconds", 0.4, "--json", "--force")
@@ -197,6 +197,12 @@ def test_heads_are_read_on_own_clips(run: Run, checkpoint: Path, tmp_path: Path)
         code, out, err = run(*read, "--site", site)
         assert code == 0, err
         assert json.loads(out)["source"] == source, site
+    asked = ("generate", "a song", "-m", checkpoint, "--steer", "mine.safetensors", "--strategy", "heads", "--heads", 1,
+             "--to", "brightness=2 kHz", "--max-clips", 2, "--seconds", 0.5)  # fmt: skip
+    code, _, err = run(*asked, "-o", "out")
+    assert (code, "--strategy heads needs --limits" in err) == (2, True), err
+    code, out, err = run(*asked, "-o", "out", "--limits=-1,1")
+    assert (code, "of 1 rows reached" in out) == (0, True), err
 
 
 def test_directions_are_estimated_by_any_method(run: Run, checkpoint: Path, tmp_path: Path) -> None:

@@ -166,12 +166,12 @@ PLACES: dict[str, tuple[dict[str, Any], bool]] = {
 @pytest.mark.parametrize("name", PLACES)
 def test_a_calibration_holds_only_for_its_own_place(calibrated: al.Directions, name: str) -> None:
     stated, holds = PLACES[name]
-    place, known = target._placed(calibrated, "brightness", stated)
+    place, known = target.checked_place(calibrated, "brightness", stated, None)
     assert (known is not None) == holds
     assert place["layer"] == LAYER
     assert place["strategy"] == stated.get("strategy", "one-to-one")
     assert place["branch"] == stated.get("branch", "both")
-    assert target._placed(calibrated, "tempo", stated)[1] is None
+    assert target.checked_place(calibrated, "tempo", stated, None)[1] is None
 
 
 def test_every_place_survives_its_file(etude: Any, timbre: al.Directions, tmp_path: Path) -> None:

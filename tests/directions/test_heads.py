@@ -20,6 +20,7 @@ from analysis.sweep import BASELINE, Condition
 from analysis.sweep.conditions import merge
 from analysis.sweep.controls import drawn
 from analysis.sweep.factorial import Factors
+from audiolens.control.target import checked_place
 from audiolens.directions.calibration import Calibration, normal_place
 from audiolens.directions.heads import Heads, _folds
 from audiolens.directions.labelling import Target
@@ -175,8 +176,12 @@ def test_a_calibration_at_heads_holds_for_them_in_any_order(planted: al.Directio
         assert [(step.layers, step.heads, float(torch.as_tensor(step.strength))) for step in steps] == [
             ([0], [3], 0.5), ([2], [1], 0.5)
         ]  # fmt: skip
+        _, found = checked_place(calibrated, "tempo", {"strategy": "heads", "heads": heads}, None)
+        assert found is calibrated.calibration
     with pytest.raises(InputError, match="were calibrated with heads="):
         al.steer(calibrated, "heads", heads=[(2, 1)], strength="110 BPM")
+    with pytest.raises(InputError, match="needs limits=.*calibrated for tempo at this place"):
+        checked_place(planted, "tempo", {"strategy": "heads", "heads": 2}, None)
 
 
 def test_a_file_keeps_the_heads(planted: al.Directions, tmp_path: Any) -> None:
