@@ -15,6 +15,7 @@ from audiolens.directions.calibration import PLACE, Calibration, normal_place
 from audiolens.directions.directions import Directions
 from audiolens.directions.steering import steer, steered_blocks
 from audiolens.errors import InputError, nearest
+from audiolens.files.integrity import tensor_hash
 from audiolens.lens import AudioLens
 from audiolens.measure.targets import refuse_unordered
 from audiolens.tracing.generation import Generation
@@ -84,6 +85,7 @@ def calibrate(
             place={name: value for name, value in place.items() if value != PLACE[name] or name == "strategy"},
             seconds=float(seconds),
             guidance_scale=float(guidance_scale),
+            vectors_hash=tensor_hash(directions.vectors),
         ),
     )
 

@@ -28,7 +28,7 @@ SHAPE = {
         "strategy": str, "layer?": int, "layers?": [int], "band?": [int, int], "unit?": str, "branch?": str,
         "operator?": str, "heads?": (int, [[int, int]]),
     },
-    "clips": int, "seconds": float, "guidance_scale": float,
+    "clips": int, "seconds": float, "guidance_scale": float, "vectors_hash?": str,
 }  # fmt: skip
 """The shape of a `Calibration` as JSON."""
 PLACE = {
@@ -53,6 +53,8 @@ class Calibration:
         place: the arguments with which `steer` places the direction.
         clips: the smallest number of clips at a strength whose measure the median is taken over.
         seconds, guidance_scale: how the clips were generated.
+        vectors_hash: the hash of the vectors that were added, so that directions with other vectors refuse this
+            calibration; empty in files written by earlier versions.
     """
 
     measure: str
@@ -66,6 +68,7 @@ class Calibration:
     clips: int
     seconds: float
     guidance_scale: float
+    vectors_hash: str = ""
 
     def __post_init__(self) -> None:
         for name in ("strengths", "values", "low", "high", "failed"):

@@ -29,6 +29,7 @@ from audiolens.directions.permutation import N_SHUFFLES, PermutationTest, permut
 from audiolens.directions.samples import Samples
 from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError, SiteError, shortened
+from audiolens.files.integrity import tensor_hash
 from audiolens.files.json_shapes import refuse_other
 from audiolens.lens import AudioLens
 from audiolens.model import provenance
@@ -107,6 +108,12 @@ class Directions(AsArray, Exchange):
             raise InputError(
                 f"heads of shape {tuple(self.heads.accuracy.shape)} at layers {self.heads.layers} for directions of "
                 f"{n_heads} heads at layers {self.layers}."
+            )
+        known = self.calibration
+        if known is not None and known.vectors_hash not in ("", tensor_hash(self.vectors)):
+            raise InputError(
+                "the calibration was measured with other vectors, so it does not hold for these: give "
+                "calibration=None, or calibrate them again."
             )
         if not bool(torch.isfinite(self.vectors).all()):
             raise InputError(f"{self.meta.label or 'these directions'}: a vector has NaN or infinite values.")

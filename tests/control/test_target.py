@@ -118,6 +118,8 @@ def test_a_strength_in_a_musical_unit_is_that_of_the_calibration(
     # What is computed from directions is not calibrated.
     for other in (2 * opened, opened.unit(), -opened, opened.at([LAYER])):
         assert other.calibration is None
+    with pytest.raises(InputError, match="the calibration was measured with other vectors"):
+        replace(opened, vectors=-opened.vectors)
 
 
 def test_a_calibration_of_the_measure_gives_the_place_and_the_first_strength(
