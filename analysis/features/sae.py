@@ -75,6 +75,7 @@ class SAE:
     _held: dict[torch.device, SAE] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
+        checked_flags(subtracts=self.subtracts)
         if self.activation not in get_args(Activation):
             raise InputError(f"activation={shown(self.activation)}: expected one of {', '.join(get_args(Activation))}.")
         for name in (*_WEIGHTS, "threshold"):

@@ -42,9 +42,9 @@ class Splice(Intervention):
     _edits: dict[torch.device, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self, *aliases: Any) -> None:
+        checked_flags(keeps_error=self.keeps_error, prefix=self.prefix, preserve_norm=self.preserve_norm)
         if not isinstance(self.sae, SAE):
             raise InputTypeError(f"sae={shown(self.sae)}: expected an SAE; features.splice(sae) makes a Splice.")
-        checked_flags(keeps_error=self.keeps_error)
         for name in ("factors", "values"):
             object.__setattr__(self, name, _numbers(self.sae, name, getattr(self, name)))
         if both := sorted({*self.factors} & {*self.values}):

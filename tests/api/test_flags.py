@@ -32,6 +32,7 @@ NO_DOORS = (
     "Intervention",
     "Effect",
     "Scores",
+    "Slope",
     "PCAResult",
     "ProbeResult",
     "check",
