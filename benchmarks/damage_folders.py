@@ -212,7 +212,7 @@ def read_study(folder: Path) -> tuple[Facts, bool]:
     return {**told, "summary": _digest(json.dumps(facts, sort_keys=True))}, True
 
 
-def tables_alone(found: study.Study, folder: Path, *, command: str = "") -> None:
+def tables_alone(found: study.Study, folder: Path, *, command: str = "", **_: Any) -> None:
     """Write the outputs of a study except for figures and the page."""
     (folder / "tables").mkdir()
     for name, table in writer.tables(found).items():

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from analysis.commands.common import say
 from audiolens.errors import InputError
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def cite(
         audiolens cite study-tempo
     """
     keys = [*_ALWAYS, *(() if path is None else _used(path))]
-    typer.echo("\n\n".join(entries(keys)))
+    say("\n\n".join(entries(keys)))
 
 
 def entries(keys: Iterable[str]) -> list[str]:

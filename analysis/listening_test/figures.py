@@ -14,7 +14,6 @@ from analysis.figures.canvas import canvas
 from analysis.figures.captions import captioned
 from analysis.figures.literal import in_template, literally
 from analysis.figures.style import BLACK, BLUE, GREY, errors, plain, screen_errors, styled
-from analysis.resampling import COVERAGE
 
 if TYPE_CHECKING:
     from analysis.listening_test.preference import Preference
@@ -129,7 +128,8 @@ def _words(result: Preference | Ratings, what: str) -> str:
     used, all_of = int(result.listeners["used"].sum()), len(result.listeners)
     prompts = int(pd.Series(result.table["prompts"]).max())
     return (
-        f"Circles: {what}, with the {COVERAGE} interval for other listeners and other prompts. Bars: single prompts. "
+        f"Circles: {what}, with the {result.confidence:.0%} interval for other listeners and other prompts. Bars: "
+        "single prompts. "
         f"{result.concept} on {result.model}, strength ±{result.strength:g}; {used} of {all_of} listeners passed the "
         f"screening, {prompts} prompts."
     )

@@ -53,6 +53,7 @@ class Preference:
         refused: files that were not used, and why.
         questions: the text of each question.
         concept, model, strength, left_out: from the key. `left_out` comparisons had a silent clip.
+        confidence: coverage of the intervals.
 
     A preference does not show that the steered clips are good music, only how they compare with those next to them.
     The listeners are those who answered, who need not be like others. Clips that were too quiet to compare are not in
@@ -70,6 +71,7 @@ class Preference:
     model: str
     strength: float
     left_out: int
+    confidence: float = CONFIDENCE
 
     def to_frame(self) -> pd.DataFrame:
         return self.table
@@ -160,6 +162,7 @@ def preference(
         model=key.model,
         strength=key.strength,
         left_out=key.left_out,
+        confidence=float(confidence),
     )
 
 

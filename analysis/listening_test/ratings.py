@@ -40,6 +40,7 @@ class Ratings:
             `minutes` taken.
         refused: files that were not used, and why.
         concept, model, strength, left_out: from the key.
+        confidence: coverage of the intervals.
 
     The reference is the unsteered clip. Steered clips differ from it in what is played, not only in quality, so a lower
     rating can also mean that listeners liked the other music less. The listeners are those who answered.
@@ -54,6 +55,7 @@ class Ratings:
     model: str
     strength: float
     left_out: int
+    confidence: float = CONFIDENCE
 
     def to_frame(self) -> pd.DataFrame:
         return self.table
@@ -142,6 +144,7 @@ def ratings(
         model=key.model,
         strength=key.strength,
         left_out=key.left_out,
+        confidence=float(confidence),
     )
 
 

@@ -18,7 +18,7 @@ from scipy.stats import binomtest
 from sklearn.linear_model import LogisticRegression
 
 from analysis import listening_test
-from analysis.listening_test import levels
+from analysis.listening_test import figures, levels
 from analysis.listening_test.agreement import alpha
 from analysis.listening_test.design import KEY, RESPONSES, read_key
 from analysis.listening_test.intervals import Draws, mean_of
@@ -334,6 +334,7 @@ def test_ratings_recover_means_and_screen_listeners(study: Study, tmp_path: Path
         people.send(folder, people.response(folder, f"bad {number}", people.rater(other)))
     found: Any = listening_test.read(folder, n_bootstrap=300)
     assert isinstance(found, listening_test.Ratings)
+    assert "with the 90% interval" in figures._words(replace(found, confidence=0.9), "mean rating")
     assert not found.listeners.set_index("listener").loc[["bad 0", "bad 1"], "used"].any()
     table = found.table.set_index("condition")
     for label, role in (("steered to fast", "positive"), ("steered to slow", "negative"), ("anchor", "anchor")):

@@ -109,7 +109,7 @@ def test_the_page_is_drawn_anew_with_the_same_numbers(run: Run, made: tuple[stud
 
 
 def test_an_index_is_drawn_anew_with_its_studies(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def titled(found: study.Study, folder: Path, *, command: str = "") -> None:
+    def titled(found: study.Study, folder: Path, *, command: str = "", **_: Any) -> None:
         tables_alone(found, folder, command=command)
         (folder / "index.html").write_text(f"the page of {found.concept}")
 

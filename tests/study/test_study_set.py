@@ -26,7 +26,7 @@ def both(lens: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[study_set
     return found, out
 
 
-def _summary_alone(found: study.Study, folder: Path, *, command: str = "") -> None:
+def _summary_alone(found: study.Study, folder: Path, *, command: str = "", **_: Any) -> None:
     (folder / "summary.json").write_text(json.dumps({"finding": found.finding}))
 
 
