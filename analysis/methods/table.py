@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from analysis.methods.reading import Reading, Steering
 from audiolens.checks import shown
+from audiolens.directions.difference_in_means import difference_in_means
 from audiolens.directions.estimators import estimate, estimators
+from audiolens.directions.steering import steer
 from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError, nearest
+from audiolens.interventions import Intervention
 
 if TYPE_CHECKING:
     from audiolens import AudioLens
@@ -25,6 +28,13 @@ REFERENCE = "difference_in_means"
 """The method with which all others are compared."""
 CLIPS_PER_PROMPT = 2
 """The clips of each development prompt from which directions by measure are read."""
+
+
+HEADS, HEADS_STRENGTH = 12, 0.5
+"""The number of heads of the method "heads", and the strength of a dose of 1.
+
+Both were chosen on four development clips of étude's tempo (`benchmarks/heads.py`).
+"""
 
 
 class NotApplicable(InputError):
@@ -69,8 +79,30 @@ def _estimated(method: str, options: Mapping[str, Any], lens: AudioLens, reading
     return reading.along(reading.kept(method, estimate, *given, method=method, **{**asked, **options}))
 
 
-METHODS: Mapping[str, Method] = {name: estimator(name) for name in estimators()}
-"""The methods that are compared by default: every estimator of a direction."""
+def heads(lens: AudioLens, reading: Reading) -> Steering:
+    """Steer the self-attention heads whose probes are best (`steer(strategy="heads")`), wherever they are.
+
+    The heads are read on each pole's own clips. They have neither the place nor the norm of the other methods.
+
+    Raises:
+        NotApplicable: if the model has too few heads.
+    """
+    available = lens.config.n_layers * lens.config.n_heads
+    if available <= HEADS:
+        raise NotApplicable(f"the model has {available} self-attention heads, and {HEADS} would be chosen.")
+    read = reading.kept(
+        "heads", difference_in_means, lens, *reading.poles, site="attn.z", codes="own", label=reading.sets.concept,
+        progress=False,
+    )  # fmt: skip
+
+    def steering(dose: float) -> Sequence[Intervention]:
+        return steer(read, "heads", strength=dose * HEADS_STRENGTH, heads=HEADS)
+
+    return steering
+
+
+METHODS: Mapping[str, Method] = {**{name: estimator(name) for name in estimators()}, "heads": heads}
+"""The methods that are compared by default: every estimator of a direction, and heads."""
 
 
 def checked_methods(methods: Sequence[str] | Mapping[str, Method] | None) -> dict[str, Method]:

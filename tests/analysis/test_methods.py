@@ -6,8 +6,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
+import audiolens as al
 from analysis import methods, sweep
+from analysis.methods import table as known
 from analysis.methods.reading import Steering
 from analysis.methods.scores import Played, scored
 from audiolens import AudioLens, Generation
@@ -183,6 +186,26 @@ def test_a_comparison_resumes_and_takes_a_new_method(
     assert {"prompting", "random 0", "balanced 0"} <= set(rows.loc["level"].index)
     whole.plot()
     whole.figure()
+
+
+def test_heads_are_read_on_their_own_clips_and_steered_as_al_steer_does(
+    lens: AudioLens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sets, place = poles(), methods.Place("one-to-one", 1, 0.5)
+    shared: dict[str, Any] = {"codes": "shared", "neutral": list(sets.development), "progress": False}
+    read = al.difference_in_means(lens, sets.positive, sets.negative, **shared, layers=[1], keep_samples=True)
+    reading = methods.Reading(sets, 3, read, place, "loudness")
+    with pytest.raises(methods.NotApplicable, match="12 self-attention heads, and 12 would be chosen"):
+        methods.METHODS["heads"](lens, reading)
+    monkeypatch.setattr(known, "HEADS", 2)
+    steering = methods.METHODS["heads"](lens, reading)
+    own = al.difference_in_means(lens, sets.positive, sets.negative, "attn.z", codes="own", progress=False)
+    found, wanted = (
+        lens.generate(["piano", "song"], 0.4, seeds=0, interventions=steps, sites="logits").cache["logits"]
+        for steps in (steering(-2.0), al.steer(own, "heads", heads=2, strength=-1.0))
+    )
+    assert torch.equal(found, wanted)
+    assert not torch.equal(found, lens.generate(["piano", "song"], 0.4, seeds=0, sites="logits").cache["logits"])
 
 
 @pytest.mark.parametrize(
