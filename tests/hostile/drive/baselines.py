@@ -477,6 +477,7 @@ EXEMPT = {
     "audiolens.ActivationCache.__array__": "refuses: a cache is no array",
     "audiolens.ActivationCache.__dlpack__": "refuses: a cache is no array",
     "audiolens.Directions.__rsub__": "refuses: nothing less directions is meant",
+    "audiolens.Directions.by_head": "refuses: these directions have no heads",
     **{
         f"audiolens.{operator}.{method}": "called by a run with what it bound: written by whoever adds an operator"
         for method in ("change", "at_layer")
