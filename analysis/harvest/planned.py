@@ -128,11 +128,12 @@ class Prepared:
     ) -> Prepared:
         sampling = Sampling(guidance_scale, temperature, top_k)
         seconds = checked_amount("seconds", seconds, above=0)
-        if reduce is not None and reduce not in get_args(Reduced):
+        # A frame or an array is compared item by item, which says nothing of the whole.
+        if reduce is not None and not (isinstance(reduce, str) and reduce in get_args(Reduced)):
             raise InputError(f"reduce={shown(reduce)}: expected one of {', '.join(get_args(Reduced))}, or None.")
-        if branch not in ("cond", "null"):
+        if not (isinstance(branch, str) and branch in ("cond", "null")):
             raise InputError(f"branch={shown(branch)}: expected 'cond' or 'null'; harvest one branch at a time.")
-        if engine not in get_args(Engine):
+        if not (isinstance(engine, str) and engine in get_args(Engine)):
             raise InputError(f"engine={shown(engine)}: expected 'exact' or 'fast'.")
         source = "codes" if codes is not None else "generation"
         if codes is None and span is None and reduce in ("first", "eos"):

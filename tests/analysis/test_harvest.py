@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from stops import assert_same, contents, killed
@@ -300,3 +301,10 @@ def test_the_command_harvests_prompts_and_generated_clips(
     code, _, err = run("harvest", "clips", *tiny, "-o", "d")
     assert (code, err.count("\n")) == (2, 1)
     assert "codes.safetensors is damaged" in err
+
+
+@pytest.mark.parametrize("name", ["reduce", "branch", "engine"])
+def test_a_table_in_place_of_a_word_is_refused_in_our_own_words(lens: Any, name: str) -> None:
+    """It is compared with a word item by item."""
+    with pytest.raises(InputError, match=f"{name}=.*expected"):
+        harvest.plan(lens, PROMPTS, **{**{key: ASKED[key] for key in ("sites", "layers")}, name: pd.DataFrame()})
