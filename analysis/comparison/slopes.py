@@ -17,6 +17,7 @@ from analysis.resampling import CONFIDENCE
 from analysis.sweep import BASELINE
 from analysis.sweep.concept_measures import is_ratio, unit_of_change
 from analysis.sweep.response import KEYS
+from audiolens.checks import checked_text, shown
 from audiolens.door import guarded
 from audiolens.errors import InputError
 
@@ -156,6 +157,10 @@ def _root(variance: float) -> float:
 
 def _rows(clips: pd.DataFrame, measured: str, strength: float) -> pd.DataFrame:
     """Return the clips of the fit, with `level` (a logarithm for ratios) and `dose` (in multiples of `strength`)."""
+    checked_text("measured", measured)
+    for name in ("kind", "strength", *KEYS, "failed", measured):
+        if name not in clips:
+            raise InputError(f"clips has no column {shown(name)}: expected the table of a study's clips.")
     mine = clips[clips["kind"].isin([BASELINE, "steered"])]
     base = mine[mine["kind"] == BASELINE].set_index(KEYS)[measured]
     if base.index.has_duplicates:

@@ -91,6 +91,8 @@ def test_what_cannot_be_fitted_is_refused(study: Study) -> None:
     ):  # fmt: skip
         with pytest.raises(InputError, match=words):
             fit_slopes(table, "tempo_ioi", strength)
+    with pytest.raises(InputError, match="no column 'tempoo'"):
+        fit_slopes(clips, "tempoo", 1.0)
 
 
 def test_effects_of_studies_are_pooled_on_the_logarithmic_scale(study: Study) -> None:
