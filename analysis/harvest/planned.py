@@ -120,11 +120,11 @@ class Prepared:
         top_k: Any,
         branch: Any,
         span: Span | None,
-        reduce: Any,
+        reduce: Reduced | None,
         dtype: Any,
         heads: Any,
         batch_size: Any,
-        engine: Any,
+        engine: Engine,
     ) -> Prepared:
         sampling = Sampling(guidance_scale, temperature, top_k)
         seconds = checked_amount("seconds", seconds, above=0)
