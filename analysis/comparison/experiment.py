@@ -166,10 +166,9 @@ def _fitted(study: Study) -> Fit:
 def _rows(name: str, study: Study, outcomes: Sequence[Any], fit: Fit) -> Iterator[dict[str, Any]]:
     """Yield a row for each pole at the chosen place, and for each pole at other strategies' places."""
     common = {"study": name, "model": study.model, "concept": study.concept, "measure": study.measure}
-    for sign, outcome in zip((1, -1), outcomes, strict=True):
-        slope = None if isinstance(fit, str) else fit[0 if sign > 0 else 1]
+    slopes = (None, None) if isinstance(fit, str) else fit
+    for outcome, own, slope in zip(outcomes, study.outcomes, slopes, strict=True):
         ranks = {"p_controls": outcome.p_controls, "p_corrected": outcome.p_corrected, "n_controls": outcome.n_controls}
-        own = study.outcomes[0 if sign > 0 else 1]
         yield {
             **common, "pole": outcome.pole, "chosen": True, "strategy": study.choice.strategy,
             "layer": study.choice.layer, "strength": outcome.strength, "effect": outcome.effect, "low": outcome.low,

@@ -7,16 +7,16 @@ import re
 from dataclasses import replace
 from typing import Any
 
+from audiolens.files import hub
 from audiolens.model.provenance import Provenance
 
 FILE = "directions.safetensors"
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 
 
 def written(meta: Provenance, layers: tuple[int, ...], evidence: str, repo_id: str) -> str:
     """Return the card as Markdown, with metadata for the hub."""
     # A model from the hub has a commit; a folder could have a name of the same form.
-    base = [f"base_model: {meta.model}"] if meta.revision and _HUB_NAME.fullmatch(meta.model) else []
+    base = [f"base_model: {meta.model}"] if meta.revision and hub.is_repository(meta.model) else []
     where = 'strategy="heads", heads=4' if meta.n_heads else f"layer={layers[len(layers) // 2]}"
     counts = f"{meta.n_prompts[0]} + {meta.n_prompts[1]}"
     facts = {

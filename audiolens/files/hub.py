@@ -108,7 +108,7 @@ def refused(repo_id: object, kind: Kind, revision: str | None = None) -> Iterato
     """
     if not isinstance(repo_id, str):
         raise InputTypeError(f"repo_id={shown(repo_id)}: expected a text such as 'user/tempo'.")
-    if not _REPOSITORY.fullmatch(repo_id):
+    if not is_repository(repo_id):
         raise InputError(f"repo_id={shown(repo_id)}: expected a name such as 'user/tempo'.")
     from huggingface_hub import HfApi, errors
 
@@ -143,6 +143,11 @@ def refused(repo_id: object, kind: Kind, revision: str | None = None) -> Iterato
         if not isinstance(error, (errors.HfHubHTTPError.__bases__[0], ConnectionError)):
             raise
         raise InputError(f"{where} cannot be reached ({_line(error)}): check the network.") from None
+
+
+def is_repository(name: str) -> bool:
+    """Return whether a text has the form of a repository's name, "user/name"."""
+    return _REPOSITORY.fullmatch(name) is not None
 
 
 def _check_token(token: object) -> None:
