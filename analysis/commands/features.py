@@ -10,8 +10,11 @@ import typer
 from analysis.commands import early
 from analysis.commands.common import (
     ETUDE,
+    GpusPerWorker,
     Json,
     ModelOptions,
+    RayAddress,
+    Workers,
     as_facts,
     cell,
     is_prompt_file,
@@ -64,10 +67,16 @@ def train_sae(
     guidance: Annotated[float, typer.Option(help="Guidance scale with which clips are generated.")] = 3.0,
     held_out: Annotated[float, typer.Option(help="Share of the prompts to score on instead of training.")] = 0.1,
     seed: Annotated[int, typer.Option(help="Seed of the first weights and of the order.")] = 0,
+    ray: RayAddress = None,
+    workers: Workers = None,
+    gpus_per_worker: GpusPerWorker = None,
     model: ModelOptions = ETUDE,
     as_json: Json = False,
 ) -> None:
     """Train a sparse autoencoder on the activations of a site, and write it in the file format of SAELens.
+
+    With `--ray`, the cluster first records the activations of all clips in the folder OUT-activations, as `audiolens
+    harvest` does. This process then trains on them.
 
     Examples:
 
@@ -104,6 +113,12 @@ def train_sae(
     if layer is None and not harvested:
         raise InputError("--layer is missing: give the block whose activations the SAE reads.")
     described.check(out)
+    activations = out.with_name(f"{out.name}-activations")
+    if ray is not None:
+        if harvested:
+            raise InputError(f"--ray {ray}: {source} already contains the activations, and one process trains on them.")
+        harvests.check(activations)
+    cluster = early.checked_ray(ray, workers, gpus_per_worker)
     early.check_model(model)
     if (sizes := Sizes.stated(model)) is not None:
         sizes.check(layers=None if layer is None else [layer], site=site, per_step=True, seconds=seconds)
@@ -117,15 +132,20 @@ def train_sae(
         from audiolens import prompts as sets
 
         data = sources.prompts_of(own_prompts(source) if is_prompt_file(source) else sets.load(source, lens=lens))
+    codes = None if given is None else given.codes()
     try:
+        if cluster is not None:
+            made = {"seconds": seconds, "guidance_scale": guidance} if codes is None else {"codes": codes}
+            asked: dict[str, Any] = {**made, "seeds": seeds if given is None else given.seeds, "ray": cluster}
+            data, codes = harvest.harvest(lens, data, site, layer, out=activations, **asked, progress=not as_json), None
         sae = features.train(
             lens, data, site=site, layer=layer, kind=kind,  # pyright: ignore[reportArgumentType]  # checked above
-            width=width, k=k, codes=None if given is None else given.codes(), seeds=seeds, seconds=seconds,
+            width=width, k=k, codes=codes, seeds=seeds, seconds=seconds,
             guidance_scale=guidance, n_vectors=vectors, batch_size=batch_size, learning_rate=rate, held_out=held_out,
             seed=seed, out=out, progress=not as_json,
         )  # fmt: skip
     except KeyboardInterrupt:
-        stop(f"the last checkpoint is kept in {out}")
+        stop(f"the last checkpoint is kept in {out}{'' if cluster is None else f', and activations in {activations}'}")
     say(
         to_json({"folder": str(out), "width": sae.width, "site": sae.name, **sae.scores})
         if as_json

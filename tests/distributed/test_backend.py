@@ -75,14 +75,15 @@ def test_options_that_need_or_exclude_a_cluster(run: Run, monkeypatch: pytest.Mo
         ("sweep", ("--workers", 2), "--workers 2: only a Ray cluster has workers"),
         ("study", ("--gpus-per-worker", 1), "--gpus-per-worker 1.0: only a Ray cluster has workers"),
         ("harvest", ("--workers", 2), "--workers 2: only a Ray cluster has workers"),
+        ("train-sae", ("--layer", 1, "--workers", 2), "--workers 2: only a Ray cluster has workers"),
         ("sweep", ("--ray", "auto", "--jobs", 2), "--jobs and --ray were both given"),
     ):
         code, _, err = run(command, "tempo", "-o", "out", *options)
         assert (code, err.count("\n")) == (2, 1)
         assert message in err
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    for command in ("sweep", "study", "harvest"):
-        code, _, err = run(command, "tempo", "-o", "out", "--ray", "auto")
+    for command in (("sweep",), ("study",), ("harvest",), ("train-sae", "--layer", 1)):
+        code, _, err = run(*command, "tempo", "-o", "out", "--ray", "auto")
         assert code == 2
         assert "needs the package ray: pip install 'audiolens[ray]'" in err
     with pytest.raises(MissingPackageError):

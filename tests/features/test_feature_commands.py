@@ -6,8 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from command_line import Run
 
+from analysis import features, harvest
+from analysis.commands import early
+from analysis.distributed.settings import Ray
 from analysis.features.learning import Learner
 
 
@@ -40,3 +44,28 @@ def test_train_sae_stops_and_resumes_and_features_writes_a_page(
     code, _, err = run("features", "sae", "-m", checkpoint, "--clips", "clips", "--latents", "99")
     assert (code, len(err.splitlines())) == (2, 1)
     assert "expected different latents between 0 and 15" in err
+
+
+def test_with_ray_the_activations_are_harvested_first(run: Run, checkpoint: Path, lens: Any, monkeypatch: Any) -> None:
+    cluster, asked, recorded = Ray(workers=2), [], harvest.harvest
+
+    def here(*given: Any, ray: Any, **named: Any) -> Any:
+        asked.append(ray)
+        return recorded(*given, **named)
+
+    monkeypatch.setattr(early, "checked_ray", lambda *_: cluster)
+    monkeypatch.setattr(harvest, "harvest", here)
+    Path("songs.txt").write_text("fast piano\nslow drums\ncalm song\n")
+    small = ("--width", 16, "--k", 2, "--vectors", 90, "--batch-size", 10, "--held-out", 0.3, "-m", checkpoint)
+    code, _, err = run("train-sae", "songs.txt", "--layer", 1, "--seconds", 0.4, "-o", "sae", "--ray", "auto", *small)
+    assert code == 0, err
+    assert asked == [cluster]
+    assert harvest.Harvest.load("sae-activations").sites == ("blocks.1.hook_resid_post",)
+    code, _, err = run("train-sae", "sae-activations", "-o", "own", "--ray", "auto", *small)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "sae-activations already contains the activations" in err
+    monkeypatch.undo()
+    code, _, err = run("train-sae", "sae-activations", "-o", "own", *small)
+    assert code == 0, err
+    one, other = (features.load(folder, lens=lens) for folder in ("sae", "own"))
+    torch.testing.assert_close(one.W_dec, other.W_dec, rtol=0, atol=0)
