@@ -53,18 +53,18 @@ def test_with_ray_the_activations_are_harvested_first(run: Run, checkpoint: Path
         asked.append(ray)
         return recorded(*given, **named)
 
-    monkeypatch.setattr(early, "checked_ray", lambda *_: cluster)
-    monkeypatch.setattr(harvest, "harvest", here)
     Path("songs.txt").write_text("fast piano\nslow drums\ncalm song\n")
     small = ("--width", 16, "--k", 2, "--vectors", 90, "--batch-size", 10, "--held-out", 0.3, "-m", checkpoint)
-    code, _, err = run("train-sae", "songs.txt", "--layer", 1, "--seconds", 0.4, "-o", "sae", "--ray", "auto", *small)
-    assert code == 0, err
+    with monkeypatch.context() as patch:
+        patch.setattr(early, "checked_ray", lambda *_: cluster)
+        patch.setattr(harvest, "harvest", here)
+        first = run("train-sae", "songs.txt", "--layer", 1, "--seconds", 0.4, "-o", "sae", "--ray", "auto", *small)
+        again = run("train-sae", "sae-activations", "-o", "own", "--ray", "auto", *small)
+    assert first[0] == 0, first[2]
     assert asked == [cluster]
     assert harvest.Harvest.load("sae-activations").sites == ("blocks.1.hook_resid_post",)
-    code, _, err = run("train-sae", "sae-activations", "-o", "own", "--ray", "auto", *small)
-    assert (code, err.count("\n")) == (2, 1)
-    assert "sae-activations already contains the activations" in err
-    monkeypatch.undo()
+    assert (again[0], again[2].count("\n")) == (2, 1)
+    assert "sae-activations already contains the activations" in again[2]
     code, _, err = run("train-sae", "sae-activations", "-o", "own", *small)
     assert code == 0, err
     one, other = (features.load(folder, lens=lens) for folder in ("sae", "own"))
