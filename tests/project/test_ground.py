@@ -5,11 +5,12 @@ import subprocess
 import sys
 import tomllib
 import zipfile
-from importlib.metadata import entry_points, version
+from importlib.metadata import entry_points, requires, version
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 import audiolens
 
@@ -51,6 +52,23 @@ def test_every_dependency_is_pinned_within_its_range():
     for line in (*PROJECT["project"]["dependencies"], *optional["dev"]):
         requirement = Requirement(line)
         assert requirement.specifier.contains(pins[canonical(requirement.name)]), line
+
+
+def test_no_lowest_version_is_one_that_another_dependency_excludes():
+    """`make versions` installs all of them together, and pip would refuse."""
+    lowest = {}
+    for requirement in map(Requirement, PROJECT["project"]["dependencies"]):
+        least = [one.version for one in requirement.specifier if one.operator == ">="]
+        lowest[canonical(requirement.name)] = least[0]
+    excluded = [
+        f"{name} excludes {asked}, but {asked.name} may be {lowest[canonical(asked.name)]}"
+        for name in lowest
+        for asked in map(Requirement, requires(name) or ())
+        if (asked.marker is None or asked.marker.evaluate({"extra": ""})) and canonical(asked.name) in lowest
+        for one in asked.specifier
+        if one.operator == "!=" and not SpecifierSet(str(one)).contains(lowest[canonical(asked.name)])
+    ]
+    assert not excluded
 
 
 def test_pins_hold_on_any_machine():
