@@ -16,6 +16,8 @@ SEED ?= 0
 # torch is installed first, by itself: a machine that provides its own build (CPU only, or for its GPU) installs that
 # one, and the other packages are then resolved to fit it.
 TORCH := $(shell grep '^torch==' constraints.txt)
+# Where a browser is on macOS, which has none on its path.
+MAC_CHROME := '/Applications/Google Chrome.app/Contents/MacOS/Google Chrome'
 # The interpreters to try, in order; `make PYTHON=/path/to/python study` uses that one instead.
 PYTHON ?= python3.11 python3.12 python3.13 python3
 
@@ -100,7 +102,7 @@ $(VENV)/.docs: $(STAMP)
 	@touch $@
 
 browser:
-	@if ! { command -v chromium || command -v chromium-browser || command -v google-chrome || command -v chrome; } >/dev/null; then \
+	@if ! { command -v chromium || command -v chromium-browser || command -v google-chrome || command -v chrome || command -v $(MAC_CHROME); } >/dev/null; then \
 	  echo '==> Installing Chromium, in which the tests open the pages'; \
 	  sudo=''; if [ "$$(id -u)" != 0 ]; then sudo='sudo -n'; fi; \
 	  { $$sudo apt-get update && $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends chromium; } >$(VENV)/browser.log 2>&1 \
