@@ -175,7 +175,7 @@ def directions_calibrate(
 
     `audiolens generate --steer FILE:"120 BPM"` and `--to tempo=120` then use it.
 
-    Example:
+    Examples:
 
         audiolens directions calibrate tempo.safetensors --measure tempo --layer 3 -o tempo-calibrated.safetensors
 
@@ -224,7 +224,12 @@ def directions_calibrate(
 
 @app.command("show")
 def directions_show(file: Annotated[Path, typer.Argument(help="A directions file.")], as_json: Json = False) -> None:
-    """Show a directions file's model, reading position, prompts, and evidence at every block."""
+    """Show a directions file's model, reading position, prompts, and evidence at every block.
+
+    Example:
+
+        audiolens directions show tempo.safetensors --json
+    """
     from audiolens import Directions
 
     _show(Directions.load(file), file, as_json)

@@ -13,7 +13,7 @@ from audiolens.errors import InputError
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
-    help="`push` directions or a study to the Hugging Face hub, or `pull` them.",
+    help="Upload (`push`) directions or a study to the Hugging Face hub, or `pull` them.",
 )
 SUFFIX = ".safetensors"
 

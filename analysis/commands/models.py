@@ -9,6 +9,10 @@ def models(as_json: Json = False) -> None:
     """List the known models. Models that are on this disk work offline.
 
     Other models of the same families also work, given by hub name or folder.
+
+    Example:
+
+        audiolens models --json
     """
     from audiolens.model.known_models import BESIDE, BUNDLED, HUB
 

@@ -49,7 +49,10 @@ def probe(
     group: Annotated[
         str | None, typer.Option(help="Column of --labels with groups (piece, artist); a group stays in one fold.")
     ] = None,
-    seconds: Annotated[float | None, typer.Option(help="Length of each clip.")] = None,
+    seconds: Annotated[
+        float | None,
+        typer.Option(help="Length of each clip [default: 5.12, or that of the shortest sound of --audio]."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the clips, folds and shuffles; étude was trained on 1 and 2.")] = 0,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="New folder for the table and the figure (PNG, SVG, HTML).")

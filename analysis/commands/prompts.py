@@ -14,7 +14,7 @@ from audiolens.errors import InputError
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
-    help="`list` the bundled prompt sets, or `build` one from captions of music.",
+    help="Show (`list`) the bundled prompt sets, or `build` one from captions of music.",
 )
 
 
@@ -23,7 +23,12 @@ def prompts_list(
     vocabulary: Annotated[str, typer.Option(help="Vocabulary of the sets: english or etude.")] = "english",
     as_json: Json = False,
 ) -> None:
-    """List the bundled concepts, and how well length, single words or other concepts tell their poles apart."""
+    """List the bundled concepts, and how well length, single words or other concepts tell their poles apart.
+
+    Example:
+
+        audiolens prompts list --vocabulary etude
+    """
     from audiolens.prompts.leakage import bundled, summary
 
     rows = [summary(sets) for sets in bundled(vocabulary).values()]
