@@ -12,6 +12,7 @@ import pandas as pd
 
 from analysis.figures.canvas import drawable
 from analysis.figures.style import name_of
+from analysis.wording import change, counted, interval
 from audiolens.checks import checked_text
 from audiolens.door import guarded
 from audiolens.files.atomic import as_path
@@ -87,7 +88,7 @@ class StudyComparison:
             models = f"{row['studies']} studies of {counted(row['models'], 'model', 'models')}"
             found.append(
                 f"{concept} towards {pole}: {count}; pooled over {models}, {name_of(str(measured))} changes by "
-                f"{percent(row['effect'])} [{percent(row['low'])}, {percent(row['high'])}]."
+                f"{change(row['effect'])} {interval(row['low'], row['high'])}."
             )
         return found
 
@@ -118,13 +119,3 @@ class StudyComparison:
     def __repr__(self) -> str:
         sizes = counted(len(self.names), "study", "studies")
         return f"StudyComparison({sizes}: {' '.join([*self._sentences(), *self.cautions])})"
-
-
-def percent(value: float) -> str:
-    """Return a relative change as text, such as "+48%"."""
-    return "–" if value != value else f"{value:+.0%}".replace("-", "−")
-
-
-def counted(count: int, one: str, several: str) -> str:
-    """Return a number with its noun, such as "1 study"."""
-    return f"{count} {one if count == 1 else several}"

@@ -15,6 +15,7 @@ from analysis.figures.captions import captioned, heat, screen_heat, screen_plain
 from analysis.figures.literal import literally
 from analysis.figures.style import name_of, signed, styled
 from analysis.resampling import COVERAGE
+from analysis.wording import change
 
 CAPTION = (
     "Median change in each concept's measure on test prompts, relative to the unsteered clip with the same seed. "
@@ -64,7 +65,8 @@ def _grid(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, list[str], list[
             cell = cells[concept, pole, other]
             values[i, j] = cell["effect"]
             if np.isfinite(cell["effect"]):
-                texts[i, j] = f"{cell['effect']:+.0%}\n[{cell['low']:+.0%}, {cell['high']:+.0%}]".replace("-", "−")
+                ends = [change(cell[side]) for side in ("low", "high") if np.isfinite(cell[side])]
+                texts[i, j] = f"{change(cell['effect'])}\n[{', '.join(ends) or 'no interval'}]"
     names = [f"{pole} ({concept} {strength:+g})".replace("-", "−") for concept, pole, strength in steered]
     # Names are broken into short lines, so that neighbouring names do not overlap.
     words = [f"{name}, measured by\n{name_of(measured)}".replace(" (", "\n(") for name, measured in others]

@@ -20,6 +20,7 @@ from analysis.report.tables import by_prompt, directions
 from analysis.resampling import COVERAGE
 from analysis.statistics import LEVEL
 from analysis.sweep import plots as sweep_plots
+from analysis.wording import clips_of, counted
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -76,20 +77,20 @@ def _responses(study: Study) -> list[Drawing]:
         Drawing(
             "finding",
             "The finding",
-            f"Change in {name} on {settings.test} neutral test prompts that were not used to choose anything. Dots are "
-            f"prompts (median over {settings.test_seeds} seeds), large markers are medians over all clips with "
-            f"{COVERAGE} intervals over prompts, and green bars are prompts that ask for the pole instead. The rows "
-            "below show control directions of the same length at the same place: their mean change on some of the "
-            "clips, and as a ring that of this direction on the same clips.",
+            f"Change in {name} on {counted(settings.test, 'neutral test prompt')}, with which nothing was chosen. Dots "
+            f"are prompts (median over {counted(settings.test_seeds, 'seed')}), large markers are medians over all "
+            f"clips with {COVERAGE} intervals over prompts, and green bars are prompts that ask for the pole instead. "
+            "The rows below show control directions of the same length at the same place: their mean change on some of "
+            "the clips, and as a ring that of this direction on the same clips.",
             **_both(lambda: finding(outcomes, steered, controls, study.measure, names)),
             tables=("by_prompt", "outcome", "controls"),
         ),
         Drawing(
             "dose_response",
             "Dose-response",
-            f"Change in {name} on {settings.test} neutral test prompts x {settings.test_seeds} seeds, relative to the "
-            f"unsteered clip of the same prompt and seed (median, with {COVERAGE} interval over prompts). Crosses and "
-            "diamonds show control directions of the same length at the same place, on fewer of these clips. Green "
+            f"Change in {name} on {clips_of(settings.test, settings.test_seeds, 'neutral test prompt')}, relative to "
+            f"the unsteered clip of the same prompt and seed (median, with {COVERAGE} interval over prompts). Crosses "
+            "and diamonds show control directions of the same length at the same place, on fewer of these clips. Green "
             "lines show clips with the same seeds whose prompts ask for the pole. Hollow markers, and bars above the "
             "dotted line, mean that more than a tenth of the clips failed, that is, were no longer music. Failed "
             "clips count as no change.",
@@ -161,9 +162,10 @@ def _places(study: Study) -> list[Drawing]:
             Drawing(
                 "scan",
                 "Where steering works",
-                f"Change in {name_of(study.measure)} on {settings.development} development prompts x "
-                f"{settings.development_seeds} seeds, by block, for both signs. {remark} these clips; the results "
-                "above are from other prompts. Hollow markers mean that more than a tenth of the clips failed.",
+                f"Change in {name_of(study.measure)} on "
+                f"{clips_of(settings.development, settings.development_seeds, 'development prompt')}, by block, for "
+                f"both signs. {remark} these clips; the results above are from other prompts. Hollow markers mean that "
+                "more than a tenth of the clips failed.",
                 **_both(lambda: plots.layers(scanned[scanned["strategy"].notna()], study.measure, chosen=chosen)),
                 tables=("scan",),
             )
@@ -295,8 +297,8 @@ def _pairs(grid: PatchingResult) -> str:
     """Describe, for the caption of a patching grid, the prompt pairs, the scored window and the meaning of dots."""
     slider = " The slider selects the codebook." if len(grid.names) > 1 else ""
     return (
-        f"Mean over {len(grid.clean)} pairs of prompts, scored on the first {grid.scored[1]:g} s. Dots mark p at most "
-        f"{LEVEL:g}, adjusted over the whole grid.{slider}"
+        f"Mean over {counted(len(grid.clean), 'pair')} of prompts, scored on the first {grid.scored[1]:g} s. Dots "
+        f"mark p at most {LEVEL:g}, adjusted over the whole grid.{slider}"
     )
 
 

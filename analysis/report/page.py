@@ -19,6 +19,7 @@ from analysis.report.templates import template, text
 from analysis.report.words import number
 from analysis.resampling import COVERAGE
 from analysis.sweep import BASELINE
+from analysis.wording import clips_of, counted, rounded
 from audiolens.directions.strategies import STRATEGIES
 from audiolens.measure import UNITS
 from audiolens.sound import soundfiles
@@ -95,7 +96,7 @@ def render(
         outcomes=outcomes,
         rows=_number_rows(study, outcomes),
         rho=number(study.monotonicity.rho, "+.2f"),
-        baseline=number(float(study.response.loc[study.response["kind"] == "baseline", "median"].iloc[0]), ".0f"),
+        baseline=rounded(study.response.loc[study.response["kind"] == "baseline", "median"].iloc[0]),
         sections=[
             {"name": one.name, "title": one.title, "text": one.text,
              "figures": [figures[name] for name in one.figures if name in figures]}
@@ -103,7 +104,9 @@ def render(
             if _shown(one, pairs, figures)
         ],
         pairs=pairs,
-        more_sounds=left_out,
+        more_sounds=f"{counted(left_out, 'more clip')} {'is' if left_out == 1 else 'are'}" if left_out else "",
+        size=clips_of(study.settings.test, study.settings.test_seeds),
+        rows_of={name: counted(len(table), "row") for name, table in everything.items()},
         side_labels=labels.values(),
         side_effects=[{**row, "cells": [(labels[name], row[name]) for name in labels]} for row in side_effects],
         frechet="frechet" in labels,
@@ -212,7 +215,7 @@ def _rows(study: Study, sounds: Sequence[tuple[PageSound, str]]) -> list[dict[st
 
 
 def _with_unit(value: float, measured: str) -> str:
-    text = number(value, ".0f")
+    text = rounded(value)
     return f"{text} {UNITS[measured]}" if np.isfinite(value) and UNITS.get(measured) else text
 
 
@@ -263,14 +266,14 @@ def _number_rows(study: Study, outcomes: Sequence[Mapping[str, Any]]) -> list[tu
     unit = f" [{UNITS[study.measure]}]" if UNITS.get(study.measure) else ""
     rows = {
         f"change in {name_of(study.measure)}": "{effect}",
-        f"{COVERAGE} interval": "{low} to {high}",
+        f"{COVERAGE} interval": "{interval}",
         f"median{unit}": "{median}",
         "asked for in words": "{prompted}",
         "steered, other pole in the prompt": "{opposed}",
         "strength": "{strength}",
         "failed clips": "{failed}",
-        "p, all controls": "{p_controls} ({n_controls} controls)",
-        f"p, corrected for {study.outcomes[0].n_tests} tests": "{p_corrected}",
+        "p, all controls": "{p_controls} ({controls})",
+        f"p, corrected for {counted(study.outcomes[0].n_tests, 'test')}": "{p_corrected}",
         "p, random directions": "{p_random} ({n_random})",
         "p, balanced shuffles": "{p_shuffled} ({n_shuffled})",
         "other concepts with as large an effect": "{rivals} of {n_other}",
@@ -294,9 +297,13 @@ def _outcome(values: dict[str, Any]) -> dict[str, Any]:
     percent["strength"] = number(values["strength"], "+g")
     ranks = {key: number(values[key], ".2f") for key in ("p_random", "p_shuffled", "p_other")}
     ranks |= {key: number(values[key], ".3f") for key in ("p_controls", "p_corrected")}
-    rivals = values["rivals"] or "none"
-    return {**values, **percent, **ranks, "rivals": rivals, "failed": number(values["failed"], ".0%"),
-            "median": number(values["median"], ".0f")}  # fmt: skip
+    # An interval over prompts needs two of them.
+    interval = f"{percent['low']} to {percent['high']}" if np.isfinite(values["low"]) else "none"
+    return {
+        **values, **percent, **ranks, "interval": interval, "rivals": values["rivals"] or "none",
+        "controls": counted(values["n_controls"], "control"), "failed": number(values["failed"], ".0%"),
+        "median": rounded(values["median"]),
+    }  # fmt: skip
 
 
 def _file_of(name: str) -> str:

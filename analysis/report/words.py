@@ -9,6 +9,7 @@ import numpy as np
 from analysis.figures.style import name_of
 from analysis.statistics import CHOSEN_FAILED
 from analysis.sweep.controls import BALANCED, OTHER, RANDOM
+from analysis.wording import clips_of
 
 if TYPE_CHECKING:
     from analysis.study.result import Study
@@ -53,8 +54,8 @@ def strength(study: Study) -> str:
     chosen = f"{choice.strength:g}"
     span = f"{name_of(study.measure)} at +{chosen} is {choice.span:.3g} times that at −{chosen}"
     return (
-        f"Strength ±{chosen} was chosen from {tried} on {settings.development} development prompts x "
-        f"{settings.development_seeds} seeds{where}, because {rule} "
+        f"Strength ±{chosen} was chosen from {tried} on "
+        f"{clips_of(settings.development, settings.development_seeds, 'development prompt')}{where}, because {rule} "
         f"({span if np.isfinite(choice.span) else 'not measured'}; {choice.failed:.0%} failed)."
     )
 
@@ -73,7 +74,8 @@ def controls(study: Study) -> str:
     mine = table[table["kind"] == OTHER]
     found += [f"{row.other} {row.cosine:.2f}" for row in mine.itertuples()]
     clips = study.settings.test * study.settings.control_seeds
+    ran = "one of the test clips" if clips == 1 else f"{clips} of the test clips"
     return (
         f"Cosine similarity of the controls to the direction at its place, without sign: {'; '.join(found)}. The "
-        f"controls were run on {clips} of the test clips, and steering is ranked by its effect on the same clips."
+        f"controls were run on {ran}, and steering is ranked by its effect on the same clips."
     )

@@ -8,6 +8,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from analysis.wording import change, interval
+
 INTERVAL, BEAT = "tempo_ioi", "tempo"
 
 
@@ -32,4 +34,4 @@ def _change(row: pd.DataFrame) -> str:
     if row.empty or not np.isfinite(row["effect"].iloc[0]):
         return ""
     effect, low, high = (float(row[name].iloc[0]) for name in ("effect", "low", "high"))
-    return f"{effect:+.0%} [{100 * low:.0f}, {100 * high:.0f}]".replace("-", "−")
+    return f"{change(effect)} {interval(low, high)}"

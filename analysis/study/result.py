@@ -25,6 +25,7 @@ from analysis.study.test_result import Outcome
 from analysis.study.where import Where
 from analysis.sweep.controls import KINDS
 from analysis.sweep.runs import Made, told
+from analysis.wording import change, clips_of, counted, interval
 from audiolens.checks import checked_flags, checked_text
 from audiolens.directions.directions import Directions
 from audiolens.door import guarded
@@ -172,7 +173,7 @@ class Study:
     @property
     def words(self) -> tuple[str, str]:
         """What steering does towards the positive and the negative pole, such as "faster" and "slower"."""
-        return sentences.words_of(self.concept, self.poles)
+        return sentences.words_of(self.poles, self.measure)
 
     @property
     def headline(self) -> str:
@@ -190,8 +191,9 @@ class Study:
     def finding(self) -> str:
         """The finding, which states the effect towards both poles in one sentence, with intervals in percent."""
         return (
-            f"{_effects(self.outcomes, self.words)} on {self.settings.test} neutral prompts x "
-            f"{self.settings.test_seeds} seeds, steering {self.concept} at strength ±{self.choice.strength:g}."
+            f"{_effects(self.outcomes, self.words)} on "
+            f"{clips_of(self.settings.test, self.settings.test_seeds, 'neutral prompt')}, steering {self.concept} at "
+            f"strength ±{self.choice.strength:g}."
         )
 
     @property
@@ -216,26 +218,27 @@ def _effects(outcomes: tuple[Outcome, Outcome], words: tuple[str, str]) -> str:
     """
     named = sorted(zip(outcomes, words, strict=True), key=lambda pair: (not pair[0].towards, not _is_measured(pair[0])))
     (first, word), (second, other) = named
+    first_ends, second_ends = (interval(one.low, one.high) for one in (first, second))
     if not _is_measured(first):
         return "No measurable change"
     if first.towards:
-        lead = f"{_signed(first.effect)} {word} {_interval(first)}"
+        lead = f"{change(first.effect)} {word} {first_ends}"
         if second.towards:
-            return f"{lead} and {_signed(second.effect)} {other} {_interval(second)}"
+            return f"{lead} and {change(second.effect)} {other} {second_ends}"
         if not _is_measured(second):
             return f"{lead} but not measurably {other}"
-        return f"{lead} but not reliably {other} ({_signed(second.effect)} {_interval(second)})"
-    lead = f"{_signed(first.effect)} {_interval(first)} towards {first.pole}"
+        return f"{lead} but not reliably {other} ({change(second.effect)} {second_ends})"
+    lead = f"{change(first.effect)} {first_ends} towards {first.pole}"
     if not _is_measured(second):
         return f"{lead}, not reliable, and not measurable towards {second.pole},"
-    return f"{lead} and {_signed(second.effect)} {_interval(second)} towards {second.pole}, neither reliable,"
+    return f"{lead} and {change(second.effect)} {second_ends} towards {second.pole}, neither reliable,"
 
 
 def _qualified(one: Outcome) -> str:
     """State, for one pole, the rank among the controls, the share of failed clips, and the effect of prompting."""
     if not _is_measured(one):
         return f"Towards {one.pole}: no clip could be measured."
-    facts = [f"{one.failed:.0%} of clips failed", f"prompting gave {_signed(one.prompted)}"]
+    facts = [f"{one.failed:.0%} of clips failed", f"prompting gave {change(one.prompted)}"]
     if one.towards and one.testable:
         facts.insert(0, _ranked(one))
     if one.towards and one.rivals:
@@ -245,27 +248,20 @@ def _qualified(one: Outcome) -> str:
 
 def _ranked(one: Outcome) -> str:
     """Return the rank p-value as text, such as "p = 0.024 among 41 controls, 0.048 corrected for 2 tests (...)"."""
+    if np.isnan(one.p_controls):
+        return "the controls could not be measured"
     counts = [
-        f"{n} {words}{'s' * (n != 1)}"
+        counted(n, words)
         for n, words in ((one.n_random, "random direction"), (one.n_shuffled, "balanced shuffle"),
                          (one.n_other, "other concept"))
         if n
     ]  # fmt: skip
     found = (
-        f"p = {one.p_controls:.2g} among {one.n_controls} controls, {one.p_corrected:.2g} corrected for {one.n_tests} "
-        f"tests ({', '.join(counts)})"
+        f"p = {one.p_controls:.2g} among {counted(one.n_controls, 'control')}, {one.p_corrected:.2g} corrected for "
+        f"{counted(one.n_tests, 'test')} ({', '.join(counts)})"
     )
-    return found if one.p_corrected <= LEVEL else f"no better than the controls: {found}"
+    return found if one.p_corrected <= LEVEL else f"not distinguished from the controls: {found}"
 
 
 def _is_measured(one: Outcome) -> bool:
     return bool(np.isfinite(one.effect))
-
-
-def _signed(share: float) -> str:
-    return f"{share:+.0%}".replace("-", "−")
-
-
-def _interval(one: Outcome) -> str:
-    """Format the interval in percent, such as [42, 100]."""
-    return f"[{100 * one.low:.0f}, {100 * one.high:.0f}]".replace("-", "−")

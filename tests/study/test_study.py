@@ -223,7 +223,7 @@ def test_the_finding_says_what_the_controls_allow() -> None:
         "concepts)" in claimed.qualification
     )
     beaten = replace(claimed, outcomes=tuple(replace(o, p_corrected=0.4) for o in claimed.outcomes))
-    assert "no better than the controls: p = 0.024 among 40 controls, 0.4 corrected" in beaten.qualification
+    assert "not distinguished from the controls: p = 0.024 among 40 controls, 0.4 corrected" in beaten.qualification
 
 
 RELIABLE = {"effect": 0.746, "low": 0.42, "high": 1.0, "failed": 0.0, "prompted": 0.71}

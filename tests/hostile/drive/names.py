@@ -27,6 +27,7 @@ PARTS = {
     "site_grid": "the cells of patching and attribution",
     "spreadsheets": "tables as files, written by study and sweep",
     "store": "the folders of study and sweep, called by their save, run and load_folder",
+    "wording": "how numbers are written in sentences",
     "workers": "the processes in which a sweep generates and measures",
 }
 """Modules of `analysis` that users do not call."""
