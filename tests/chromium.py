@@ -9,6 +9,11 @@ from typing import Any, NoReturn
 
 import pytest
 
+NAMES = (
+    "chromium", "chromium-browser", "google-chrome", "chrome",
+    # On macOS, no browser is on the path.
+    "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
+)  # fmt: skip
 PATIENCE = 120_000
 """Milliseconds: a busy machine draws slowly."""
 
@@ -20,8 +25,7 @@ def launched() -> Iterator[Any]:
         import playwright.sync_api as playwright
     except ImportError:
         _unopened("playwright is not installed (pip install .[dev])")
-    names = ("chromium", "chromium-browser", "google-chrome", "chrome")
-    program = next((found for name in names if (found := shutil.which(name))), None)
+    program = next((found for name in NAMES if (found := shutil.which(name))), None)
     if program is None:
         _unopened("no Chromium on this machine (Debian: apt install chromium)")
     with playwright.sync_playwright() as driver:
@@ -30,6 +34,16 @@ def launched() -> Iterator[Any]:
         opened = driver.chromium.launch(executable_path=program, args=flags, timeout=PATIENCE)
         yield opened
         opened.close()
+
+
+def barred(page: Any) -> list[tuple[str, list[str]]]:
+    """What keeps people with other eyes or hands from a page: the serious and critical violations that axe finds."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    found = Axe().run(page).response
+    assert len(found["passes"]) > 10
+    grave = [one for one in found["violations"] if one["impact"] in ("serious", "critical")]
+    return [(one["id"], [node["html"] for node in one["nodes"]]) for one in grave]
 
 
 def _unopened(why: str) -> NoReturn:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from chromium import PATIENCE, barred, launched
 from command_line import Run
 from plants import tables as planted
 
@@ -161,6 +162,13 @@ def test_a_page_shows_hostile_names_as_text(study: Study, tmp_path: Path) -> Non
     assert {"effects.png", "effects.svg", "pooled.csv", "variation.csv", "differences.csv"} <= {
         path.name for path in out.iterdir()
     }
+    with launched() as browser:
+        for width, colours in ((1280, "light"), (400, "dark")):
+            opened = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=colours)
+            opened.goto((out / "index.html").as_uri(), timeout=PATIENCE)
+            assert barred(opened) == []
+            assert opened.evaluate("document.documentElement.scrollWidth") <= width
+            opened.close()
 
 
 def test_the_command_refuses_in_one_line(run: Run, tmp_path: Path) -> None:

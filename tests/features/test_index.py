@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from chromium import PATIENCE, barred, launched
 
 from analysis import features
 from analysis.features import matching
@@ -112,6 +113,13 @@ def test_the_page_plays_every_latent_offline(
     assert page.count('src="data:audio') == 2
     assert "active in none of these clips" in page
     assert not re.search(r'(src|href)="(?!data:|#)', page)
+    with launched() as browser:
+        for width, colours in ((1280, "light"), (400, "dark")):
+            opened = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=colours)
+            opened.goto(path.as_uri(), timeout=PATIENCE)
+            assert barred(opened) == []
+            assert opened.evaluate("document.documentElement.scrollWidth") <= width
+            opened.close()
 
 
 def test_synthesised_clips_have_the_labels_of_their_sound() -> None:
