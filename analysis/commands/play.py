@@ -29,7 +29,9 @@ def play(
         str, typer.Option(help="Address to listen at. 127.0.0.1 is this machine alone, 0.0.0.0 its whole network.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen at; 0 takes a free one.")] = 7860,
-    longest: Annotated[float, typer.Option(help="The longest clip in seconds that a visitor can ask for.")] = 30.0,
+    longest: Annotated[
+        float, typer.Option(help="The longest clip in seconds that a visitor can ask for, at most 120.")
+    ] = 30.0,
     model: ModelOptions = ETUDE,
 ) -> None:
     """Open a page on this machine on which sliders steer clips.
@@ -53,7 +55,7 @@ def play(
     if not checked_amount("--longest", longest, above=0) <= _MOST_SECONDS:
         raise InputError(f"--longest {longest:g}: expected at most {_MOST_SECONDS:g} seconds.")
     early.check_model(model)
-    from analysis.playground.address import listening
+    from analysis.playground.address import is_local, listening
 
     with listening(host, port) as bound:
         lens = open_lens(model)
@@ -63,10 +65,13 @@ def play(
 
         opened = {
             "name": model.model,
-            "device": str(lens.device),
+            "device": None if model.device_map else str(lens.device),
             "dtype": str(lens.dtype).removeprefix("torch."),
             "revision": model.revision,
+            "device_map": model.device_map,
+            "attention": model.attention,
         }
         studio = Studio(lens, Shelf(lens, given or []), opened, longest)
         studio.warm()
-        server.serve(studio, bound, host, lambda address: say(f"Open {address} in a browser. Ctrl-C stops it."))
+        others = "" if is_local(host) else " Everybody whose network reaches this machine can use it."
+        server.serve(studio, bound, host, lambda address: say(f"Open {address} in a browser. Ctrl-C stops it.{others}"))

@@ -55,12 +55,12 @@ class Line:
         """
         ticket = Ticket(visitor, work, tell)
         with self._changed:
+            if sum(one.visitor != visitor for one in self._waiting) >= MOST_WAITING:
+                raise InputError(f"{MOST_WAITING} people are waiting already: try again in a minute.")
             for older in [one for one in (self._served, *self._waiting) if one is not None]:
                 if older.visitor == visitor:
                     self._drop(older)
                     older.tell({"event": "replaced"})
-            if len(self._waiting) >= MOST_WAITING:
-                raise InputError(f"{MOST_WAITING} people are waiting already: try again in a minute.")
             self._waiting.append(ticket)
             self._tell_places()
             self._changed.notify()
@@ -72,14 +72,19 @@ class Line:
             self._drop(ticket)
             self._tell_places()
 
-    def close(self) -> None:
-        """Stop the thread as soon as the step that it computes is done."""
+    def end(self) -> None:
+        """Tell everybody that nothing more will be made. The thread stops after the step that it computes."""
         with self._changed:
             self._closed = True
             for ticket in [one for one in (self._served, *self._waiting) if one is not None]:
                 ticket.stop.set()
+                ticket.tell({"event": "error", "text": "The playground has been stopped."})
             self._waiting.clear()
             self._changed.notify()
+
+    def close(self) -> None:
+        """Stop, and wait for the thread."""
+        self.end()
         self._thread.join(timeout=60)
 
     def _drop(self, ticket: Ticket) -> None:
@@ -88,8 +93,10 @@ class Line:
             self._waiting.remove(ticket)
 
     def _tell_places(self) -> None:
+        # Whoever has left is not waited for, except for the step that is being computed.
+        served = self._served is not None and not self._served.stop.is_set()
         for place, ticket in enumerate(self._waiting):
-            ticket.tell({"event": "waiting", "ahead": place + (self._served is not None)})
+            ticket.tell({"event": "waiting", "ahead": place + served})
 
     def _serve(self) -> None:
         while True:
@@ -99,6 +106,7 @@ class Line:
                 if self._closed:
                     return
                 self._served = ticket = self._waiting.popleft()
+                ticket.tell({"event": "waiting", "ahead": 0})
                 self._tell_places()
             try:
                 ticket.work(ticket.tell, ticket.stop)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import re
 import shlex
 import zipfile
@@ -27,7 +28,7 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Recipe:
-    """All arguments of a clip. `model` is the name, device, dtype and revision with which the model was opened."""
+    """All arguments of a clip. `model` has the name of the model, and the arguments with which it was opened."""
 
     model: Mapping[str, str | None]
     prompt: str
@@ -44,16 +45,17 @@ class Recipe:
         names: list[str] = []
         for part in self.parts:
             slug = re.sub(r"[^a-z0-9]+", "-", part.name.lower()).strip("-")[:40] or "direction"
-            names.append(f"{slug if f'{slug}.safetensors' not in names else f'{slug}-{len(names)}'}.safetensors")
-        return names
+            numbered = itertools.chain([slug], (f"{slug}-{number}" for number in itertools.count(2)))
+            names.append(next(name for name in numbered if name not in names))
+        return [f"{name}.safetensors" for name in names]
 
     @property
     def command(self) -> str:
         """The command line that makes the clip again, in a folder with the files of the directions."""
         words = ["audiolens", "generate", "--model", str(self.model["name"])]
-        for option in ("device", "dtype", "revision"):
-            if self.model.get(option) is not None:
-                words += [f"--{option}", str(self.model[option])]
+        for option, value in self.model.items():
+            if option != "name" and value is not None:
+                words += [f"--{option.replace('_', '-')}", value]
         for part, file in zip(self.parts, self.files, strict=True):
             strength = part.strength if isinstance(part.strength, str) else f"{part.strength!r}"
             words += ["--steer", f"{file}:{strength}{_at(part.place)}"]

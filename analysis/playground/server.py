@@ -31,6 +31,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from analysis.playground import shelf as shelves
+from analysis.playground.address import url_of, visitors_names
 from analysis.playground.line import Event, Line, Tell
 from analysis.playground.studio import Clip, Studio
 from analysis.playground.wish import Wish
@@ -38,12 +39,17 @@ from audiolens.errors import AudioLensError, InputError
 from audiolens.files.json_shapes import refuse_other
 
 STATIC = Path(__file__).with_name("static")
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 MOST_REQUEST = 64 * 2**10
 """Bytes of a request for clips."""
 MOST_UPLOAD = 4 * shelves.MOST_BYTES // 3 + 2**20
 """Bytes of an upload: directions in base64, and the summary of a study."""
 MOST_RESULTS = 24
+"""Requests whose clips are kept, besides those that still wait or are being made."""
+OWN_RESULTS = 3
+"""Requests of one visitor whose clips are kept, so that nobody's clips go because somebody else moves a slider."""
+MOST_UPLOADS = 2
+"""Uploads that are read at a time, because each is kept in memory."""
+UPLOAD_SECONDS = 300.0
 _HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "media-src blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -57,8 +63,10 @@ _UPLOAD = {"name": str, "directions": str, "summary?": (str, None)}
 
 @dataclass(eq=False)
 class _Result:
-    """What one request told, and the clips that it made."""
+    """What one request told, and the clips that it made. It is `over` when nothing further will be made."""
 
+    visitor: str
+    over: bool = False
     events: list[Event] = field(default_factory=list)
     clips: dict[str, Clip] = field(default_factory=dict)
 
@@ -69,12 +77,16 @@ class Playground:
     def __init__(self, studio: Studio) -> None:
         self.studio, self.line = studio, Line()
         self._results: OrderedDict[str, _Result] = OrderedDict()
+        self._uploads = asyncio.Semaphore(MOST_UPLOADS)
 
     def app(self, hosts: tuple[str, ...] | None) -> ASGIApp:
         """Return the application. Requests under other names than `hosts` are refused; `None` allows every name."""
         routes = [
             Route("/", self.page),
-            *(Route(f"/{name}", self.file) for name in ("playground.js", "draw.js", "playground.css")),
+            *(
+                Route(f"/{name}", self.file)
+                for name in ("playground.js", "sliders.js", "clips.js", "draw.js", "text.js", "playground.css")
+            ),
             Route("/state", self.state),
             Route("/clips", self.clips, methods=["POST"]),
             Route("/directions", self.add, methods=["POST"]),
@@ -96,7 +108,7 @@ class Playground:
         facts = self.studio.facts()
         kept = [self.studio.shelf.added.get(key) for key in request.query_params.getlist("added")]
         facts["concepts"] = [*facts["concepts"], *(entry.facts() for entry in kept if entry is not None)]
-        return JSONResponse(_plain(facts))
+        return _Json(facts)
 
     async def clips(self, request: Request) -> Response:
         """Make clips, and send a line of JSON for everything that happens, until they are done or nobody listens."""
@@ -107,7 +119,7 @@ class Playground:
             wish = Wish.of(asked.get("wish"), self.studio.longest)
         except InputError as error:
             return _refused(error)
-        token, result, events = secrets.token_urlsafe(16), _Result(), asyncio.Queue[Event]()
+        token, result, events = secrets.token_urlsafe(16), _Result(visitor), asyncio.Queue[Event]()
         loop = asyncio.get_running_loop()
 
         def tell(event: Event) -> None:
@@ -119,10 +131,10 @@ class Playground:
 
         def work(told: Tell, stop: threading.Event) -> None:
             self.studio.make(wish, result.clips, told, stop)
-            recipes = {
-                name: {"command": one.recipe.command, "python": one.recipe.python} for name, one in result.clips.items()
-            }
-            told({"event": "recipes", "token": token, "recipes": recipes})
+
+        def left() -> None:
+            self.line.leave(ticket)
+            result.over = True
 
         try:
             ticket = self.line.ask(visitor, work, tell)
@@ -131,23 +143,19 @@ class Playground:
         self._keep(token, result)
 
         async def lines() -> AsyncIterator[bytes]:
-            try:
-                yield _line({"event": "begun", "token": token})
-                while True:
-                    event = await events.get()
-                    yield _line(event)
-                    if event["event"] in ("done", "cancelled", "replaced", "error"):
-                        return
-            finally:
-                # Also when the browser has left, which cancels this generator.
-                self.line.leave(ticket)
+            yield _line({"event": "begun", "token": token})
+            while True:
+                event = await events.get()
+                yield _line(event)
+                if event["event"] in ("done", "cancelled", "replaced", "error"):
+                    return
 
-        return StreamingResponse(lines(), media_type="application/x-ndjson")
+        return _Told(lines(), left)
 
     async def told(self, request: Request) -> Response:
         """What a request told, so that a page that is loaded again shows its clips again."""
         result = self._results.get(request.path_params["token"])
-        return _gone() if result is None else JSONResponse(_plain({"events": result.events}))
+        return _gone() if result is None else _Json({"events": result.events})
 
     async def sound(self, request: Request) -> Response:
         """A clip as WAV, or as ZIP with all that it takes to make it again."""
@@ -163,34 +171,56 @@ class Playground:
     async def add(self, request: Request) -> Response:
         """Add the directions of a file, or of a study, that a visitor sends."""
         try:
-            asked = await _body(request, MOST_UPLOAD)
-            refuse_other("The upload", asked, _UPLOAD)
-            try:
-                content = base64.b64decode(asked["directions"], validate=True)
-            except (binascii.Error, ValueError):
-                raise InputError("The upload is not in base64.") from None
-            summary = None if asked.get("summary") is None else asked["summary"].encode("utf-8", "surrogatepass")
-            entry = await asyncio.to_thread(self.studio.shelf.add, asked["name"], content, summary)
+            async with self._uploads, asyncio.timeout(UPLOAD_SECONDS):
+                asked = await _body(request, MOST_UPLOAD)
+                refuse_other("The upload", asked, _UPLOAD)
+                try:
+                    content = base64.b64decode(asked["directions"], validate=True)
+                except (binascii.Error, ValueError):
+                    raise InputError("The upload is not in base64.") from None
+                summary = None if asked.get("summary") is None else asked["summary"].encode("utf-8", "surrogatepass")
+                entry = await asyncio.to_thread(self.studio.shelf.add, asked["name"], content, summary)
+        except TimeoutError:
+            return _refused(InputError(f"The upload took longer than {UPLOAD_SECONDS:g} seconds."))
         except AudioLensError as error:
             return _refused(error)
-        return JSONResponse(_plain(entry.facts()))
+        return _Json(entry.facts())
 
     def _keep(self, token: str, result: _Result) -> None:
+        """Keep a result, and forget the oldest ones: those of the same visitor, and those over for which no room is."""
         self._results[token] = result
-        while len(self._results) > MOST_RESULTS:
-            self._results.popitem(last=False)
+        mine = [key for key, one in self._results.items() if one.visitor == result.visitor]
+        for key in mine[:-OWN_RESULTS]:
+            del self._results[key]
+        over = [key for key, one in self._results.items() if one.over]
+        for key in over[: max(0, len(over) - MOST_RESULTS)]:
+            del self._results[key]
+
+
+class _Server(uvicorn.Server):
+    """Ends what visitors wait for before it waits for their connections to end."""
+
+    def __init__(self, config: uvicorn.Config, line: Line) -> None:
+        super().__init__(config)
+        self._line = line
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._line.end()
+        await super().shutdown(sockets)
 
 
 def serve(studio: Studio, bound: socket.socket, host: str, began: Callable[[str], object]) -> None:
     """Serve the page on a bound socket until the process is interrupted. `began` is called with the page's address."""
     playground = Playground(studio)
-    hosts = (*LOOPBACK, "[::1]") if host in LOOPBACK else None
     config = uvicorn.Config(
-        playground.app(hosts), log_level="warning", lifespan="off", server_header=False, timeout_graceful_shutdown=2
+        playground.app(visitors_names(host)),
+        log_level="warning",
+        lifespan="off",
+        server_header=False,
+        timeout_graceful_shutdown=2,
     )
-    server = uvicorn.Server(config)
-    name = f"[{host}]" if ":" in host else host
-    began(f"http://{name}:{bound.getsockname()[1]}")
+    server = _Server(config, playground.line)
+    began(url_of(host, bound.getsockname()[1]))
     try:
         with suppress(KeyboardInterrupt):
             server.run(sockets=[bound])
@@ -232,16 +262,37 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+class _Json(JSONResponse):
+    """A value without NaN, in ASCII: text of a file can hold half of a surrogate pair, which UTF-8 cannot."""
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(_plain(content), allow_nan=False).encode("ascii")
+
+
+class _Told(StreamingResponse):
+    """Lines of JSON. `left` is called when they end, also if the browser left before the first was asked for."""
+
+    def __init__(self, lines: AsyncIterator[bytes], left: Callable[[], object]) -> None:
+        super().__init__(lines, media_type="application/x-ndjson")
+        self._left = left
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._left()
+
+
 def _line(event: Event) -> bytes:
-    return json.dumps(_plain(event), allow_nan=False).encode() + b"\n"
+    return json.dumps(_plain(event), allow_nan=False).encode("ascii") + b"\n"
 
 
 def _refused(error: AudioLensError) -> Response:
-    return JSONResponse({"error": str(error)}, status_code=422)
+    return _Json({"error": str(error)}, status_code=422)
 
 
 def _gone() -> Response:
-    return JSONResponse({"error": "There is no such clip here any more."}, status_code=404)
+    return _Json({"error": "There is no such clip here any more."}, status_code=404)
 
 
 def _with_headers(app: Callable[[Scope, Receive, Send], Awaitable[None]]) -> ASGIApp:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import tempfile
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,6 +33,8 @@ FILE = "directions.safetensors"
 MOST_BYTES = 16 * 2**20
 """The largest file of directions that the page accepts; those of the largest published model have 0.4 MB."""
 MOST_ADDED = 32
+_MOST_NAME, _MOST_POLE = 80, 40
+"""Characters of a name and of a pole that the page shows."""
 _CHOICE = {
     "format": str, "concept": str, "poles": [str, str],
     "choice": {"strategy": str, "layer": (int, None), "strength": float},
@@ -117,10 +120,10 @@ class Shelf:
         self.lens = lens
         self.open: dict[str, Entry] = {}
         self.added: dict[str, Entry] = {}
-        for path in given:
-            entry = self._of_folder(path) if path.is_dir() else self._of_file(path, path.name)
-            self.open[entry.key] = replace(entry, key=f"given-{len(self.open)}")
-        self.open = {entry.key: entry for entry in self.open.values()}
+        self._changed = threading.Lock()
+        for number, path in enumerate(given):
+            entry = self._of_folder(path, path.resolve().name) if path.is_dir() else self._of_file(path, path.name)
+            self.open[f"given-{number}"] = replace(entry, key=f"given-{number}")
         for name in self._bundled():
             sets = prompts.load(name, lens=lens)
             self.open[name] = Entry(name, name, sets.poles, sets, ready.kept(lens, name))
@@ -171,30 +174,43 @@ class Shelf:
             if summary is not None:
                 (path / SUMMARY).write_bytes(summary)
             try:
-                entry = self._of_file(path / FILE, name) if summary is None else self._of_folder(path)
+                entry = self._of_file(path / FILE, name) if summary is None else self._of_folder(path, name)
             except InputError as error:
                 # The visitor knows the file by its own name.
                 text = str(error).replace(str(path / FILE), name).replace(str(path / SUMMARY), f"{name}/{SUMMARY}")
                 raise type(error)(text) from None
-        while len(self.added) >= MOST_ADDED:
-            self.added.pop(next(iter(self.added)))
         entry = replace(entry, key=f"added-{secrets.token_urlsafe(12)}")
-        self.added[entry.key] = entry
+        with self._changed:
+            while len(self.added) >= MOST_ADDED:
+                del self.added[next(iter(self.added))]
+            self.added[entry.key] = entry
         return entry
 
+    def _loaded(self, path: Path, name: str) -> Directions:
+        """Read directions, and refuse those of another model by the name of their file or folder."""
+        directions = Directions.load(path)
+        try:
+            directions.meta.refuse_other(self.lens)
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from None
+        return directions
+
     def _of_file(self, path: Path, name: str) -> Entry:
-        directions = Directions.load(path, self.lens)
-        label = directions.meta.label
-        sets = self._sets(label)
+        directions = self._loaded(path, name)
+        label = printable(directions.meta.label)[:_MOST_POLE]
+        sets = self._sets(directions.meta.label)
         known = directions.calibration
-        place = None if known is None else _plain_place(known)
+        place, note = None if known is None else _plain_place(known), ""
         if place is None:
             place = {"strategy": "one-to-one", "layer": directions.layers[len(directions.layers) // 2]}
+            note = f"The file states no place for a strength: block {place['layer']}, the middle one, is used."
+            if known is not None:
+                note += " Values in a unit act at the place of the calibration."
         poles = (f"more {label or 'of it'}", "less") if sets is None else sets.poles
         title = f"{label} ({name})" if label else name
-        return Entry(name, title[:80], poles, sets, Ready(directions, place))
+        return Entry(name, title[:_MOST_NAME], poles, sets, Ready(directions, place, note=note))
 
-    def _of_folder(self, folder: Path) -> Entry:
+    def _of_folder(self, folder: Path, called: str) -> Entry:
         for name in (SUMMARY, FILE):
             if not (folder / name).is_file():
                 raise InputError(f"{folder} has no {name}: expected the folder of a finished study.")
@@ -205,14 +221,19 @@ class Shelf:
         refuse_other(folder / SUMMARY, facts, _CHOICE)
         if facts["format"] not in (STUDY, UNSEALED_STUDY):
             raise InputError(f"{folder / SUMMARY} has the format {shown(facts['format'])}: expected {STUDY}.")
-        directions = Directions.load(folder / FILE, self.lens)
+        directions = self._loaded(folder / FILE, called)
         choice: Mapping[str, Any] = facts["choice"]
         place = {"strategy": choice["strategy"], **({} if choice["layer"] is None else {"layer": choice["layer"]})}
         changed_blocks(place["strategy"], place.get("layer"), directions)
-        name = printable(facts["concept"])[:60]
-        high, low = facts["poles"]
+        name = printable(facts["concept"])[:_MOST_POLE]
+        high, low = (printable(pole)[:_MOST_POLE] for pole in facts["poles"])
+        sets = self._sets(facts["concept"])
+        if sets is not None and sets.poles != tuple(facts["poles"]):
+            # A study of one's own prompts can have the name of a bundled concept, but not its words.
+            sets = None
         made = Ready(directions, place, abs(choice["strength"]) or None)
-        return Entry(name, f"{name} (study)", (high, low), self._sets(name), made)
+        title = f"{name} ({printable(called)})"[:_MOST_NAME]
+        return Entry(name, title, (high, low), sets, made)
 
     def _sets(self, label: str) -> PromptSet | None:
         try:

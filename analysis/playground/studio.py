@@ -21,13 +21,13 @@ from torch import Tensor
 from analysis.playground import picture
 from analysis.playground.line import Cancelled, Tell
 from analysis.playground.recipe import Part, Recipe
-from analysis.playground.shelf import Entry, Shelf
+from analysis.playground.shelf import Shelf
 from analysis.playground.wish import Push, Wish
 from audiolens import measure
 from audiolens.directions.steering import steer
-from audiolens.errors import AudioLensWarning, InputError
+from audiolens.errors import ActivationOverflow, AudioLensWarning, InputError
 from audiolens.interventions import Apply, Intervention
-from audiolens.measure.failure import failures
+from audiolens.measure.failure import LEAST_ENTROPY_RATIO, LOUDEST_RATIO, failures
 from audiolens.measure.likelihood import drift
 from audiolens.measure.rhythm import FEWEST_ONSETS
 from audiolens.model.timeline import longest_seconds
@@ -42,6 +42,8 @@ LONGEST = 30.0
 SHOWN = ("tempo_ioi", "brightness", "onset_rate", "pitch", "loudness")
 """The measures of the page."""
 _KEPT = 12
+_EVEN = 1e-6
+"""Strengths below this on average are towards neither pole."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +103,8 @@ class Studio:
                 tell({"event": "step", "clip": which, "share": share})
 
             clip = clips[which] = self._clip(wish, prompt, parts, told, stop)
-            tell({"event": "clip", "clip": which, "prompt": prompt, **clip.facts})
+            again = {"command": clip.recipe.command, "python": clip.recipe.python}
+            tell({"event": "clip", "clip": which, "prompt": prompt, "again": again, **clip.facts})
             tell({"event": "measured", "clip": which, "values": clip.measured})
 
         with _said(tell):
@@ -123,13 +126,13 @@ class Studio:
                 made("asked", asked, ())
 
     def _part(self, push: Push, tell: Tell, stop: threading.Event) -> Part:
+        if stop.is_set():
+            raise Cancelled("nobody waits")
         entry = self.shelf.get(push.concept)
         if entry.ready is None:
             tell({"event": "reading", "concept": entry.name})
             entry = self.shelf.read(push.concept)
             tell({"event": "concept", "concept": entry.facts()})
-        if stop.is_set():
-            raise Cancelled("nobody waits")
         assert entry.ready is not None
         strength = entry.strength(push)
         place = {} if isinstance(strength, str) else entry.place(push)
@@ -186,29 +189,27 @@ class Studio:
             raise Cancelled("nobody waits")
         try:
             row = failures(steered, unsteered).iloc[0]
+            few = row.onsets < FEWEST_ONSETS
+            own_onsets = int(failures(unsteered, unsteered).iloc[0].onsets) if few else None
             found = drift(self.lens, steered, unsteered)
-        except InputError as error:
+        except (InputError, ActivationOverflow) as error:
             tell({"event": "note", "text": str(error)})
             return
-        why = []
-        if not 1 / 3 <= row.rms_ratio <= 3:
-            why.append(f"its level is {row.rms_ratio:.2g} times that of the clip without steering")
-        if row.onsets < FEWEST_ONSETS:
-            why.append(f"it has {row.onsets:.0f} onsets")
-        if row.entropy_ratio < 0.5:
-            why.append("it repeats itself")
-        tell({
-            "event": "compared", "failed": bool(row.failed), "why": why, "drift": float(found.rows[0]),
-            "likelier": bool(found.difference[0] < 0),
-        })  # fmt: skip
+        why = _why(row, own_onsets) if row.failed else []
+        tell({"event": "compared", "failed": bool(row.failed), "why": why, "difference": float(found.difference[0])})
 
     def _in_words(self, wish: Wish, parts: Sequence[Part]) -> str | None:
-        """Return the prompt that asks for the same in words, or `None` if some concept has no words."""
+        """Return the prompt that asks for the same in words.
+
+        It is `None` if some concept has no words, or is steered as far towards one pole as towards the other.
+        """
         prompt = wish.prompt
         for push, part in zip(wish.pushes, parts, strict=True):
-            entry = self.shelf.get(push.concept)
-            pole = entry.poles[0] if _towards(part, entry) > 0 else entry.poles[1]
-            if entry.sets is None or not entry.sets.words(pole):
+            entry, towards = self.shelf.get(push.concept), _towards(part)
+            if entry.sets is None or abs(towards) < _EVEN:
+                return None
+            pole = entry.sets.poles[0] if towards > 0 else entry.sets.poles[1]
+            if not entry.sets.words(pole):
                 return None
             prompt = entry.sets.prompted(prompt, pole)
         return prompt if prompt != wish.prompt else None
@@ -239,15 +240,30 @@ def _steps(parts: Sequence[Part]) -> list[Intervention]:
     return found
 
 
-def _towards(part: Part, entry: Entry) -> float:
+def _towards(part: Part) -> float:
     """Return a number with the sign of the pole towards which a part steers, on average over its curve."""
     strength = part.strength
     if isinstance(strength, str):
-        assert entry.ready is not None
-        assert entry.ready.directions.calibration is not None
-        strength = entry.ready.directions.calibration.strength(strength)
+        assert part.directions.calibration is not None
+        strength = part.directions.calibration.strength(strength)
     factors = [factor for _, factor in part.curve] or [1.0]
-    return strength * (sum(factors) or 1.0)
+    return strength * sum(factors)
+
+
+def _why(row: Any, own_onsets: int | None) -> list[str]:
+    """Say why a clip failed, from its row of `failures` and, if it has few onsets, those of the unsteered clip."""
+    found = []
+    if not math.isfinite(row.rms_ratio):
+        found.append("the clip without steering is silent")
+    elif not 1 / LOUDEST_RATIO <= row.rms_ratio <= LOUDEST_RATIO:
+        found.append(f"its level is {row.rms_ratio:.2g} times that of the clip without steering")
+    if own_onsets is not None:
+        few = f"it has {row.onsets:.0f} onset{'' if row.onsets == 1 else 's'}"
+        short = f" (without steering {own_onsets}: this length may be too short to tell)"
+        found.append(few + short if own_onsets < FEWEST_ONSETS else few)
+    if row.entropy_ratio < LEAST_ENTROPY_RATIO:
+        found.append("it repeats itself")
+    return found
 
 
 @contextmanager

@@ -98,7 +98,7 @@ def _push(asked: Mapping[str, Any]) -> Push:
     if share is not None and not -1 <= share <= 1:
         raise InputError(f"{shown(name)}: share {share:g}, expected -1 to 1.")
     if value is not None:
-        checked_amount(f"{name}: value", value)
+        checked_amount(f"{shown(name)}: value", value)
     strategy, layer = asked.get("strategy"), asked.get("layer")
     if strategy is not None and strategy not in PLACED:
         raise InputError(f"strategy {shown(strategy)}: expected one-to-one, one-to-all or all-to-all.")

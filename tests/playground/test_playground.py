@@ -8,6 +8,7 @@ import threading
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,8 +18,9 @@ from safetensors.torch import load_file
 
 import audiolens as al
 from analysis.playground.line import Cancelled, Line
+from analysis.playground.recipe import Part, Recipe
 from analysis.playground.shelf import Shelf
-from analysis.playground.studio import Clip, Studio
+from analysis.playground.studio import Clip, Studio, _why
 from analysis.playground.wish import Wish
 from audiolens.directions.calibration import Calibration
 from audiolens.errors import DamagedError, InputError
@@ -129,7 +131,8 @@ def test_a_visitor_has_one_place_in_the_line_and_others_wait_in_turn() -> None:
     line.close()
     assert made == ["second", "third", "last"]
     assert ("second", "waiting", 1) in told
-    assert ("third", "waiting", 2) in told
+    # Behind bob, and not behind herself.
+    assert ("third", "waiting", 1) in told
     assert [event for name, event, _ in told if name == "first"][-2:] == ["replaced", "cancelled"]
     assert ("fourth", "done", None) not in told
 
@@ -177,7 +180,7 @@ def test_the_shelf_refuses_what_is_no_direction_of_this_model(
         (b"no directions", None, "evil.*not a complete safetensors file"),
         (bytes(flipped), None, "evil.*damaged"),
         (content[:-40], None, "evil"),
-        (foreign.read_bytes(), None, "different weights"),
+        (foreign.read_bytes(), None, r"evil.*these directions were read from .* different weights"),
         (bytes(17 * 2**20), None, "larger than 16 MB"),
         (content, b"{}", "damaged"),
         (content, sealed_json({**facts, "format": "else"}), "expected audiolens.study.2"),
@@ -191,6 +194,13 @@ def test_the_shelf_refuses_what_is_no_direction_of_this_model(
         assert "\x1b" not in str(refused.value)
     added = shelf.add("study", content, sealed_json(facts))
     assert (added.name, added.ready.place) == ("tempo<b> (study)", {"strategy": "one-to-all", "layer": 1})
+    # A study of one's own prompts is not asked for in the words of the bundled ones.
+    for poles, known in ((["fast", "slow"], True), (["slow", "fast"], False), (["f" * 99, "s\u202e"], False)):
+        summary = sealed_json({**facts, "concept": "tempo", "poles": poles})
+        entry = shelf.add("x\x1b" * 99, content, summary)
+        assert (entry.sets is not None) is known
+        assert max(map(len, (entry.name, *entry.poles))) <= 80
+        assert not {"\x1b", "\u202e"} & {*entry.name, *entry.poles[1]}
     assert added.facts()["reach"] == pytest.approx(0.6)
     assert torch.equal(added.ready.directions.vectors, other.vectors)
     folder = tmp_path / "study"
@@ -201,6 +211,69 @@ def test_the_shelf_refuses_what_is_no_direction_of_this_model(
     (folder / "summary.json").write_bytes(sealed_json(facts).replace(b"slow", b"slew"))
     with pytest.raises(DamagedError, match="Make the study again"):
         Shelf(lens, [folder])
+
+
+def test_files_of_one_name_are_sliders_of_their_own(lens: Any, file: Path, tmp_path: Path) -> None:
+    paths = []
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        paths.append(al.Directions.load(file).save(tmp_path / folder / "tempo.safetensors"))
+    shelf = Shelf(lens, paths)
+    assert [key for key in shelf.open if key.startswith("given")] == ["given-0", "given-1"]
+    assert shelf.get("given-1").key == "given-1"
+    # Nobody knows where these directions should be added, and the page says so.
+    assert "block 1, the middle one" in shelf.get("given-0").facts()["note"]
+
+
+def test_no_two_directions_of_a_zip_have_one_name(file: Path) -> None:
+    directions = al.Directions.load(file)
+    names = ("tempo", "tempo-2", "Tempo!", "../../tempo", "<b>", "\u202e")
+    parts = [Part(name, directions, 0.5, {"strategy": "one-to-all", "layer": 1}, ()) for name in names]
+    recipe = Recipe({"name": "etude", "device": None, "device_map": "auto"}, "a", 0, 1.0, 3.0, "fast", parts)
+    assert recipe.files[:4] == [f"tempo{end}.safetensors" for end in ("", "-2", "-3", "-4")]
+    with zipfile.ZipFile(io.BytesIO(recipe.zipped(b"RIFF"))) as archive:
+        assert len({*archive.namelist()}) == len(archive.namelist()) == len(names) + 3
+        assert all("/" not in name for name in archive.namelist())
+    words = shlex.split(recipe.command)
+    assert words[words.index("--device-map") + 1] == "auto"
+    assert "--device" not in words
+    assert "device_map='auto'" in recipe.python
+
+
+def test_a_curve_that_goes_both_ways_is_not_asked_for_in_words(studio: Studio) -> None:
+    told: list[Any] = []
+    curve = [[0.0, 0.5], [1.0, -0.5]]
+    studio.make(Wish.of(wished({**SLIDER, "curve": curve}), 4.0), {}, told.append, threading.Event())
+    kinds = [event["event"] for event in told if event["event"] not in ("step", "note")]
+    assert kinds == ["clip", "measured", "clip", "measured", "compared", "no words"]
+
+
+def test_nobody_who_left_has_directions_read(lens: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AUDIOLENS_CACHE", str(tmp_path))
+    opened = {"name": "x", "device": "cpu", "dtype": "float32", "revision": None}
+    studio, stop = Studio(lens, Shelf(lens), opened), threading.Event()
+    monkeypatch.setattr(studio.shelf, "read", lambda _: pytest.fail("they were read"))
+
+    def tell(event: Any) -> None:
+        if event["event"] == "clip":
+            stop.set()
+
+    with pytest.raises(Cancelled):
+        studio.make(Wish.of(wished({"concept": "tempo", "share": 0.5}), 4.0), {}, tell, stop)
+
+
+@pytest.mark.parametrize(
+    ("row", "own", "said"),
+    [
+        ({"onsets": 1}, 9, ["it has 1 onset"]),
+        ({"onsets": 0}, 2, ["it has 0 onsets (without steering 2: this length may be too short to tell)"]),
+        ({"rms_ratio": 0.01}, None, ["its level is 0.01 times that of the clip without steering"]),
+        ({"rms_ratio": float("nan")}, None, ["the clip without steering is silent"]),
+        ({"entropy_ratio": 0.2}, None, ["it repeats itself"]),
+    ],
+)
+def test_why_a_clip_failed_is_said(row: dict[str, float], own: int | None, said: list[str]) -> None:
+    assert _why(SimpleNamespace(**{"rms_ratio": 1.0, "onsets": 9, "entropy_ratio": 1.0, **row}), own) == said
 
 
 def test_directions_are_read_once_and_kept(lens: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

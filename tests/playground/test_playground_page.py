@@ -1,79 +1,19 @@
 """The playground's page in a real browser, served by the command itself: move, play, draw, reload, tabs, bad input."""
 
 import json
-import os
 import shlex
-import subprocess
-import sys
+import signal
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
 import pytest
-from chromium import PATIENCE, launched
+from visitors import codes, opened, serving, settled, until
 
 HOSTILE = "</p><script>document.title='run'</script><img src=x onerror=\"document.title='run'\">"
-
-
-@pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address that `audiolens play` prints, on a free port."""
-    folder = tmp_path_factory.mktemp("play")
-    command = [sys.executable, "-m", "analysis.cli", "play", "--port", "0", "--device", "cpu"]
-    kept = {**os.environ, "OMP_NUM_THREADS": "1", "AUDIOLENS_CACHE": str(folder), "PYTHONPATH": str(Path.cwd())}
-    with (folder / "said").open("w+") as said, subprocess.Popen(command, stdout=said, stderr=said, env=kept) as server:
-        try:
-            for _ in range(3000):
-                text = (folder / "said").read_text()
-                if "Open http" in text or server.poll() is not None:
-                    break
-                time.sleep(0.1)
-            assert "Open http://127.0.0.1:" in text, text
-            yield text.partition("Open ")[2].split()[0]
-        finally:
-            server.terminate()
-    assert "Traceback" not in (folder / "said").read_text()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with launched() as opened:
-        yield opened
-
-
-def opened(browser: Any, address: str) -> Any:
-    page = browser.new_page(viewport={"width": 1000, "height": 900})
-    page.set_default_timeout(PATIENCE)
-    page.said, page.asked = [], []
-    page.on("console", lambda message: page.said.append((message.type, message.text)))
-    page.on("pageerror", lambda error: page.said.append(("error", str(error))))
-    page.on("request", lambda request: page.asked.append(request.url))
-    page.goto(address, timeout=PATIENCE)
-    page.wait_for_selector("#play:not([disabled])")
-    page.uncheck("#live")
-    page.fill("#seconds", "1.5")
-    return page
-
-
-def until(page: Any, condition: str) -> None:
-    """Wait until a condition holds: from outside, for the page's security policy forbids playwright's own loop."""
-    for _ in range(1200):
-        if page.evaluate(condition):
-            return
-        page.wait_for_timeout(100)
-    pytest.fail(f"never came true: {condition}; {page.inner_text('body')}")
-
-
-def settled(page: Any) -> None:
-    until(page, "document.querySelector('#stop').disabled")
-
-
-def codes(page: Any, clip: str = "steered") -> str:
-    return page.inner_text(f"#clip-{clip} .command")
 
 
 def test_a_visitor_moves_plays_draws_reloads_and_is_told_what_is_wrong(browser: Any, address: str) -> None:
@@ -157,14 +97,31 @@ def answer(address: str, path: str, content: Any = None, **headers: str) -> tupl
         return error.code, error.read().decode()
 
 
-def test_a_browser_that_leaves_cancels_its_clips_and_strangers_are_refused(address: str) -> None:
-    wish = {"prompt": "a little tune", "seed": 1, "seconds": 30.0, "guidance": 3.0, "pushes": []}
+WISH = {"prompt": "a little tune", "seed": 1, "seconds": 30.0, "guidance": 3.0, "pushes": []}
+
+
+def begun(address: str) -> tuple[HTTPConnection, Any, str]:
+    """A request for a long clip that is being made: the connection, what it tells, and the token of its clips."""
     line = HTTPConnection(address.split("/")[2], timeout=120)
-    line.request("POST", "/clips", json.dumps({"visitor": "me", "wish": wish}), {"Content-Type": "application/json"})
+    line.request("POST", "/clips", json.dumps({"visitor": "me", "wish": WISH}), {"Content-Type": "application/json"})
     heard = line.getresponse()
     token = json.loads(heard.readline())["token"]
     while json.loads(heard.readline())["event"] != "step":
         pass
+    return line, heard, token
+
+
+def test_ctrl_c_ends_it_at_once_and_without_a_traceback(tmp_path: Path) -> None:
+    with serving(tmp_path) as (address, server):
+        line, _, _ = begun(address)
+        server.send_signal(signal.SIGINT)
+        assert server.wait(60) == 0
+        line.close()
+    assert (tmp_path / "said").read_text().splitlines() == [f"Open {address} in a browser. Ctrl-C stops it."]
+
+
+def test_a_browser_that_leaves_cancels_its_clips_and_strangers_are_refused(address: str) -> None:
+    line, heard, token = begun(address)
     heard.close()
     line.close()
     for _ in range(600):
@@ -172,11 +129,13 @@ def test_a_browser_that_leaves_cancels_its_clips_and_strangers_are_refused(addre
         if events and events[-1]["event"] == "cancelled":
             break
         time.sleep(0.1)
-    assert {event["event"] for event in events} <= {"note", "cancelled"}, "it was generated to its end"
+    assert events
+    assert events[-1]["event"] == "cancelled", "it was generated to its end"
+    assert "clip" not in {event["event"] for event in events}
     facts = json.loads(answer(address, "/state")[1])
     assert all(one["ready"] for one in facts["concepts"]), "the directions that come with étude are not of this étude"
     assert answer(address, "/state", Host="evil.example")[0] == 400
-    assert answer(address, "/clips", {"visitor": "me", "wish": wish}, **{"Content-Type": "text/plain"})[0] == 422
-    assert "larger than" in answer(address, "/clips", {"visitor": "x" * 70_000, "wish": wish})[1]
+    assert answer(address, "/clips", {"visitor": "me", "wish": WISH}, **{"Content-Type": "text/plain"})[0] == 422
+    assert "larger than" in answer(address, "/clips", {"visitor": "x" * 70_000, "wish": WISH})[1]
     assert answer(address, "/../server.py")[0] == 404
     assert answer(address, "/clips/none/steered.wav")[0] == 404

@@ -50,12 +50,14 @@ export class Strip {
     this.factors = evenly(CURVES.constant);
     this.last = null;
     canvas.addEventListener("pointerdown", (event) => {
+      if (event.button !== 0) return;
       canvas.setPointerCapture(event.pointerId);
       this.last = null;
       this.#touch(event);
     });
     canvas.addEventListener("pointermove", (event) => event.buttons && this.last && this.#touch(event));
-    canvas.addEventListener("pointerup", () => {
+    // A touch that the system takes over ends the stroke as well.
+    for (const end of ["pointerup", "pointercancel"]) canvas.addEventListener(end, () => {
       if (this.last) changed([...this.factors]);
       this.last = null;
     });
