@@ -18,7 +18,7 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import silhouette_samples
 
 from analysis.figures.canvas import drawable
-from analysis.probing.dataset import checked_groups, same
+from analysis.probing.labels import checked_groups, same
 from analysis.probing.probes import shuffled
 from analysis.probing.result import UNGROUPED, UNTESTED
 from analysis.probing.table import column

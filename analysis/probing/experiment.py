@@ -15,8 +15,9 @@ from jaxtyping import Float, Int
 from joblib import Parallel, delayed
 
 from analysis.probing import features
-from analysis.probing.dataset import Dataset, Task, checked_labels, groups_of, task_of
+from analysis.probing.dataset import Dataset
 from analysis.probing.features import Baseline, FeaturePosition, Features
+from analysis.probing.labels import Task, checked_labels, groups_of, task_of
 from analysis.probing.probes import KINDS, CrossValidation, Kind, Probe, Scored, target_of
 from analysis.probing.result import ProbeResult
 from analysis.resampling import Resampling

@@ -28,7 +28,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.class_weight import compute_sample_weight
 
-from analysis.probing.dataset import Task, refuse_leak
+from analysis.probing.labels import Task, refuse_leak
 from analysis.probing.table import column
 from analysis.resampling import CONFIDENCE, Interval, bootstrap
 from audiolens.checks import checked_count, shown

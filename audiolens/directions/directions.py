@@ -1,13 +1,11 @@
-"""Directions: one vector per layer, with provenance. They can be added, scaled, orthogonalised, saved and loaded.
+"""Directions: one vector per layer, with provenance. They can be added, scaled and orthogonalised.
 
 A direction points from the negative to the positive pole and is stored unnormalised: its length is the full difference
 of means, so a strength of 1 moves the negative pole's mean onto the positive pole's.
 """
 
-import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,33 +17,25 @@ from torch.nn.functional import cosine_similarity
 from audiolens.arrays import AsArray
 from audiolens.checks import checked_flags, checked_seed, shown, whole_number
 from audiolens.directions import shuffles
-from audiolens.directions.calibration import SHAPE as CALIBRATION
 from audiolens.directions.calibration import Calibration
+from audiolens.directions.described import Described
 from audiolens.directions.evidence import Evidence
 from audiolens.directions.exchange import Exchange
 from audiolens.directions.heads import Heads
 from audiolens.directions.leace import Eraser
-from audiolens.directions.permutation import N_SHUFFLES, PermutationTest, permutation_test
 from audiolens.directions.samples import Samples
 from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError, SiteError, shortened
 from audiolens.files.integrity import tensor_hash
-from audiolens.files.json_shapes import refuse_other
-from audiolens.lens import AudioLens
-from audiolens.model import provenance
-from audiolens.model.provenance import SHAPE, Provenance
+from audiolens.model.provenance import Provenance
 from audiolens.model.sites import counted, listed_layers
 from audiolens.model.timeline import Real
 from audiolens.vectors import apart, multiplier, unit
 
-_FACTS = {"meta": SHAPE, "layers": [int], "norms": [float], "calibration?": (CALIBRATION, None)}
-"""The keys and types that the JSON header of a file must have."""
-_ERASER = ("removed", "reader", "mean")
-
 
 @guarded
 @dataclass(frozen=True, eq=False)
-class Directions(AsArray, Exchange):
+class Directions(AsArray, Exchange, Described):
     """One vector per layer.
 
     Attributes:
@@ -311,139 +301,6 @@ class Directions(AsArray, Exchange):
         spread = self.heads.spread * torch.nan_to_num(factors, nan=0.0, posinf=0.0)
         return replace(resized, heads=replace(self.heads, spread=spread))
 
-    def permutation_test(self, n_shuffles: int = N_SHUFFLES, seed: int = 0) -> PermutationTest:
-        """Test whether the difference in means is longer than it would be under shuffled labels.
-
-        The p-values control the family-wise error rate over layers.
-
-        The test uses the samples (`keep_samples=True`), so no model runs. The difference in means is tested even if
-        another estimator made the vectors.
-
-        Raises:
-            InputError: if no samples were stored.
-        """
-        return permutation_test(self._samples("permutation_test"), n_shuffles, checked_seed(seed))
-
-    def calibrate(
-        self,
-        lens: AudioLens,
-        measure: str,
-        *,
-        strengths: Sequence[float] | None = None,
-        prompts: Sequence[str] | None = None,
-        seeds: int = 2,
-        seconds: float = 5.0,
-        guidance_scale: float = 3.0,
-        batch_size: int = 32,
-        progress: bool = True,
-        **steering: Any,
-    ) -> "Directions":
-        """Measure which strength gives which value of a measure, and return the directions with this `calibration`.
-
-        Clips of all prompts and seeds are generated at every strength. The calibration is the median of the measure
-        over clips that did not fail, made monotone. `steer(d, strength="120 BPM")` then steers at the place of the
-        calibration. This strength sets the median: single clips differ, and `steer_to` finds a strength for each.
-
-        Args:
-            lens: the model that the directions were read from.
-            measure: a measure, as in `measure.MEASURES`.
-            strengths: strengths besides 0 (default: eight, from -2 to 2 divided by the number of steered blocks; for
-                "heads", there is no default).
-            prompts: neutral prompts (default: the development prompts of the concept that the directions are named
-                after).
-            seeds: the number of seeds per prompt.
-            seconds, guidance_scale, batch_size: as in `lens.generate`.
-            steering: where to steer, as in `steer`: `strategy`, `layer`, `layers`, `band`, `heads`, `unit`, `branch`,
-                `operator`.
-
-        Raises:
-            InputError: if the measure is unknown, the place is invalid, there are no prompts, or too many clips fail or
-                cannot be measured.
-        """
-        from audiolens.directions import calibrating
-
-        return calibrating.calibrate(
-            self, lens, measure, strengths=strengths, prompts=prompts, seeds=seeds, seconds=seconds,
-            guidance_scale=guidance_scale, batch_size=batch_size, progress=progress, steering=steering,
-        )  # fmt: skip
-
-    def to_frame(self) -> Any:
-        """Return a pandas DataFrame with one row per layer: norms in the model's units, and the evidence, if any."""
-        import pandas as pd
-
-        columns: dict[str, Any] = {
-            "layer": self.layers,
-            "norm": self.norms.numpy(),
-            "residual_norm": self.residual_norms.numpy(),
-        }
-        if self.evidence is not None:
-            columns |= self.evidence.columns()
-            # This column contains whole numbers, and missing values where there are too few prompts.
-            columns["stable_at"] = pd.array(self.evidence.stable_at().numpy(), dtype="Int64")
-        return pd.DataFrame(columns)
-
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the directions to one safetensors file with the provenance in its header.
-
-        Any existing file is replaced. Samples are not written.
-
-        Raises:
-            InputError: if the file cannot be written.
-        """
-        facts = {
-            "meta": self.meta.as_dict(),
-            "layers": list(self.layers),
-            "norms": self.norms.tolist(),
-            "residual_norms": [None if norm != norm else norm for norm in self.residual_norms.tolist()],
-            **({} if self.calibration is None else {"calibration": self.calibration.as_dict()}),
-        }
-        tensors = {"vectors": self.vectors, "residual_norms": self.residual_norms}
-        if self.evidence is not None:
-            kept = {name: value for name, value in vars(self.evidence).items() if value is not None}
-            tensors.update({f"evidence/{name}": value for name, value in kept.items()})
-        if self.eraser is not None:
-            tensors.update({f"eraser/{name}": getattr(self.eraser, name) for name in _ERASER})
-        if self.heads is not None:
-            tensors.update({f"heads/{name}": value for name, value in self.heads.tensors().items()})
-        return provenance.write(path, tensors, facts)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str], lens: AudioLens | None = None) -> "Directions":
-        """Read a file that `save` wrote. If `lens` is given, the directions must come from exactly that model.
-
-        Raises:
-            InputError: if the file is missing, truncated or corrupt, if it does not contain directions, or if they come
-                from another model.
-            DamagedError: (an InputError) if the vectors or the header have changed since they were written.
-        """
-        tensors, facts = provenance.read(path)
-        try:
-            refuse_other(path, facts, _FACTS)
-            meta = Provenance.from_dict(facts["meta"])
-            layers = tuple(facts["layers"])
-            maps = {name: tensors.pop(f"eraser/{name}") for name in _ERASER if f"eraser/{name}" in tensors}
-            heads = {key[6:]: tensors.pop(key) for key in [*tensors] if key.startswith("heads/")}
-            kept = {key.removeprefix("evidence/"): value for key, value in tensors.items() if "/" in key}
-            directions = cls(
-                vectors=tensors["vectors"],
-                layers=layers,
-                residual_norms=tensors["residual_norms"],
-                meta=meta,
-                evidence=Evidence.of_file(kept, len(layers)) if kept else None,
-                calibration=Calibration.from_dict(facts["calibration"]) if facts.get("calibration") else None,
-                eraser=Eraser(**maps, layers=layers) if maps else None,
-                heads=Heads.of_file(heads, layers) if heads else None,
-            )
-            stated = torch.tensor(facts["norms"], dtype=torch.float32, device="cpu")
-            agree = torch.allclose(directions.norms, stated, rtol=1e-4)
-        except (KeyError, TypeError, AttributeError, RuntimeError, InputError) as error:
-            raise InputError(f"{path}: its header and its vectors do not match ({error}).") from None
-        if not agree:
-            raise InputError(f"{path} is damaged: its vectors do not have the norms stated in its header.")
-        if lens is not None:
-            meta.refuse_other(lens)
-        return directions
-
     def __repr__(self) -> str:
         finding = "" if self.evidence is None else f", {self.evidence.finding}"
         finding += "" if self.heads is None else f", {self.heads.finding}"
@@ -455,11 +312,6 @@ class Directions(AsArray, Exchange):
             f"Directions({self.meta.label or 'unnamed'}: layers {span} at {self.meta.site} of "
             f"{shown(self.meta.model)}, {self.meta.estimator} of {counts}{finding})"
         )
-
-    def _samples(self, wanted_by: str) -> Samples:
-        if self.samples is None:
-            raise InputError(f"{wanted_by} needs one vector per prompt: read the directions with keep_samples=True.")
-        return self.samples
 
     def _index(self, layer: int) -> int:
         try:

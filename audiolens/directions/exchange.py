@@ -13,6 +13,7 @@ from torch import Tensor
 
 from audiolens.checks import shown
 from audiolens.directions import card, foreign
+from audiolens.directions.stored import Stored
 from audiolens.door import guarded
 from audiolens.errors import InputError
 from audiolens.files import hub
@@ -23,23 +24,8 @@ if TYPE_CHECKING:
 
 
 @guarded
-class Exchange:
+class Exchange(Stored):
     """The methods of `Directions` that read and write what other libraries and the hub hold."""
-
-    if TYPE_CHECKING:
-        vectors: Tensor
-        layers: tuple[int, ...]
-        meta: Provenance
-        evidence: Any
-
-        def __init__(
-            self, *, vectors: Tensor, layers: tuple[int, ...], residual_norms: Tensor, meta: Provenance
-        ) -> None: ...
-
-        def save(self, path: str | os.PathLike[str]) -> Path: ...
-
-        @classmethod
-        def load(cls, path: str | os.PathLike[str], lens: AudioLens | None = None) -> Self: ...
 
     def to_layers(self) -> dict[int, Tensor]:
         """Return the vector of each block, for libraries that steer other models.
