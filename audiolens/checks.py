@@ -4,6 +4,7 @@ A number can be a Python or numpy number, or an array or tensor with no axes. Bo
 list can be any ordered iterable, and is iterated over only once.
 """
 
+import inspect
 import math
 import operator
 from collections.abc import Iterable, Mapping, Set, Sized
@@ -272,6 +273,29 @@ def encodes(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def checked_function(name: str, value: Any, expected: str, *given: Any, **options: Any) -> Any:
+    """Check that a value is a function that takes these arguments, and return it.
+
+    Args:
+        expected: what is expected, such as "a function of the activations".
+
+    Raises:
+        InputTypeError: if the value is not a function, or takes other arguments.
+    """
+    if not callable(value):
+        raise InputTypeError(f"{name}={shown(value)}: expected {expected}.")
+    try:
+        signature = inspect.signature(value)
+    except Exception:
+        # Functions of compiled libraries do not state their arguments.
+        return value
+    try:
+        signature.bind(*given, **options)
+    except TypeError as error:
+        raise InputTypeError(f"{name}={shown(value)}: expected {expected}, which this is not: {error}.") from None
+    return value
 
 
 def checked_text(name: str, value: Any) -> str:

@@ -22,8 +22,8 @@ class InputError(AudioLensError, ValueError):
     """An argument or a file contains a value that is not accepted."""
 
 
-class InputTypeError(AudioLensError, TypeError):
-    """An argument has the wrong type."""
+class InputTypeError(InputError, TypeError):
+    """An argument has the wrong type, which is a kind of value that is not accepted."""
 
 
 class GivenTwiceError(InputError, TypeError):

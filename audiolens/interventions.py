@@ -43,7 +43,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from audiolens.checks import checked_flags, listed, shown, whole_number, whole_numbers
+from audiolens.checks import checked_flags, checked_function, listed, shown, whole_number, whole_numbers
 from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError
 from audiolens.gates import Gate
@@ -378,7 +378,7 @@ class Apply(Intervention):
     and passing either raises an error.
 
     Raises:
-        InputTypeError: if the function is not callable.
+        InputTypeError: if the function is not callable with one argument.
         InputError: if a strength or a schedule is given. An `InputError` is also raised while a model runs, if the
             function returns anything except `None` or a tensor of the shape that it received.
     """
@@ -392,7 +392,6 @@ class Apply(Intervention):
 
     def __post_init__(self, *aliases: Any) -> None:
         super().__post_init__(*aliases)
-        if not callable(self.function):
-            raise InputTypeError(f"function={shown(self.function)}: expected a function of the activations.")
+        checked_function("function", self.function, "a function of the activations", None)
         if self.schedule is not None or bool((torch.as_tensor(self.strength, device="cpu") != 1).any()):
             raise InputError("Apply takes no strength and no schedule, because the function determines the change.")

@@ -184,11 +184,11 @@ def check_prompts(count: int, concept: str | None, split: str = "development") -
 
 def check_measures(option: str, *names: str | None) -> None:
     """Raise an error if a measure is unknown."""
-    from audiolens.measure import MEASURES
+    from audiolens.measure.table import known_measure
 
     for name in names:
-        if name is not None and name not in MEASURES:
-            raise InputError(f"{option} {shown(name)}.{nearest(name, MEASURES)} Choose from: {', '.join(MEASURES)}.")
+        if name is not None:
+            known_measure(option, name)
 
 
 def check_confirm(confirm: int, by: str, measure: str | None, concept: str) -> None:

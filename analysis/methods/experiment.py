@@ -45,9 +45,10 @@ from audiolens.checks import (
     shown,
 )
 from audiolens.door import guarded
-from audiolens.errors import InputError, InputTypeError, nearest
+from audiolens.errors import InputError, InputTypeError
 from audiolens.files.atomic import as_path, is_name
 from audiolens.groups import takes
+from audiolens.measure.table import known_measure
 from audiolens.model.timeline import clip_timeline
 from audiolens.model.tokens import named_once
 from audiolens.prompts import PromptSet
@@ -246,11 +247,7 @@ def _ears(sets: Mapping[str, PromptSet], measured: Mapping[str, Measured]) -> di
         ear = measured.get(name) or MEASURED.get(name) or (name if name in known else None)
         if ear is None:
             raise InputError(f"{name} has no measure of its own: give measured={{{name!r}: ...}}.")
-        if isinstance(ear, str) and ear not in known:
-            raise InputError(f"measured: no measure {shown(ear)}.{nearest(ear, known)} Known: {', '.join(known)}.")
-        if not isinstance(ear, str) and not callable(ear):
-            raise InputTypeError(f"measured: {shown(ear)} for {name}: expected the name of a measure, or a function.")
-        found[name] = ear
+        found[name] = ear if callable(ear) else known_measure("measured", ear, known)
     measure.refuse_lacking([ear for ear in found.values() if isinstance(ear, str)])
     return found
 

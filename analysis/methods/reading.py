@@ -17,7 +17,7 @@ from analysis.methods import stored
 from analysis.placement import place as chosen_place
 from analysis.study import storage
 from analysis.study.stages import Stages
-from audiolens.checks import checked_amount, shown
+from audiolens.checks import checked_amount, checked_function, shown
 from audiolens.directions.difference_in_means import difference_in_means
 from audiolens.directions.directions import Directions
 from audiolens.directions.estimators import estimate
@@ -109,14 +109,19 @@ class Reading:
 
         `name` and `options` identify the result, besides the concept's prompts, its place and the model. Only
         functions of audiolens and analysis have code that is checked for changes.
+
+        Raises:
+            InputError: (or a subclass) if `name` cannot be the name of a folder, if `make` does not take these
+                arguments, or if it does not return directions.
         """
         if not is_name(name):
             raise InputError(f"name={shown(name)}: expected a name that a folder can have.")
+        checked_function("make", make, "a function of these arguments that returns Directions", *given, **options)
         concept = {**_prompts(self.sets, self.n_read), "layers": list(self.directions.layers), "how": repr(options)}
         stage = self._stages.stage(
             f"{self.sets.concept}-{name}", concept, make, stored.write_directions, stored.read_directions
         )
-        return stage.kept(*given, **options)
+        return stored.checked_directions(stage.kept(*given, **options))
 
 
 def read(

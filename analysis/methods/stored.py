@@ -8,15 +8,23 @@ import json
 from pathlib import Path
 
 from audiolens.directions.directions import Directions
+from audiolens.errors import InputTypeError
 from audiolens.files.bounded import read_object
 from audiolens.files.json_shapes import refuse_other
 
 _PLACE = {"strategy": str, "layer": (int, None), "strength": float}
 
 
+def checked_directions(made: object) -> Directions:
+    """Return what a user's function made, or raise `InputTypeError` if it is something else."""
+    if not isinstance(made, Directions):
+        raise InputTypeError(f"make returned {type(made).__name__}: expected Directions.")
+    return made
+
+
 def write_directions(directions: Directions, folder: Path) -> None:
     """Write directions without their samples."""
-    directions.save(folder / "directions.safetensors")
+    checked_directions(directions).save(folder / "directions.safetensors")
 
 
 def read_directions(folder: Path) -> Directions:

@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from analysis.methods.reading import Reading, Steering
-from audiolens.checks import shown
+from audiolens.checks import checked_function, shown
 from audiolens.directions.difference_in_means import difference_in_means
 from audiolens.directions.estimators import estimate, estimators
 from audiolens.directions.steering import steer
@@ -124,8 +124,9 @@ def checked_methods(methods: Sequence[str] | Mapping[str, Method] | None) -> dic
                 )
         methods = {name: METHODS[name] for name in methods}
     for name, method in methods.items():
-        if not isinstance(name, str) or not name.strip() or not callable(method):
+        if not isinstance(name, str) or not name.strip():
             raise InputTypeError(f"methods: {shown(name)}: {shown(method)}: expected a name with a function.")
+        checked_function(f"methods: {shown(name)}", method, "a function of (lens, reading)", None, None)
     if not methods:
         raise InputError("methods is empty: give at least one besides the difference in means.")
     return {REFERENCE: METHODS[REFERENCE], **methods}

@@ -21,7 +21,8 @@ from analysis.placement.shifts import Candidate
 from analysis.sweep.concept_measures import MEASURED, is_ratio, unit_of_change
 from audiolens import measure
 from audiolens.checks import shown
-from audiolens.errors import InputError, nearest
+from audiolens.errors import InputError
+from audiolens.measure.table import known_measure
 from audiolens.prompts import PromptSet
 from audiolens.tracing.sampling import Sampling
 
@@ -127,10 +128,8 @@ def checked_confirm(confirm: int, measured: object, sets: PromptSet, prompts: Se
             f"confirm={confirm}: {shown(sets.concept)} has no measure of its own: give measured=, one of "
             f"{', '.join(known)}, or a function of the clips."
         )
-    if not callable(found) and found not in known:
-        raise InputError(f"measured={shown(found)}.{nearest(str(found), known)} Choose from: {', '.join(known)}.")
-    if isinstance(found, str):
-        measure.refuse_lacking([found])
+    if not callable(found):
+        measure.refuse_lacking([known_measure("measured", found, known)])
     fewest = -(-2 * len(prompts) // 3)
     if confirm < fewest:
         raise InputError(

@@ -72,8 +72,8 @@ class Sources:
     def _module(self, name: str) -> _Module:
         # A function may belong to another package, for example to a test. Its module is then hashed as well, with
         # the modules of these packages that it imports.
-        path = self.files.get(name) or Path(str(inspect.getsourcefile(sys.modules[name])))
-        return _parsed(path.read_text("utf-8"))
+        path = self.files.get(name) or _source_of(name)
+        return _parsed("" if path is None else path.read_text("utf-8"))
 
     def _defining(self, module: str, name: str | None, used: frozenset[str] | None) -> Iterator[str]:
         """Yield the modules that define an imported name or, for a package, those that define the attributes in use."""
@@ -102,6 +102,15 @@ def home_of(value: Any) -> str:
         value = value.func
     named = inspect.isroutine(value) or isinstance(value, type)
     return inspect.unwrap(value).__module__ if named else type(value).__module__
+
+
+def _source_of(name: str) -> Path | None:
+    """Return the file of another package's module, or `None` if it is compiled, or typed into a notebook."""
+    try:
+        path = inspect.getsourcefile(sys.modules[name])
+    except (KeyError, TypeError):
+        return None
+    return Path(path) if path is not None and Path(path).is_file() else None
 
 
 @cache

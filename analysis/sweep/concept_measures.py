@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from audiolens import measure
 from audiolens.checks import shown
 from audiolens.errors import InputError, nearest, shortened
+from audiolens.measure.table import known_measure
 from audiolens.prompts import PromptSet, concepts
 
 MEASURED: Mapping[str, str] = {
@@ -67,9 +68,10 @@ def measure_of(concept: str, measured: str | None = None, measured_by: Mapping[s
             f"{shown(concept)} has no measure, so a study could not report an effect. Concepts with a measure are "
             f"{', '.join(MEASURED)}; for any other, choose one (--measure, measured=) of {', '.join(known)}."
         )
-    if name not in known:
-        raise InputError(f"measure {shown(name)}: expected one whose change is a ratio.{nearest(name, known)} "
-                         f"Choose from: {', '.join(known)}.")  # fmt: skip
+    if known_measure("measure", name, [*measure.MEASURES, *measure.EXTRA_MEASURES]) not in known:
+        raise InputError(
+            f"measure {shown(name)}: expected one whose change is a ratio. Choose from: {', '.join(known)}."
+        )
     return name
 
 

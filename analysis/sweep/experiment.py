@@ -44,15 +44,16 @@ from analysis.sweep.storage import (
     with_devices,
 )  # fmt: skip
 from audiolens import measure
-from audiolens.checks import MOST_JOBS, checked_amount, checked_count, checked_flags, shown
+from audiolens.checks import MOST_JOBS, checked_amount, checked_count, checked_flags
 from audiolens.directions.directions import Directions
 from audiolens.directions.steering import Unit
 from audiolens.directions.strategies import Strategy
 from audiolens.door import guarded
-from audiolens.errors import InputError, nearest
+from audiolens.errors import InputError
 from audiolens.files.atomic import as_path, refuse_links
 from audiolens.groups import loosened, takes
 from audiolens.interventions import Branch
+from audiolens.measure.table import checked_measures
 from audiolens.model import devices
 from audiolens.model.timeline import clip_timeline
 from audiolens.model.tokens import named_once
@@ -399,14 +400,9 @@ def load_folder(folder: str | os.PathLike[str]) -> SweepResult:
 
 
 def _names(measures: Sequence[str], also: Mapping[str, Any]) -> tuple[str, ...]:
-    if isinstance(measures, str) or not measures:
-        raise InputError(f"measures={shown(measures)}: expected a list of names, such as ['tempo_ioi', 'brightness'].")
-    known = [*measure.MEASURES, *measure.EXTRA_MEASURES]
-    for name in measures:
-        if name not in known:
-            raise InputError(f"no measure {shown(name)}.{nearest(name, known)} Choose from: {', '.join(known)}.")
-    measure.refuse_lacking(measures)
-    taken = {*known, *response.LOST, "file"} & set(also)
+    names = checked_measures(measures or ())
+    measure.refuse_lacking(names)
+    taken = {*measure.MEASURES, *measure.EXTRA_MEASURES, *response.LOST, "file"} & set(also)
     if taken:
         raise InputError(f"also: {', '.join(sorted(taken))} are the sweep's own column names: choose others.")
-    return tuple(measures)
+    return tuple(names)

@@ -22,7 +22,7 @@ from analysis.sweep.conditions import BASELINE
 from analysis.sweep.dose import CrossEffects, DoseResponse
 from analysis.sweep.runs import Made, told
 from analysis.sweep.tradeoff import Front, LayerMap, Limits, Strategies
-from audiolens.checks import checked_text, real_number, shown
+from audiolens.checks import checked_function, checked_text, real_number, shown
 from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError, nearest
 from audiolens.groups import takes
@@ -138,8 +138,7 @@ class SweepResult:
         own = self.codes(BASELINE)
         names = list(dict.fromkeys(self.table["condition"]))
         checked_text("name", name)
-        if not callable(distance):
-            raise InputTypeError(f"distance={shown(distance)}: expected a function of two tensors of codes.")
+        checked_function("distance", distance, "a function of two tensors of codes", own, own)
         values = [0.0 if one == BASELINE else _number(distance(self.codes(one), own)) for one in names]
         found = pd.DataFrame({"condition": names, name: values})
         if self.distances is not None:

@@ -20,12 +20,15 @@ import numpy as np
 from jaxtyping import Float
 from scipy.optimize import brentq
 
+from audiolens.errors import InputError
 from audiolens.etude.attributes import RANGES, Attributes
 from audiolens.etude.captions import PLAIN, Caption, Wording, caption
 from audiolens.etude.form import CHORD_TONES, Music, Scene, compose
 
 SAMPLE_RATE = 16_000
 CLIP_SECONDS = 5.12
+SHORTEST_SECONDS = 0.1
+"""A shorter clip has no spectrum, from which its brightness could be set."""
 TABLE_SIZE = 2048
 MELODY_LEVEL = 2.2
 KIT_SEED = 7
@@ -130,6 +133,8 @@ def render(
     The clip starts at a random point in a bar. Its root mean square is exactly `loudness_dbfs`, unless a peak would
     clip.
     """
+    if seconds < SHORTEST_SECONDS:
+        raise InputError(f"seconds={seconds:g}: a synthesised clip lasts at least {SHORTEST_SECONDS:g} s.")
     rng = np.random.default_rng(seed)
     n_samples = round(seconds * SAMPLE_RATE)
     score = _Score(attributes, rng, seconds, music, scene)
@@ -173,7 +178,8 @@ class _Score:
     def melody(self, n_samples: int) -> Waveform:
         sound = np.zeros(n_samples)
         notes = self._improvised() if self.song is None else self._composed()
-        ends = [*(onset for onset, _, _ in notes[1:]), self.beats[-1] + self.beat_seconds]
+        # A short clip can have no note, and has only the accompaniment then.
+        ends = [*(onset for onset, _, _ in notes), self.beats[-1] + self.beat_seconds][1:]
         for (onset, degree, shift), end in zip(notes, ends, strict=True):
             near = self.a.register_midi + (self.rng.uniform(-3, 3) if shift is None else shift)
             note = _note(self.a.instrument, self.pitch(degree, near), min(end - onset, 1.6), self.rolloff)

@@ -131,13 +131,25 @@ def checked_measures(measures: Sequence[str] | None) -> list[str]:
     Raises:
         InputError: if a name is unknown; the message lists the known names.
     """
-    names = list(MEASURES if measures is None else measures)
-    known = [*MEASURES, *EXTRA_MEASURES]
-    unknown = [name for name in names if name not in known]
-    if isinstance(measures, str) or unknown or not names:
-        hint = nearest(str(unknown[0]), known) if unknown and not isinstance(measures, str) else ""
-        raise InputError(f"measures are {shown(measures)}; expected a list of names from {', '.join(known)}.{hint}")
-    return names
+    if measures is None:
+        return list(MEASURES)
+    names = [] if isinstance(measures, str) else list(measures)
+    if not names:
+        raise InputError(f"measures={shown(measures)}: expected a list of names, such as ['tempo_ioi', 'brightness'].")
+    return [known_measure("measures", name, [*MEASURES, *EXTRA_MEASURES]) for name in names]
+
+
+def known_measure(argument: str, name: Any, known: Sequence[str] = tuple(MEASURES)) -> str:
+    """Return the name of a measure that was given as an argument (or option).
+
+    Raises:
+        InputError: if it is not one of those known; the message lists them.
+    """
+    if not isinstance(name, str) or name not in known:
+        raise InputError(
+            f"{argument}={shown(name)}: no such measure.{nearest(str(name), known)} Choose from: {', '.join(known)}."
+        )
+    return name
 
 
 @guarded

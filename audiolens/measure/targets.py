@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from audiolens.checks import checked_amount, shown
-from audiolens.errors import InputError, nearest
+from audiolens.errors import InputError
 from audiolens.measure.pitch import HIGHEST_HZ, LOWEST_HZ
 from audiolens.measure.rhythm import FASTEST_BPM, SLOWEST_BPM
-from audiolens.measure.table import MEASURES, UNITS
+from audiolens.measure.table import UNITS, known_measure
 
 _AMOUNT = re.compile(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(\S.*?)?\s*")
 _OTHER_UNITS = {"kHz": ("Hz", 1000.0), "dB": ("dBFS", 1.0)}
@@ -69,10 +69,7 @@ def is_near(measure: str, value: float, target: float, tolerance: float) -> bool
 
 def refuse_unordered(measure: str) -> None:
     """Raise an error if there is no such measure, or its values have no order."""
-    if measure not in MEASURES:
-        raise InputError(
-            f"measure={shown(measure)}: expected one of {', '.join(MEASURES)}.{nearest(measure, [*MEASURES])}"
-        )
+    known_measure("measure", measure)
     if measure not in RANGES:
         raise InputError(f"measure={shown(measure)} has no target: its values lie on a circle.")
 

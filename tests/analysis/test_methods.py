@@ -146,6 +146,11 @@ def test_a_comparison_resumes_and_takes_a_new_method(
 
     def mine(lens: AudioLens, reading: methods.Reading) -> Steering:
         assert lens.config.n_layers == 3
+        with pytest.raises(InputTypeError, match="make=.*which this is not: missing a required argument: 'prompts'"):
+            reading.kept("odd", lens)
+        # A compiled function has no source that a stored result could be checked against.
+        with pytest.raises(InputTypeError, match="make returned dict: expected Directions"):
+            reading.kept("odd", dict)
         steering = reading.along(-1 * reading.directions)
         return lambda dose: (asked.append(dose), steering(dose))[1]
 
@@ -213,9 +218,10 @@ def test_heads_are_read_on_their_own_clips_and_steered_as_al_steer_does(
     [
         ({"methods": ["prob"]}, InputError, "method 'prob': not known. Did you mean 'probe'"),
         ({"methods": "probe"}, InputTypeError, "expected a list of names"),
-        ({"methods": {"mine": 3}}, InputTypeError, "'mine': 3"),
+        ({"methods": {"mine": 3}}, InputTypeError, "'mine'=3: expected a function of .lens, reading."),
+        ({"methods": {"mine": lambda: None}}, InputTypeError, "which this is not: too many positional arguments"),
         ({"measured": {"tempo": "loudness"}}, InputError, "'tempo' is not one of the concepts speed"),
-        ({"measured": {"speed": "tempoo"}}, InputError, "no measure 'tempoo'"),
+        ({"measured": {"speed": "tempoo"}}, InputError, "measured='tempoo': no such measure. Did you mean"),
         ({"measured": {}}, InputError, "speed has no measure of its own"),
         ({"doses": (0.5, 1.0)}, InputError, "of both signs"),
         ({"prompts": 3}, InputError, "2 neutral test prompts, and prompts=3"),
