@@ -29,6 +29,7 @@ from audiolens.model.sites import checked_heads
 from audiolens.model.timeline import Span
 from audiolens.model.tokens import named_once
 from audiolens.tracing.batching import whole_batch_size
+from audiolens.tracing.fitting import reading_fit
 from audiolens.tracing.recording import Reading
 
 
@@ -138,7 +139,7 @@ def ablate(
         InputError: if the site has no heads or is on the text side.
     """
     listed, codes = checked_rows(lens, prompts, codes)
-    whole_batch_size(batch_size)
+    batch_size = whole_batch_size(batch_size)
     sites = list(grid_sites(lens, site, layers).values())[0]
     if not sites[0].heads or sites[0].cell_unit != "step":
         raise InputError(f"site={shown(site)}: expected a site with heads and steps, 'attn.z' or 'cross_attn.z'.")
@@ -151,10 +152,9 @@ def ablate(
     n = len(codes)
     intact = window(lens.run_with_cache(list(listed), codes, sites=())[0], codes) / each
     todo = [(one, head) for one in sites for head in chosen]
-    at_once = max(1, whole_batch_size(batch_size) // n)
-    parts = []
-    for first in range(0, len(todo), at_once):
-        cells = todo[first : first + at_once]
+
+    def part(at: slice) -> list[Tensor]:
+        cells = todo[at]
         edits = [
             Scale(factor, site=one.name, heads=[head], rows=range(n * i, n * (i + 1)), branch="cond")
             for i, (one, head) in enumerate(cells)
@@ -162,7 +162,12 @@ def ablate(
         many = codes.repeat(len(cells), 1, 1)
         logits = lens.run_with_interventions(list(listed) * len(cells), many, edits, batch_size=max(batch_size, n))
         scores = window(logits, many.to(logits.device)) / each
-        parts += list(scores.unflatten(0, (len(cells), n)) - intact)
+        return list(scores.unflatten(0, (len(cells), n)) - intact)
+
+    fit = reading_fit(
+        lens.traced_model, listed, codes.shape[-1], max(1, batch_size // n), rows=f"ablated heads, in {n} rows each,"
+    )  # fmt: skip
+    parts = [scores for _, found in fit.run(len(todo), part) for scores in found]
     changes = np.stack([part.double().cpu().numpy() for part in parts]).reshape(len(sites), len(chosen), n, -1)
     return HeadAblation(
         changes=changes,

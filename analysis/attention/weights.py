@@ -16,6 +16,7 @@ from audiolens.errors import ActivationOverflow
 from audiolens.lens import AudioLens
 from audiolens.model.sites import checked_heads, checked_layers
 from audiolens.tracing.batching import whole_batch_size
+from audiolens.tracing.fitting import reading_fit
 
 
 def checked(
@@ -40,15 +41,19 @@ def caches(
 
     Earlier batches are not kept, because the size of an attention pattern grows with the square of the clip length.
     """
-    size = whole_batch_size(batch_size)
-    for first in range(0, len(prompts), size):
-        rows = slice(first, first + size)
+
+    def read(rows: slice) -> Any:
         _, cache = lens.run_with_cache(list(prompts[rows]), codes[rows], sites=site, layers=layers, heads=heads)
         for layer in layers:
             lost = cache[site, layer].isnan().flatten(1).any(1)
             if bool(lost.any()):
+                row = rows.start + int(lost.nonzero()[0])
                 raise ActivationOverflow(
-                    f"{site} contains NaN in block {layer}, row {first + int(lost.nonzero()[0])}: either the model's "
-                    "weights are invalid, or its dtype is too narrow. Load it in a wider dtype."
+                    f"{site} contains NaN in block {layer}, row {row}: either the model's weights are invalid, or its "
+                    "dtype is too narrow. Load it in a wider dtype."
                 )
-        yield first, cache
+        return cache
+
+    fit = reading_fit(lens.traced_model, prompts, codes.shape[-1], whole_batch_size(batch_size),
+                      rows="rows whose attention is read", kept_blocks=len(layers))  # fmt: skip
+    yield from ((rows.start, cache) for rows, cache in fit.run(len(prompts), read))

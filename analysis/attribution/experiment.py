@@ -26,14 +26,15 @@ from analysis.attribution.pairing import Pairing, Part, Towards
 from analysis.attribution.result import AttributionResult, Method, Scores
 from analysis.likelihood import Window
 from analysis.site_grid import GridSite
-from audiolens.checks import MOST_SEED, checked_count, checked_flags, shown
+from audiolens.checks import MOST_SEED, checked_count, checked_flags, checked_function, shown
 from audiolens.door import guarded
-from audiolens.errors import InputError, InputTypeError
+from audiolens.errors import InputError
 from audiolens.groups import takes
 from audiolens.lens import AudioLens
 from audiolens.model.sites import names_once
 from audiolens.model.timeline import Span
 from audiolens.model.tokens import named_once
+from audiolens.tracing.fitting import reading_fit
 from audiolens.tracing.recording import Reading
 
 
@@ -100,8 +101,8 @@ def attribute(
     )
     check = checked_count("check", check, 0)
     seed = checked_count("seed", seed, 0, MOST_SEED)
-    if metric is not None and not callable(metric):
-        raise InputTypeError(f"metric={shown(metric)}: expected a function of (logits, codes), or None.")
+    if metric is not None:
+        checked_function("metric", metric, "a function of (logits, codes), or None", None, None)
     along = method == "integrated"
     todo = Pairing.checked(
         lens,
@@ -115,8 +116,13 @@ def attribute(
         towards=towards,
         along_text=along,
     )
+    fit = reading_fit(
+        lens.traced_model, (*todo.clean, *todo.corrupted), todo.codes.shape[-1], rows="pairs being attributed",
+        kept_blocks=lens.config.n_layers, more=lambda: todo.kept_bytes(per_codebook),
+    )  # fmt: skip
     batches = tqdm(list(todo.batches(batch_size)), desc="attributing", unit="batch", disable=not progress)
-    parts = [todo.part(rows, steps if along else 0, per_codebook) for rows in batches]
+    found_parts = fit.each(batches, lambda rows: todo.part(rows, steps if along else 0, per_codebook))
+    parts = [part for _, part in found_parts]
     order = np.concatenate([part.rows for part in parts]).argsort()
     own = np.concatenate([part.own for part in parts])[order]
     other = np.concatenate([part.other for part in parts])[order]

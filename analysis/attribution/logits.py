@@ -29,6 +29,7 @@ from audiolens.model.timeline import Span
 from audiolens.model.tokens import named_once
 from audiolens.tensors import finite
 from audiolens.tracing.batching import whole_batch_size
+from audiolens.tracing.fitting import reading_fit
 from audiolens.tracing.overflow import checked_logits
 from audiolens.vectors import unit
 
@@ -151,9 +152,8 @@ def direct(
     window = Window.of(lens, codes, seconds)
     short, size = window.cropped(codes), whole_batch_size(batch_size)
     vector = None if direction is None else _vector(direction, lens)
-    parts, totals, labels = [], [], ()
-    for first in range(0, len(short), size):
-        rows = slice(first, first + size)
+
+    def part(rows: slice) -> tuple[Tensor, Tensor, tuple[str, ...]]:
         runs = [
             _Run.of(lens, given[rows], short[rows], window, heads) for given in (listed, others) if given is not None
         ]
@@ -168,13 +168,21 @@ def direct(
                 torch.nn.functional.one_hot(wanted, ours.logits.shape[-1]).to(ours.logits) - 1 / ours.logits.shape[-1]
             )
         read = [run.read(along) for run in runs]
-        labels = ours.labels
-        parts.append(read[0] - read[1] if len(read) > 1 else read[0])
         whole = [(run.logits * along).sum(-1).mean(-1) for run in runs]
-        totals.append(whole[0] - whole[1] if len(whole) > 1 else whole[0])
+        return (
+            read[0] - read[1] if len(read) > 1 else read[0],
+            whole[0] - whole[1] if len(whole) > 1 else whole[0],
+            ours.labels,
+        )
+
+    fit = reading_fit(
+        lens.traced_model, listed, short.shape[-1], size, rows="rows whose logits are attributed",
+        kept_blocks=lens.config.n_layers,
+    )  # fmt: skip
+    parts, totals, labels = zip(*(found for _, found in fit.run(len(short), part)), strict=True)
     return DirectResult(
         values=torch.cat(parts, dim=1).double().cpu().numpy(),
-        labels=labels,
+        labels=labels[0],
         totals=torch.cat(totals).double().cpu().numpy(),
         along="difference" if others is not None else "codes" if vector is None else "direction",
         prompts=listed,

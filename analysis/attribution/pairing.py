@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +19,7 @@ from analysis.likelihood import Window, checked_rows, refuse_unequal
 from analysis.site_grid import GridSite, grid_sites, spans
 from audiolens.errors import InputError
 from audiolens.lens import AudioLens
+from audiolens.model.sites import Site
 from audiolens.model.text import checked_prompts, lengths, token_limit
 from audiolens.model.timeline import Span
 from audiolens.model.tokens import note_unread
@@ -126,6 +128,14 @@ class Pairing:
         for kind in np.unique(kinds):
             rows = np.flatnonzero(kinds == kind)
             yield from (rows[first : first + size] for first in range(0, len(rows), size))
+
+    def kept_bytes(self, per_codebook: bool) -> float:
+        """Return the bytes that a pass keeps per pair: activations of both runs, and gradients, at all sites."""
+        config, family = self.lens.config, self.lens.traced_model.family
+        positions = self.lens.timeline(self.codes.shape[-1]).steps + config.prefix(max(self.sizes))
+        forms = [family.form(Site.of(site.name).hook) for group in self.groups.values() for site in group]
+        values = sum(positions * prod(int(size or positions) for size in form.features(config)) for form in forms)
+        return values * self.lens.dtype.itemsize * (4 + (config.n_codebooks if per_codebook else 1))
 
     def part(self, rows: np.ndarray, steps: int, per_codebook: bool) -> Part:
         """Return the attributions of some pairs, from one gradient or from `steps` gradients between the two texts."""

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from analysis.features import matching
@@ -30,6 +31,7 @@ from audiolens.model import text
 from audiolens.model.sites import Site
 from audiolens.sound.codec import checked_codes
 from audiolens.tracing.batching import whole_batch_size
+from audiolens.tracing.fitting import reading_fit
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -216,21 +218,27 @@ def _read(
 ) -> dict[str, np.ndarray]:
     """Return the mean, the peak and its step per clip and latent, and how often each latent is active, and how much."""
     frames = codes.shape[-1]
-    pooled, peaks, steps = [], [], []
     active, total = torch.zeros(sae.width, dtype=torch.float64), torch.zeros(sae.width, dtype=torch.float64)
+
+    def read(rows: slice) -> tuple[Tensor, ...]:
+        latents = sae.encode(activations(lens, Site(sae.site, sae.layer), prompts[rows], codes[rows]))[:, :frames]
+        peak = latents.max(1)
+        found = latents.mean(1), peak.values, peak.indices, (latents > 0).sum((0, 1)), latents.sum((0, 1))
+        return tuple(values.cpu() for values in found)
+
+    parts: list[tuple[Tensor, ...]] = []
+    # The latents of every step, in single precision.
+    wide = 2 * 4 * lens.timeline(frames).steps * sae.width
+    fit = reading_fit(lens.traced_model, prompts, frames, size, rows="clips being indexed", more=lambda: wide)
     with tqdm(total=len(codes), desc="indexing", unit="clip", disable=not progress) as bar:
-        for first in range(0, len(codes), size):
-            part = slice(first, first + size)
-            read = activations(lens, Site(sae.site, sae.layer), prompts[part], codes[part])
-            latents = sae.encode(read)[:, :frames]
-            peak = latents.max(1)
-            for kept, values in ((pooled, latents.mean(1)), (peaks, peak.values), (steps, peak.indices)):
-                kept.append(values.cpu())
-            active += (latents > 0).sum((0, 1)).cpu()
-            total += latents.sum((0, 1)).cpu()
-            bar.update(len(read))
+        for rows, (*found, fired, summed) in fit.run(len(codes), read):
+            parts.append(tuple(found))
+            active += fired
+            total += summed
+            bar.update(rows.stop - rows.start)
+    pooled, peaks, steps = (torch.cat(one).numpy() for one in zip(*parts, strict=True))
     return {
-        "pooled": torch.cat(pooled).numpy(), "peaks": torch.cat(peaks).numpy(), "steps": torch.cat(steps).numpy(),
+        "pooled": pooled, "peaks": peaks, "steps": steps,
         "rate": (active / (len(codes) * frames)).numpy(),
         "mean": (total / active).numpy(),
     }  # fmt: skip

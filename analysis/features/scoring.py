@@ -24,6 +24,7 @@ from audiolens.model.sites import Site
 from audiolens.model.tokens import named_once
 from audiolens.sound.codec import checked_codes
 from audiolens.tracing.batching import whole_batch_size
+from audiolens.tracing.fitting import reading_fit
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -116,16 +117,23 @@ def score(
     codes = checked_codes(codes, lens.config)
     listed, _ = text.checked(prompts, lens.model, lens.tokenizer, len(codes))
     size = whole_batch_size(batch_size)
-    parts = [slice(first, first + size) for first in range(0, len(codes), size)]
-    sums = _Sums(sae)
+    sums, losses = _Sums(sae), torch.zeros(4, dtype=torch.float64)
+    # The latents of every step, and what is decoded from them, in single precision.
+    wide = 4 * lens.timeline(codes.shape[-1]).steps * (2 * sae.width + 6 * sae.d_in)
+    fit = reading_fit(lens.traced_model, listed, codes.shape[-1], size, rows="clips being scored", more=lambda: wide)
+
+    def reconstruct(rows: slice) -> None:
+        sums.add(activations(lens, Site(sae.site, sae.layer), listed[rows], codes[rows]).flatten(0, 1))
+
+    def splice_in(rows: slice) -> Float[Tensor, " condition"]:
+        return _losses(lens, sae, sums.mean, listed[rows], codes[rows])
+
     with tqdm(total=2 * len(codes), desc="scoring", unit="clip", disable=not progress) as bar:
-        for part in parts:
-            sums.add(activations(lens, Site(sae.site, sae.layer), listed[part], codes[part]).flatten(0, 1))
-            bar.update(len(codes[part]))
-        losses = torch.zeros(4, dtype=torch.float64)
-        for part in parts:
-            losses += len(codes[part]) * _losses(lens, sae, sums.mean, listed[part], codes[part])
-            bar.update(len(codes[part]))
+        for rows, _ in fit.run(len(codes), reconstruct):
+            bar.update(rows.stop - rows.start)
+        for rows, found in fit.run(len(codes), splice_in):
+            losses += (rows.stop - rows.start) * found
+            bar.update(rows.stop - rows.start)
     loss, spliced, zero, mean = (losses / len(codes)).tolist()
     return Scores(**sums.found(), n_clips=len(codes), loss=loss, spliced=spliced, zero=zero, mean=mean)
 
@@ -141,14 +149,18 @@ class _Sums:
 
     def add(self, x: Float[Tensor, "vector d_in"]) -> None:
         latents = self.sae.encode(x)
-        self.n += len(x)
-        self.error += float((x - self.sae.decode(latents)).double().pow(2).sum())
-        self.active += int((latents > 0).sum())
-        self.fired |= (latents > 0).any(0).cpu()
+        error = float((x - self.sae.decode(latents)).double().pow(2).sum())
+        active, fired = int((latents > 0).sum()), (latents > 0).any(0).cpu()
         # Around the decoder's bias, which is near the mean, so that squares of a large mean do not cancel.
         centred = x.double() - self.sae.b_dec.to(x.device).double()
-        self.total += centred.sum(0).cpu()
-        self.squares += float(centred.pow(2).sum())
+        total, squares = centred.sum(0).cpu(), float(centred.pow(2).sum())
+        # Vectors that do not fit in memory are added again in smaller parts, so none of the sums may have them yet.
+        self.n += len(x)
+        self.error += error
+        self.active += active
+        self.fired |= fired
+        self.total += total
+        self.squares += squares
 
     @property
     def mean(self) -> Float[Tensor, " d_in"]:

@@ -27,6 +27,7 @@ from audiolens.model.provenance import Provenance, of_lens, prompts_hash
 from audiolens.model.sites import Site
 from audiolens.model.weight_hash import content_hash
 from audiolens.sound.codec import checked_codes
+from audiolens.tracing.fitting import reading_fit
 from audiolens.tracing.noise import NOISE
 
 if TYPE_CHECKING:
@@ -152,8 +153,13 @@ def of_clips(
     mixed = np.random.default_rng([seed, len(train)]).permutation(train)
     units = tuple(mixed[first : first + batch_size] for first in range(0, len(mixed), batch_size))
 
-    def read(rows: Sequence[int]) -> Float[Tensor, "row step d_in"]:
+    fit = reading_fit(lens.traced_model, listed, codes.shape[-1], rows="clips being read")
+
+    def part(rows: Sequence[int]) -> Float[Tensor, "row step d_in"]:
         return activations(lens, site, [listed[row] for row in rows], codes[list(rows)])
+
+    def read(rows: Sequence[int]) -> Float[Tensor, "row step d_in"]:
+        return torch.cat([found for _, found in fit.each([rows], part)])
 
     steps = lens.timeline(codes.shape[-1]).steps
     meta = of_lens(lens, site=site.hook, position="every step", n_prompts=(len(listed), 0),

@@ -22,10 +22,12 @@ from audiolens.files.integrity import tensor_hash
 from audiolens.model import provenance, text
 from audiolens.model.provenance import prompts_hash
 from audiolens.model.sites import Site
+from audiolens.model.text import Prompt
 from audiolens.model.timeline import Span, checked_span, clip_timeline, codes_timeline
 from audiolens.model.weight_hash import content_hash
 from audiolens.sound.codec import checked_codes
 from audiolens.tracing.batching import whole_batch_size
+from audiolens.tracing.fitting import Fitting, reading_fit
 from audiolens.tracing.noise import NOISE
 from audiolens.tracing.recording import Reading, Recorder
 from audiolens.tracing.sampling import Sampling
@@ -105,35 +107,36 @@ class Prepared:
     row_bytes: int
 
     @classmethod
+    @guarded
     def of(
         cls,
         lens: AudioLens,
-        prompts: Any,
+        prompts: Prompt | Sequence[Prompt],
         *,
-        sites: Any,
-        layers: Any,
-        seeds: Any,
-        codes: Any,
-        seconds: Any,
-        guidance_scale: Any,
-        temperature: Any,
-        top_k: Any,
-        branch: Any,
+        sites: str | Sequence[str],
+        layers: int | Sequence[int] | None,
+        seeds: int | Sequence[int] | None,
+        codes: Int[Tensor, "row codebook frame"] | None,
+        seconds: float,
+        guidance_scale: float,
+        temperature: float,
+        top_k: int | None,
+        branch: str,
         span: Span | None,
         reduce: Reduced | None,
-        dtype: Any,
-        heads: Any,
-        batch_size: Any,
+        dtype: str | torch.dtype | None,
+        heads: Sequence[int] | None,
+        batch_size: int,
         engine: Engine,
     ) -> Prepared:
+        """Check the arguments of `harvest`, and return the harvest. `harvest.plan` has no annotations of its own."""
         sampling = Sampling(guidance_scale, temperature, top_k)
         seconds = checked_amount("seconds", seconds, above=0)
-        # A frame or an array is compared item by item, which says nothing of the whole.
-        if reduce is not None and not (isinstance(reduce, str) and reduce in get_args(Reduced)):
+        if reduce is not None and reduce not in get_args(Reduced):
             raise InputError(f"reduce={shown(reduce)}: expected one of {', '.join(get_args(Reduced))}, or None.")
-        if not (isinstance(branch, str) and branch in ("cond", "null")):
+        if branch not in ("cond", "null"):
             raise InputError(f"branch={shown(branch)}: expected 'cond' or 'null'; harvest one branch at a time.")
-        if not (isinstance(engine, str) and engine in get_args(Engine)):
+        if engine not in get_args(Engine):
             raise InputError(f"engine={shown(engine)}: expected 'exact' or 'fast'.")
         source = "codes" if codes is not None else "generation"
         if codes is None and span is None and reduce in ("first", "eos"):
@@ -225,28 +228,41 @@ class Prepared:
         }
         return json.loads(json.dumps(facts))
 
-    def read(self, rows: range) -> tuple[ActivationCache, Int[Tensor, "row codebook frame"] | None]:
+    def fitting(self) -> Fitting:
+        """Return what divides the batches, which several shards can share."""
+        frames = 1 if self.source == "start" else round(self.seconds * self.lens.config.frame_rate)
+        both = self.reading.branch != "cond" or self.source == "generation"
+        return reading_fit(
+            self.lens.traced_model, self.prompts, frames, rows="clips being harvested", branches=2 if both else 1
+        )
+
+    def read(
+        self, rows: range, fit: Fitting | None = None
+    ) -> tuple[ActivationCache, Int[Tensor, "row codebook frame"] | None]:
         """Return the activations of some clips, and the codes that the model read.
 
         The rows begin with a whole batch. A batch is generated and read by itself, with the same arguments as in any
-        other run, so its activations are those of `run_with_cache` to the bit.
+        other run, so its activations are those of `run_with_cache` to the bit, unless the batch does not fit in memory.
         """
-        caches, codes = [], []
-        for first in range(rows.start, rows.stop, self.batch_size):
-            batch = range(first, min(first + self.batch_size, rows.stop))
-            prompts, mine = self.prompts[batch.start : batch.stop], self._codes(batch)
-            caches += self.lens.iter_cache(
-                prompts,
-                mine,
-                reading=self.reading,
-                guidance_scale=1.0 if self.reading.branch == "cond" else _GUIDED,
-                batch_size=len(batch),
-                progress=False,
-            )
-            if mine is not None:
-                codes.append(mine.cpu())
-        cache = joined(caches)
-        return replace(cache, reduce=self.reduce), torch.cat(codes) if codes else None
+        batches = [
+            range(first, min(first + self.batch_size, rows.stop))
+            for first in range(rows.start, rows.stop, self.batch_size)
+        ]
+        parts = [found for _, found in (fit or self.fitting()).each(batches, self._read)]
+        codes = [mine for _, mine in parts if mine is not None]
+        return replace(joined([cache for cache, _ in parts]), reduce=self.reduce), torch.cat(codes) if codes else None
+
+    def _read(self, batch: range) -> tuple[ActivationCache, Int[Tensor, "row codebook frame"] | None]:
+        mine = self._codes(batch)
+        (cache,) = self.lens.iter_cache(
+            self.prompts[batch.start : batch.stop],
+            mine,
+            reading=self.reading,
+            guidance_scale=1.0 if self.reading.branch == "cond" else _GUIDED,
+            batch_size=len(batch),
+            progress=False,
+        )
+        return cache, None if mine is None else mine.cpu()
 
     def _codes(self, rows: range) -> Int[Tensor, "row codebook frame"] | None:
         if self.codes is not None:

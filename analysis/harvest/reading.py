@@ -36,8 +36,9 @@ def read_all(asked: Prepared, spans: Mapping[int, range], keep: Keep) -> None:
     Args:
         spans: the clips of each shard, by its number.
     """
+    fit = asked.fitting()
     for number, rows in spans.items():
-        keep(number, *asked.read(rows))
+        keep(number, *asked.read(rows, fit))
 
 
 def read_elsewhere(

@@ -15,8 +15,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from analysis.figures.canvas import drawable
-from analysis.logit_lens.reading import checked, log_probabilities
+from analysis.logit_lens.reading import checked, log_probabilities, read_parts
 from audiolens import measure
+from audiolens.cache.activation_cache import ActivationCache
 from audiolens.door import guarded
 from audiolens.errors import InputError
 from audiolens.lens import AudioLens
@@ -121,12 +122,9 @@ def listen(
     codes, listed, chosen = checked(lens, prompts, codes, layers, last=layers is None)
     streams = checked_seeds(seeds, len(listed))
     checked_settings(1.0, temperature, top_k)
-    made: dict[int, list[Tensor]] = {layer: [] for layer in chosen}
-    first = 0
-    for cache in lens.iter_cache(listed, codes, layers=chosen, batch_size=batch_size, progress=False):
-        rows = slice(first, first + len(cache.prompts))
-        first = rows.stop
-        noise = None
+
+    def part(rows: slice, cache: ActivationCache) -> list[Tensor]:
+        noise, drawn = None, []
         if streams is not None and temperature > 0:
             noise = _noise(lens, streams[rows], codes.shape[-1])
         for layer in chosen:
@@ -136,7 +134,11 @@ def listen(
                 if top_k and top_k < scores.shape[-1]:
                     scores = scores.masked_fill(scores < scores.topk(top_k).values[..., -1:], -torch.inf)
                 scores = scores + noise.to(scores)
-            made[layer].append(scores.argmax(-1))
+            drawn.append(scores.argmax(-1))
+        return drawn
+
+    parts = read_parts(lens, listed, codes, chosen, batch_size, part)
+    made = {layer: [drawn[at] for drawn in parts] for at, layer in enumerate(chosen)}
 
     def clips(of: Tensor, layer: int | None) -> Generation:
         settings = {"model": lens.name, "block": layer, "temperature": float(temperature), "top_k": top_k}

@@ -6,9 +6,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -19,11 +19,16 @@ from torch import Tensor
 from analysis.figures.canvas import drawable
 from analysis.likelihood import by_frame, checked_rows
 from analysis.statistics import means
+from audiolens.cache.activation_cache import ActivationCache
 from audiolens.door import guarded
 from audiolens.lens import AudioLens
 from audiolens.model.sites import checked_layers
 from audiolens.model.tokens import named_once
+from audiolens.tracing.batching import whole_batch_size
+from audiolens.tracing.fitting import reading_fit
 from audiolens.tracing.overflow import checked_logits
+
+T = TypeVar("T")
 
 
 @guarded
@@ -148,13 +153,10 @@ def read(
         SiteError: if the model lacks one of the layers.
     """
     codes, listed, chosen = checked(lens, prompts, codes, layers)
-    found: dict[str, list[np.ndarray]] = {}
     last = lens.config.n_layers - 1
     others = codes.roll(-1, 0)
-    first = 0
-    for cache in lens.iter_cache(listed, codes, layers=chosen, batch_size=batch_size, progress=False):
-        rows = slice(first, first + len(cache.prompts))
-        first = rows.stop
+
+    def part(rows: slice, cache: ActivationCache) -> dict[str, np.ndarray]:
         final = log_probabilities(lens, cache, last, codes, rows)
         names = ("ranks", "probabilities", "divergences", "agrees", "others")
         each: dict[str, list[Tensor]] = {name: [] for name in names}
@@ -166,9 +168,10 @@ def read(
             each["probabilities"].append(mine[..., 0].exp())
             each["divergences"].append((final.exp() * (final - read_out)).sum(-1))
             each["agrees"].append(read_out.argmax(-1) == final.argmax(-1))
-        for name, parts in each.items():
-            found.setdefault(name, []).append(torch.stack(parts).cpu().numpy())
-    whole = {name: np.concatenate(parts, axis=1) for name, parts in found.items()}
+        return {name: torch.stack(parts).cpu().numpy() for name, parts in each.items()}
+
+    found = read_parts(lens, listed, codes, chosen, batch_size, part)
+    whole = {name: np.concatenate([one[name] for one in found], axis=1) for name in found[0]}
     control = whole["others"].astype(float)
     return LogitLensResult(
         ranks=whole["ranks"].astype(float),
@@ -181,6 +184,31 @@ def read(
         frame_rate=lens.config.frame_rate,
         vocab_size=lens.config.vocab_size,
     )
+
+
+def read_parts(
+    lens: AudioLens,
+    prompts: Sequence[str | None],
+    codes: Tensor,
+    layers: Sequence[int],
+    batch_size: int,
+    part: Callable[[slice, ActivationCache], T],
+) -> list[T]:
+    """Return the result of a function for the recordings of every batch, whose logits may not fit in memory at once."""
+
+    def read(rows: slice) -> T:
+        (cache,) = lens.iter_cache(
+            list(prompts[rows]), codes[rows], layers=layers, batch_size=len(codes[rows]), progress=False
+        )
+        return part(rows, cache)
+
+    config = lens.config
+    logits = 4 * config.n_codebooks * codes.shape[-1] * config.vocab_size
+    fit = reading_fit(
+        lens.traced_model, prompts, codes.shape[-1], whole_batch_size(batch_size),
+        rows="rows decoded after every block", kept_blocks=len(layers), more=lambda: 4 * logits,
+    )  # fmt: skip
+    return [found for _, found in fit.run(len(codes), read)]
 
 
 def log_probabilities(

@@ -33,8 +33,10 @@ from audiolens.checks import MOST_SEED, checked_amount, checked_count, checked_f
 from audiolens.door import guarded
 from audiolens.errors import ActivationOverflow, InputError
 from audiolens.groups import takes
+from audiolens.model.memory import Need, weight_bytes
 from audiolens.model.timeline import Span, checked_span, codes_timeline
 from audiolens.model.tokens import named_once
+from audiolens.tracing.fitting import Fitting
 from audiolens.tracing.model_calls import alone
 from audiolens.tracing.recording import Reading
 
@@ -254,25 +256,45 @@ class _Job:
 
     def run(self, progress: bool) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Run the grid, and return the patched metrics "pair codebook layer column" and the unpatched metrics."""
-        runs, plan = self.runs, self.plan()
+        runs, plan, cells = self.runs, self.plan(), self.cells
         shape = len(runs.clean), runs.lens.config.n_codebooks
         patched = np.full((*shape, len(self.grid.layers), len(self.grid.columns)), np.nan)
         before = {"clean": np.empty(shape), "corrupted": np.empty(shape)}
         names = ("corrupted", "clean") if self.mode == "denoising" else ("clean", "corrupted")
         with tqdm(total=plan.cells * plan.pairs, desc="patching", unit="cell", disable=not progress) as bar:
-            for rows in runs.batches(plan.batch):
+            by_pair, by_cell = self._fitting("pairs being patched"), self._fitting("patches of a pair", plan.chunk)
+            finished = 0
+
+            def part(rows: list[int]) -> None:
+                # A batch that is divided begins again, and writes the same cells.
+                bar.update(finished - bar.n)
                 batch = runs.batch(rows, self.grid.cells, self.mode)
                 for name, side in zip(names, (batch.base, batch.source), strict=True):
                     before[name][rows] = side.scores.double().sum(-1).cpu().numpy()
-                for first in range(0, len(self.cells), plan.chunk):
-                    cells = self.cells[first : first + plan.chunk]
+
+                def scored(at: slice) -> np.ndarray:
                     with alone(runs.lens.model), torch.no_grad():
-                        found = batch.scored(cells).cpu().numpy()
-                    for cell, values in zip(cells, found, strict=True):
+                        return batch.scored(cells[at]).cpu().numpy()
+
+                for at, found in by_cell.run(len(cells), scored):
+                    for cell, values in zip(cells[at], found, strict=True):
                         self._refuse_nan(cell, rows, values)
                         patched[(rows, slice(None), *cell.at)] = values
-                    bar.update(len(cells) * len(rows))
+                    bar.update(len(found) * len(rows))
+
+            for rows, _ in by_pair.each(runs.batches(plan.batch), part):
+                finished += len(rows) * len(cells)
         return patched, before
+
+    def _fitting(self, rows: str, at_once: int | None = None) -> Fitting:
+        """Return what divides batches of pairs, or of the cells of a batch of pairs."""
+        runs = self.runs
+
+        def need() -> Need:
+            return Need(weight_bytes(runs.lens.model), round(self._pair_bytes()), round(self._row_bytes()))
+
+        instead = "shorter clips, fewer layers, a narrower dtype"
+        return Fitting(runs.lens.device, f"{rows} of {runs.timeline.seconds:g} s", need, None, None, at_once, instead)
 
     def _refuse_nan(self, cell: Cell, rows: Sequence[int], values: Float[np.ndarray, "pair codebook"]) -> None:
         """Raise if a score is NaN, except for pairs that lack the cell's token."""

@@ -27,12 +27,14 @@ from analysis.patching.plans import SoundPlan
 from analysis.patching.result import PatchingResult
 from analysis.patching.runs import checked_clusters, checked_prompts, refuse_same, token_offsets
 from audiolens import measure
-from audiolens.checks import MOST_SEED, checked_amount, checked_count, shown
+from audiolens.checks import MOST_SEED, checked_amount, checked_count
 from audiolens.door import guarded
-from audiolens.errors import InputError, PromptError, nearest
+from audiolens.errors import PromptError
 from audiolens.groups import takes
 from audiolens.interventions import Apply, Branch, checked_branch
+from audiolens.measure.table import known_measure
 from audiolens.model.timeline import Span, Timeline, clip_timeline
+from audiolens.tracing.fitting import Fitting, reading_fit
 from audiolens.tracing.sampling import Sampling, checked_settings
 
 if TYPE_CHECKING:
@@ -69,9 +71,7 @@ class Sound:
     sampling: InitVar[Sampling | None] = field(default=None, kw_only=True)
 
     def __post_init__(self, sampling: Sampling | None) -> None:  # noqa: ARG002 - its values arrive as the other fields
-        if not isinstance(self.measure, str) or self.measure not in measure.MEASURES:
-            near = nearest(str(self.measure), measure.MEASURES)
-            raise InputError(f"measure={shown(self.measure)}.{near} Available: {', '.join(measure.MEASURES)}.")
+        known_measure("measure", self.measure)
         checked = {
             "seconds": checked_amount("seconds", self.seconds, above=0),
             "pairs": None if self.pairs is None else checked_count("pairs", self.pairs),
@@ -184,14 +184,22 @@ class Listening:
         values = np.full((len(self.clean), len(grid.layers), len(grid.columns)), np.nan)
         before = {"clean": np.empty(len(self.clean)), "corrupted": np.empty(len(self.clean))}
         with tqdm(total=len(self.clean) * len(grid.cells), desc="playing", unit="clip", disable=not progress) as bar:
+            by_pair, by_cell = self._fitting("pairs with their patched clips"), self._fitting("patched clips of a pair")
+
+            def part(rows: list[int], cells: Sequence[Cell]) -> None:
+                def played(at: slice) -> np.ndarray:
+                    return self._measured(self._played(rows, cells[at])).reshape(2 + len(cells[at]), len(rows))
+
+                for at, found in by_cell.run(len(cells), played):
+                    before["clean"][rows], before["corrupted"][rows] = found[0], found[1]
+                    for cell, value in zip(cells[at], found[2:], strict=True):
+                        tokens = self.tokens
+                        there = np.ones(len(rows), bool) if tokens is None else (tokens[rows, cell.token] >= 0).numpy()
+                        values[(rows, *cell.at)] = np.where(there, value, np.nan)
+
             for rows, cells in self.generations:
-                found = self._measured(self._played(rows, cells)).reshape(2 + len(cells), len(rows))
-                before["clean"][rows], before["corrupted"][rows] = found[0], found[1]
-                for cell, value in zip(cells, found[2:], strict=True):
-                    tokens = self.tokens
-                    there = np.ones(len(rows), bool) if tokens is None else (tokens[rows, cell.token] >= 0).numpy()
-                    values[(rows, *cell.at)] = np.where(there, value, np.nan)
-                bar.update(len(rows) * len(cells))
+                for some, _ in by_pair.each([rows], lambda some, cells=cells: part(some, cells)):
+                    bar.update(len(some) * len(cells))
         return PatchingResult(
             patched=values[:, None],
             clean=before["clean"][:, None],
@@ -210,6 +218,12 @@ class Listening:
             clusters=self.clusters,
             **stats,
         )
+
+    def _fitting(self, rows: str) -> Fitting:
+        """Return what divides a generation, whose patched clips need the unpatched clips of their pair beside them."""
+        branches = 1 if self.sound.guidance_scale == 1 else 2
+        prompts, frames = (*self.clean, *self.corrupted), self.timeline.frames
+        return reading_fit(self.lens.traced_model, prompts, frames, rows=rows, branches=3 * branches)
 
     def _played(self, rows: Sequence[int], cells: Sequence[Cell], seconds: float | None = None, **how: Any) -> Any:
         """Generate the clean clips, the corrupted clips and the patched clips of each cell.

@@ -29,6 +29,7 @@ from audiolens.directions.strategies import STRATEGIES, Strategy, changed_blocks
 from audiolens.errors import InputError
 from audiolens.model.sites import checked_layers
 from audiolens.prompts import PromptSet
+from audiolens.tracing.fitting import reading_fit
 from audiolens.tracing.overflow import checked_logits
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ FRAMES = 64
 """Number of frames compared at a time. A long clip's predictions might not all fit into memory at once."""
 _Moved = tuple[Tensor, Tensor, float]
 """Logits "row codebook frame vocab" under a strength and under minus this strength, and the strength."""
+_Part = tuple[np.ndarray, np.ndarray, int, int]
+"""Sums of every place, "place sum row", and of the words, "sum row"; the steps of both, and those of the words."""
 PLACED = tuple(name for name, placing in STRATEGIES.items() if placing.changes not in ("band", "heads"))
 """The strategies that a placement can choose. A band or a set of heads has no single block to compare with others."""
 
@@ -211,33 +214,42 @@ def shifts_of(
     predictions by half of the shift between the poles.
     """
     half = max(1, batch_size // 2)
-    batches = [slice(first, first + half) for first in range(0, len(neutral), half)]
-    bar = tqdm(total=len(batches) * (3 + len(places)), desc=progress, unit="pass", disable=progress is None)
-    of_places, of_words, spent, words_steps = [], [], 0, 0
+    each = 3 + len(places)
+    bar = tqdm(total=len(neutral) * each, desc=progress, unit="row", disable=progress is None)
+
+    def part(rows: slice) -> _Part:
+        run = _Run(lens, list(neutral[rows]), codes[rows])
+        # A batch that is divided begins again.
+        bar.update(rows.start * each - bar.n)
+        unsteered = run.logits(run.prompts)
+        base = unsteered.softmax(-1)
+        ends = [run.logits(list(side[rows])) for side in poles]
+        words = ends[0] - ends[1]
+        if not words_added:
+            ends = [unsteered + words / 2, unsteered - words / 2]
+        words_steps = run.row_steps
+        of_words = np.array([_product(base, words, words), _divergence(unsteered, ends), _constancy(base, words)])
+        bar.update(3 * len(run.prompts))
+        found = []
+        for up, down, size in run.moved(places, strengths):
+            shift = (up - down) / (2 * size)
+            found.append(
+                (_product(base, shift, words), _product(base, shift, shift), _divergence(unsteered, (up, down)))
+            )
+            bar.update(len(run.prompts))
+        return np.array(found).reshape(len(places), 3, -1), of_words, run.row_steps, words_steps
+
+    traced, config = lens.traced_model, lens.config
+    # Every place is compared with the logits of the unsteered run and of both poles, in single precision.
+    logits = 4 * config.n_codebooks * codes.shape[-1] * config.vocab_size
+    fit = reading_fit(traced, list(neutral), codes.shape[-1], half, rows="rows being steered at every place",
+                      kept_blocks=config.n_layers, more=lambda: 8 * logits)  # fmt: skip
     with bar, torch.no_grad():
-        for rows in batches:
-            run = _Run(lens, list(neutral[rows]), codes[rows])
-            unsteered = run.logits(run.prompts)
-            base = unsteered.softmax(-1)
-            ends = [run.logits(list(side[rows])) for side in poles]
-            words = ends[0] - ends[1]
-            if not words_added:
-                ends = [unsteered + words / 2, unsteered - words / 2]
-            words_steps += run.row_steps
-            of_words.append((_product(base, words, words), _divergence(unsteered, ends), _constancy(base, words)))
-            bar.update(3)
-            found = []
-            for up, down, size in run.moved(places, strengths):
-                shift = (up - down) / (2 * size)
-                found.append(
-                    (_product(base, shift, words), _product(base, shift, shift), _divergence(unsteered, (up, down)))
-                )
-                bar.update()
-            of_places.append(np.array(found).reshape(len(places), 3, -1))
-            spent += run.row_steps
+        parts = [found for _, found in fit.run(len(neutral), part)]
+    of_places, of_words, spent, words_steps = zip(*parts, strict=True)
     inner, own, damage = np.concatenate(of_places, axis=2).swapaxes(0, 1)
     lengths, words_damage, constancy = np.concatenate(of_words, axis=1)
-    return Shifts(inner, own, damage, lengths, words_damage, constancy, spent, words_steps)
+    return Shifts(inner, own, damage, lengths, words_damage, constancy, sum(spent), sum(words_steps))
 
 
 class _Run:

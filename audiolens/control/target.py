@@ -168,6 +168,8 @@ def steer_to(
                 interventions=steer(directions, **{**place, "strength": [*todo.values()]}) if base else (),
             )  # fmt: skip
             base = base or [*made]
+            # The next round begins with the rows that fitted in memory.
+            batch_size = made.settings.get("at_once", batch_size)
             failed = measures.failed(made, joined([base[number] for number in todo]))
             tried = zip(made, todo.items(), measured(made, measure), failed, strict=True)
             for clip, (number, strength), value, broken in tried:

@@ -26,6 +26,7 @@ from audiolens.measure.table import checked_measures
 from audiolens.model import provenance, text
 from audiolens.model.timeline import clip_timeline
 from audiolens.tracing.batching import whole_batch_size
+from audiolens.tracing.fitting import reading_fit
 from audiolens.tracing.noise import NOISE
 from audiolens.tracing.sampling import checked_settings
 
@@ -116,18 +117,24 @@ def read(
         raise InputError(f"{len(given)} seeds for {len(rows)} clips: give one per clip.")
     span = position if isinstance(position, tuple) else None
     reduce = "last" if position == "last" else "mean"
-    values, norms, measured = list[Tensor](), list[Tensor](), list[np.ndarray]()
-    for start in tqdm(range(0, len(rows), size), desc="measuring", unit="batch", disable=not progress):
-        part = slice(start, start + size)
+
+    def read_part(part: slice) -> tuple[Tensor, Tensor, np.ndarray]:
         out = lens.generate(
             rows[part], seconds, seeds=given[part], guidance_scale=guidance_scale, sites=short, layers=list(numbers),
             branch=branch, span=span, reduce=reduce, prefix=prefix, cache_device="cpu",
         )  # fmt: skip
         assert out.cache is not None
         read, sizes = vectors_of(out.cache, short, branch, reduced=reduce == "mean", heads=n_heads > 0)
-        values.append(read)
-        norms.append(sizes)
-        measured.append(measures.table(out, measures=[sorting.measure])[sorting.measure].to_numpy())
+        return read, sizes, measures.table(out, measures=[sorting.measure])[sorting.measure].to_numpy()
+
+    frames, branches = round(seconds * lens.config.frame_rate), 2 if guidance_scale > 1 else 1
+    fit = reading_fit(lens.traced_model, asked, frames, size, rows="clips being measured", branches=branches)
+    parts = list[tuple[Tensor, Tensor, np.ndarray]]()
+    with tqdm(total=len(rows), desc="measuring", unit="clip", disable=not progress) as bar:
+        for part, one in fit.run(len(rows), read_part):
+            parts.append(one)
+            bar.update(part.stop - part.start)
+    values, norms, measured = zip(*parts, strict=True)
     found = np.concatenate(measured)
     kept, positive = sorting.kept(found)
     index = torch.from_numpy(kept)

@@ -64,14 +64,16 @@ def calibrate(
         raise InputError(f"strengths={shown(strengths)}: expected at least two besides 0.")
     texts = neutral(directions, lens) if prompts is None else in_order("prompts", prompts, "texts")
     rows = [(text, seed) for text in texts for seed in range(n_seeds)]
-    made = [
-        lens.generate(
+    made: list[Generation] = []
+    for one in grid:
+        clips = lens.generate(
             [text for text, _ in rows], seconds, seeds=[seed for _, seed in rows], guidance_scale=guidance_scale,
             interventions=steer(directions, **{**place, "strength": one}) if one else (), batch_size=batch_size,
             progress=progress,
-        )
-        for one in grid
-    ]  # fmt: skip
+        )  # fmt: skip
+        made.append(clips)
+        # The next strength begins with the rows that fitted in memory.
+        batch_size = clips.settings.get("at_once", batch_size)
     base = made[grid.index(0.0)]
     values = np.stack([measured(one, measure) for one in made])
     failed = np.stack([measures.failed(one, base) for one in made])

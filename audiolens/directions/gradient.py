@@ -25,6 +25,7 @@ from audiolens.lens import AudioLens
 from audiolens.model import text
 from audiolens.model.sites import Site
 from audiolens.tracing.batching import whole_batch_size
+from audiolens.tracing.fitting import reading_fit
 
 
 @dataclass(frozen=True)
@@ -163,6 +164,11 @@ class _Batches:
         self.size = whole_batch_size(training.train_batch)
         limit = text.token_limit(lens.model, lens.tokenizer)
         sizes = text.lengths(clips.prompts, lens.tokenizer, limit)
+        # Gradients keep the activations of every block, and copies of the logits over all codes.
+        self.fit = reading_fit(
+            lens.traced_model, clips.prompts, clips.codes.shape[-1], rows="clips being trained on",
+            kept_blocks=lens.config.n_layers,
+        )  # fmt: skip
         self.lengths = [lens.config.prefix(size) for size in sizes]
 
     def cut(self, rows: Sequence[int]) -> list[list[int]]:
@@ -182,13 +188,19 @@ class _Batches:
 
     def nats(self, rows: list[int], site: Site, vector: Tensor) -> float:
         """Return the mean nats per code of rows."""
-        parts = self.cut(rows)
         with torch.no_grad():
-            return sum(len(part) * float(self._loss(part, site, vector.detach())) for part in parts) / len(rows)
+            found = self.fit.each(self.cut(rows), lambda part: float(self._loss(part, site, vector.detach())))
+            return sum(len(part) * nats for part, nats in found) / len(rows)
 
     def gradient(self, rows: list[int], site: Site, vector: Tensor) -> Tensor:
-        with torch.enable_grad():
-            return torch.autograd.grad(self._loss(rows, site, vector), vector)[0]
+        """Return the gradient of the mean nats per code of rows: that of their parts, weighted by size."""
+
+        def part(some: list[int]) -> Tensor:
+            with torch.enable_grad():
+                share = len(some) / len(rows)
+                return torch.autograd.grad(share * self._loss(some, site, vector), vector)[0]
+
+        return torch.stack([found for _, found in self.fit.each([rows], part)]).sum(0)
 
     def _loss(self, rows: list[int], site: Site, vector: Tensor) -> Tensor:
         """Return the mean nats per code, with the vector added at every step of the conditional branch."""

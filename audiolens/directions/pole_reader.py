@@ -27,6 +27,7 @@ from audiolens.lens import AudioLens
 from audiolens.model import text, tokens
 from audiolens.model.timeline import Span, checked_span, clip_timeline
 from audiolens.tracing.batching import whole_batch_size
+from audiolens.tracing.fitting import Fitting, reading_fit
 from audiolens.tracing.given_sound import codes_of
 from audiolens.tracing.recording import refuse_prefix
 from audiolens.tracing.sampling import checked_settings
@@ -176,11 +177,22 @@ class PoleReader:
         if self.clips is not None:
             # The shared clips are generated first, so that their progress bar does not interrupt the one below.
             _ = self._shared
-        for start in tqdm(range(0, len(order), size), desc="reading", unit="batch", disable=not self.progress):
-            rows = order[start : start + size]
-            values, norms = self._read(rows)
-            index = torch.tensor(rows, device="cpu")
-            yield ReadBatch(values, norms, index < len(self.positive), index)
+        fit = self._fitting(size)
+        with tqdm(total=len(order), desc="reading", unit="row", disable=not self.progress) as bar:
+            for part, (values, norms) in fit.run(len(order), lambda part: self._read(order[part])):
+                index = torch.tensor(order[part], device="cpu")
+                yield ReadBatch(values, norms, index < len(self.positive), index)
+                bar.update(len(index))
+
+    def _fitting(self, size: int) -> Fitting:
+        """Return what divides the batches, so that later ones begin with what fitted in earlier ones."""
+        frames = 1 if self.starts else round(self.seconds * self.lens.config.frame_rate)
+        if self.codes is not None:
+            frames = self.codes[0].shape[-1]
+        both = self.branch != "cond" or self.source == "generation"
+        return reading_fit(
+            self.lens.traced_model, self.prompts, frames, size, rows="rows of the poles", branches=2 if both else 1
+        )
 
     def _read(self, rows: list[int]) -> tuple[Tensor, Tensor]:
         """Return the vectors ("layer row d_model") and mean norms ("layer row") of the given rows."""

@@ -25,10 +25,12 @@ from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError, ModelFilesError, ModelNotFoundError
 from audiolens.measure.clips import Audio, Clip, read
 from audiolens.model.known_models import CONFIG
+from audiolens.model.memory import amount, weight_bytes
 from audiolens.model.model_files import downloaded, staged
 from audiolens.model.tokens import note_unread, panics_are_errors, tell_unread
 from audiolens.sound.codec import resampled
 from audiolens.tracing.batching import whole_batch_size
+from audiolens.tracing.fitting import Fitting
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -154,15 +156,20 @@ def _embedded(clips: Sequence[Clip], clap: Any, processor: Any, size: int) -> li
         cut = [part for part in cut if len(part) >= rate / 2] or cut[:1]
         windows += cut
         counts.append(len(cut))
-    parts = []
-    for first in range(0, len(windows), size):
+
+    def embed(rows: slice) -> torch.Tensor:
         with _numpy_random_state():
-            inputs = extractor(windows[first : first + size], sampling_rate=rate, return_tensors="np")
+            inputs = extractor(windows[rows], sampling_rate=rate, return_tensors="np")
         mels = torch.from_numpy(inputs["input_features"]).to(clap.device, clap.dtype)
         is_longer = torch.zeros(len(mels), 1, dtype=torch.bool, device=clap.device)
         with torch.no_grad():
-            parts.append(clap.get_audio_features(input_features=mels, is_longer=is_longer).pooler_output.float().cpu())
-    whole = torch.cat(parts).numpy()
+            return clap.get_audio_features(input_features=mels, is_longer=is_longer).pooler_output.float().cpu()
+
+    fit = Fitting(
+        clap.device, f"windows of {longest / rate:g} s for CLAP", lambda: f"{amount(weight_bytes(clap))} for weights",
+        at_once=size, instead="a smaller CLAP model",
+    )  # fmt: skip
+    whole = torch.cat([found for _, found in fit.run(len(windows), embed)]).numpy()
     return np.split(whole, np.cumsum(counts)[:-1])
 
 

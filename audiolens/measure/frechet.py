@@ -20,6 +20,7 @@ from audiolens.errors import InputError, InputTypeError
 from audiolens.model.timeline import Real
 from audiolens.sound import codec
 from audiolens.tracing.batching import whole_batch_size
+from audiolens.tracing.fitting import sound_fit
 from audiolens.tracing.model_calls import alone
 
 if TYPE_CHECKING:
@@ -93,9 +94,7 @@ def codec_features(
         return clips.astype(np.float64, copy=False)
     size = whole_batch_size(batch_size)
     pooled: list[Features] = []
-    for wave, sample_rate in _waves(lens, clips, size):
-        with alone(lens.model), torch.no_grad():
-            frames = codec.features(wave, sample_rate, lens.model, lens.config).cpu().double()
+    for frames in _frames(lens, clips, size):
         n_frames = frames.shape[-1]
         window = n_frames if window_seconds is None else round(window_seconds * lens.config.frame_rate)
         if not 1 <= window <= n_frames:
@@ -166,8 +165,8 @@ def between(
     return max(shift + float(np.trace(cov_a) + np.trace(cov_b) - 2 * shared), 0.0)
 
 
-def _waves(lens: AudioLens, clips: Any, size: int) -> Iterator[tuple[Any, int]]:
-    """Yield the audio of clips, a few rows at a time."""
+def _frames(lens: AudioLens, clips: Any, size: int) -> Iterator[Float[Tensor, "row codec_feature frame"]]:
+    """Yield the features of clips in every frame, a few rows at a time."""
     sample_rate = lens.config.sample_rate
     if hasattr(clips, "codes") and hasattr(clips, "audio"):
         if clips.audio is not None:
@@ -182,6 +181,13 @@ def _waves(lens: AudioLens, clips: Any, size: int) -> Iterator[tuple[Any, int]]:
             "a waveform 'row channel sample' or (waveform, sample_rate)."
         )
     coded = isinstance(clips, Tensor) and not clips.is_floating_point()
-    for first in range(0, len(clips), size):
-        part: Any = clips[first : first + size]
-        yield (lens.decode_codes(part) if coded else part), sample_rate
+    length = clips.shape[-1] / (lens.config.frame_rate if coded else max(1, sample_rate))
+
+    def read(rows: slice) -> Float[Tensor, "row codec_feature frame"]:
+        wave = lens.decode_codes(clips[rows]) if coded else clips[rows]
+        with alone(lens.model), torch.no_grad():
+            found = codec.features(wave, lens.config.sample_rate if coded else sample_rate, lens.model, lens.config)
+            return found.cpu().double()
+
+    fit = sound_fit(lens.traced_model, length, "encoded", size)
+    yield from (found for _, found in fit.run(len(clips), read))

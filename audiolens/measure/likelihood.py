@@ -7,7 +7,7 @@ module needs torch, so `audiolens.measure` imports it only on first use.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ from audiolens.model.timeline import Real
 from audiolens.model.tokens import named_once
 from audiolens.sound.codec import checked_codes
 from audiolens.tracing.batching import whole_batch_size
+from audiolens.tracing.fitting import reading_fit
 from audiolens.tracing.overflow import checked_logits
 from audiolens.tracing.sampling import checked_settings
 
@@ -206,39 +207,35 @@ def _score(
 ) -> tuple[Float[Tensor, "row codebook frame"], Int[Tensor, "row codebook frame"]]:
     """Return the nats of each code, and how many other codes were more likely."""
     checked_settings(guidance_scale, temperature, None)
+    guidance_scale, temperature = float(guidance_scale), float(temperature)
     if temperature == 0:
         raise InputError("temperature=0: under greedy sampling every other code has probability 0; score at 1.")
     codes = checked_codes(codes, lens.config, len(prompts))
-    parts = list(_parts(lens, prompts, codes, float(guidance_scale), float(temperature), whole_batch_size(batch_size)))
-    nats, rank = (torch.cat(side) for side in zip(*parts, strict=True))
-    return nats, rank
+    frames, guided = codes.shape[-1], guidance_scale > 1
 
-
-def _parts(
-    lens: AudioLens, prompts: Sequence[Prompt], codes: Tensor, guidance_scale: float, temperature: float, size: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the results of `_score` a few rows at a time, because the logits over all codes take the most memory."""
-    frames = codes.shape[-1]
-    guided = guidance_scale > 1
-    for first in range(0, len(codes), size):
-        part = codes[first : first + size]
+    def part(rows: slice) -> tuple[Tensor, Tensor]:
+        mine = codes[rows]
         logits, _ = lens.run_with_cache(
-            prompts[first : first + size],
-            part,
-            sites=(),
-            branch="both" if guided else "cond",
-            guidance_scale=guidance_scale,
+            prompts[rows], mine, sites=(), branch="both" if guided else "cond", guidance_scale=guidance_scale
         )
         for branch in logits if guided else (logits,):
-            checked_logits(branch, lens.config.frame_rate, range(first, first + len(part)))
+            checked_logits(branch, lens.config.frame_rate, range(rows.start, rows.stop))
         if guided:
             cond, null = logits.float()
             logits = null + (cond - null) * guidance_scale
         books = [logits[:, book, delay : delay + frames] for book, delay in enumerate(lens.config.delays)]
         scores = torch.stack(books, dim=1).float() / temperature
-        mine = scores.gather(-1, part.to(scores.device)[..., None])
-        nats = scores.logsumexp(-1) - mine[..., 0]
-        yield nats.cpu(), (scores > mine).sum(-1).cpu()
+        own = scores.gather(-1, mine.to(scores.device)[..., None])
+        nats = scores.logsumexp(-1) - own[..., 0]
+        return nats.cpu(), (scores > own).sum(-1).cpu()
+
+    # The logits over all codes take the most memory, and there are several copies of them.
+    fit = reading_fit(
+        lens.traced_model, prompts, frames, whole_batch_size(batch_size), rows="clips being scored",
+        branches=2 if guided else 1,
+    )  # fmt: skip
+    nats, rank = (torch.cat(side) for side in zip(*(found for _, found in fit.run(len(codes), part)), strict=True))
+    return nats, rank
 
 
 def _own(lens: AudioLens, out: Generation, given: int, batch_size: int) -> Generation:

@@ -1,7 +1,7 @@
 """Recognise that a device ran out of memory, and estimate how much a model and its clips need."""
 
 import gc
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -50,7 +50,8 @@ class Need:
     Attributes:
         weights: the parameters and buffers of the whole model.
         kept: the keys and values of all positions, in the branches that run.
-        passing: the activations of one block, the logits, and the codec's values while it decodes.
+        passing: the activations of one block (or of several, if they are kept), the logits, and the codec's values
+            while it decodes.
     """
 
     weights: int
@@ -68,6 +69,7 @@ class Need:
         branches: int = 1,
         tokens: int = 0,
         samples: int = 0,
+        kept_blocks: int = 1,
     ) -> "Need":
         """Estimate what one row needs.
 
@@ -76,6 +78,7 @@ class Need:
             at_once: the largest number of positions in one forward pass.
             tokens: the text tokens to which a decoder with cross-attention attends.
             samples: the samples of a decoded clip; 0 if the codec does not run.
+            kept_blocks: the blocks whose activations are kept at once; gradients keep those of all blocks.
         """
         width = model.decoder.dtype.itemsize
         attended = positions + (0 if config.has_prefix else tokens)
@@ -85,7 +88,11 @@ class Need:
         logits = _LOGITS * config.n_codebooks * config.vocab_size * at_once * 4
         filters = int(getattr(model.audio_encoder.config, "num_filters", 1))
         sound = _SOUNDS * samples * filters * model.audio_encoder.dtype.itemsize
-        return cls(weight_bytes(model), kept, branches * (block + scores + logits) + sound)
+        return cls(weight_bytes(model), kept, branches * (kept_blocks * (block + scores) + logits) + sound)
+
+    def plus(self, more: float) -> "Need":
+        """Return the need of a row that takes more bytes while it passes."""
+        return replace(self, passing=self.passing + round(more))
 
     def __str__(self) -> str:
         return (

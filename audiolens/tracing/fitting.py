@@ -3,19 +3,30 @@
 Each row has its own random stream, so its clip does not depend on the other rows of its batch. Kernels of another shape
 round differently in the last bits, as they do for every other batch size, so that a code can flip where two codes are
 almost equally likely.
+
+A loop over batches divides its own (`reading_fit`), because what it does with the activations also takes memory. The
+runs inside it then leave dividing to the loop, until it runs one row at a time.
 """
 
+from __future__ import annotations
+
 import warnings
-from collections.abc import Callable, Iterator
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextvars import ContextVar
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 
 from audiolens.errors import AudioLensWarning, TooLittleMemoryError
+from audiolens.model import text
 from audiolens.model.memory import Need, freed, memory_text, ran_out
 from audiolens.model.tokens import callers_level
+from audiolens.model.traced_model import TracedModel
 
 T = TypeVar("T")
+_AROUND: ContextVar[Fitting | None] = ContextVar("around", default=None)
+"""The batch inside which this code runs."""
 
 
 class Fitting:
@@ -24,24 +35,31 @@ class Fitting:
     Args:
         device: the device of the run.
         rows: what a row is, such as "rows of 30 s", for messages.
-        need: a function that estimates the memory of one row, apart from recordings.
+        need: a function that estimates the memory of one row, apart from recordings, or says what is known of it.
         whole: why a batch cannot be divided, and what to do instead, if that is so.
         recordings: the argument that keeps recordings out of this memory, if anything is recorded.
+        at_once: the largest number of rows to begin with; `None` begins with all.
+        instead: what needs less memory, for messages.
 
     Attributes:
-        at_once: the largest number of rows that run at once, or `None` while every batch has fitted.
+        at_once: the largest number of rows that run at once, or `None` if there is no limit.
     """
 
     def __init__(
         self,
         device: torch.device,
         rows: str,
-        need: Callable[[], Need],
+        need: Callable[[], Need | str],
         whole: str | None = None,
         recordings: str | None = None,
+        at_once: int | None = None,
+        instead: str = "a shorter clip, a narrower dtype, guidance_scale=1",
     ) -> None:
         self.device, self.rows, self.need, self.whole, self.recordings = device, rows, need, whole, recordings
-        self.at_once: int | None = None
+        self.at_once, self.instead = at_once, instead
+        self._size = 0
+        self._around: Fitting | None = None
+        self._inside: dict[str, int] = {}
 
     def run(
         self, count: int, call: Callable[[slice], T], undo: Callable[[slice], None] | None = None
@@ -55,16 +73,21 @@ class Fitting:
         Raises:
             TooLittleMemoryError: if a single row, or a batch that cannot be divided, does not fit.
         """
+        self._around = around = _AROUND.get()
+        if around is not None and self.rows in around._inside:
+            self.at_once = min(around._inside[self.rows], self.at_once or count)
         start = 0
         while start < count:
             rows = slice(start, min(count, start + (self.at_once or count)))
+            made: list[T] = []
             try:
-                done = call(rows)
+                made.append(self._called(call, rows))
             except Exception as error:
-                if not ran_out(error):
+                if not ran_out(error) or self._leaves(rows.stop - rows.start):
                     raise
             else:
-                yield rows, done
+                # No reference is kept here, so that the next part does not need memory for this one as well.
+                yield rows, made.pop()
                 start = rows.stop
                 continue
             # The handler has ended, so the exception no longer keeps the tensors of the run.
@@ -73,24 +96,107 @@ class Fitting:
             freed(self.device)
             self._halve(rows.stop - rows.start)
 
+    def each(
+        self, batches: Iterable[Sequence[Any]], call: Callable[[Any], T], undo: Callable[[slice], None] | None = None
+    ) -> Iterator[tuple[Any, T]]:
+        """Call a function for batches of row numbers, each in as few parts as fit, and yield each part with its result.
+
+        A part has the type of its batch (a list, a range or an array).
+
+        Raises:
+            TooLittleMemoryError: as `run` does.
+        """
+        for batch in batches:
+            for rows, done in self.run(len(batch), lambda rows, batch=batch: call(batch[rows]), undo):
+                yield batch[rows], done
+
+    def _called(self, call: Callable[[slice], T], rows: slice) -> T:
+        token, self._size = _AROUND.set(self), rows.stop - rows.start
+        try:
+            return call(rows)
+        finally:
+            _AROUND.reset(token)
+
+    def _leaves(self, size: int) -> bool:
+        """Whether a batch around this one is divided instead, or says what it needs if no row fits."""
+        around = self._around
+        return around is not None and (around._divisible or self.whole is not None or size == 1)
+
+    @property
+    def _divisible(self) -> bool:
+        """Whether this batch, or one around it, can still be divided."""
+        mine = self.whole is None and self._size > 1
+        return mine or (self._around is not None and self._around._divisible)
+
     def _halve(self, size: int) -> None:
         there = f"in the free memory of {memory_text(self.device)}"
         if size == 1:
             raise TooLittleMemoryError(
-                f"one of the {self.rows} does not fit {there}: it needs {self._needed}. Use a shorter clip, a narrower "
-                "dtype, guidance_scale=1, or another device."
+                f"one of the {self.rows} does not fit {there}: it needs {self._needed}. Use {self.instead}, or another "
+                "device."
             )
         if self.whole is not None:
             raise TooLittleMemoryError(
                 f"{size} {self.rows} do not fit {there} (one needs {self._needed}) and cannot be divided: {self.whole}."
             )
         self.at_once = -(-size // 2)
+        if self._around is not None:
+            # The next batch of the loop begins with what fitted in this one.
+            self._around._inside[self.rows] = self.at_once
         warnings.warn(divided(size, self.at_once, self.rows, str(self.device)), stacklevel=callers_level())
 
     @property
     def _needed(self) -> str:
         more = "" if self.recordings is None else f", and more for recordings ({self.recordings} keeps them elsewhere)"
         return f"{self.need()}{more}"
+
+
+def reading_fit(
+    traced: TracedModel,
+    prompts: Sequence[text.Prompt],
+    frames: int,
+    batch_size: int | None = None,
+    *,
+    rows: str = "rows",
+    branches: int = 1,
+    kept_blocks: int = 1,
+    more: Callable[[], float] = lambda: 0.0,
+) -> Fitting:
+    """Return what divides the batches of a loop that reads codes under prompts.
+
+    Args:
+        frames: the length of the codes; 1 if only the start token is read.
+        batch_size: the largest batch.
+        rows: what a row is, for messages.
+        kept_blocks: the number of blocks whose activations are kept at once, such as all of them for gradients.
+        more: the bytes that the loop itself needs for a row.
+    """
+    config, model = traced.config, traced.model
+
+    def need() -> Need:
+        longest = max(text.lengths(prompts, traced.tokenizer, text.token_limit(model, traced.tokenizer)))
+        positions = config.prefix(longest) + frames + max(config.delays)
+        found = Need.of(
+            model, config, positions=positions, at_once=positions, branches=branches, tokens=longest,
+            kept_blocks=kept_blocks,
+        )  # fmt: skip
+        return found.plus(more())
+
+    return Fitting(
+        traced.device,
+        f"{rows} of {frames / config.frame_rate:g} s",
+        need,
+        at_once=batch_size,
+        instead="shorter clips, fewer sites or layers, a narrower dtype",
+    )
+
+
+def sound_fit(traced: TracedModel, seconds: float, doing: str, batch_size: int | None = None) -> Fitting:
+    """Return what divides clips of some seconds that the codec decodes or encodes (`doing`, for messages)."""
+    need = partial(
+        Need.of, traced.model, traced.config, positions=0, samples=round(seconds * traced.config.sample_rate)
+    )
+    return Fitting(traced.device, f"clips of {seconds:g} s being {doing}", need, at_once=batch_size)
 
 
 def divided(size: int, at_once: int, rows: str, device: str) -> AudioLensWarning:

@@ -1,7 +1,7 @@
 """Convert audio to codes and back through the model's codec, while holding the model's lock."""
 
 import os
-from functools import partial
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -9,31 +9,35 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from audiolens.errors import InputError, InputTypeError, shortened
-from audiolens.model.memory import Need
 from audiolens.model.timeline import Timeline
 from audiolens.model.traced_model import TracedModel
 from audiolens.sound import soundfiles
-from audiolens.sound.codec import checked_codes, decode, encode
+from audiolens.sound.codec import checked_codes, checked_waveform, decode, encode
 from audiolens.tensors import tensor_of
-from audiolens.tracing.fitting import Fitting
+from audiolens.tracing.fitting import sound_fit
 from audiolens.tracing.model_calls import alone
 
 
 def encode_audio(traced: TracedModel, waveform: Any, sample_rate: int) -> Int[Tensor, "row codebook frame"]:
-    """Encode a waveform as undelayed codes."""
+    """Encode a waveform as undelayed codes, in several parts if not all rows fit in memory at once."""
+    config = traced.config
+    wave = checked_waveform(waveform, sample_rate, config)
+    fit = sound_fit(traced, wave.shape[-1] / config.sample_rate, "encoded")
     with alone(traced.model), torch.no_grad():
-        return encode(waveform, sample_rate, traced.model, traced.config)
+        return _joined(fit.run(len(wave), lambda rows: encode(wave[rows], config.sample_rate, traced.model, config)))
 
 
 def decode_codes(traced: TracedModel, codes: Int[Tensor, "row codebook frame"]) -> Float[Tensor, "row channel sample"]:
     """Decode undelayed codes to a waveform, in several parts if not all rows fit in memory at once."""
     config, model = traced.config, traced.model
     found = checked_codes(codes, config).to(traced.device)
-    seconds = found.shape[-1] / config.frame_rate
-    need = partial(Need.of, model, config, positions=0, samples=round(seconds * config.sample_rate))
-    fit = Fitting(traced.device, f"clips of {seconds:g} s being decoded", need)
+    fit = sound_fit(traced, found.shape[-1] / config.frame_rate, "decoded")
     with alone(model), torch.no_grad():
-        parts = [sound for _, sound in fit.run(len(found), lambda rows: decode(found[rows], model, config))]
+        return _joined(fit.run(len(found), lambda rows: decode(found[rows], model, config)))
+
+
+def _joined(found: Iterable[tuple[slice, Tensor]]) -> Tensor:
+    parts = [part for _, part in found]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 

@@ -109,9 +109,9 @@ def test_finished_shards_are_kept_and_no_activations_of_an_earlier_shard_are_in_
     peaks: list[int] = []
     read: Callable[..., Any] = Prepared.read
 
-    def watched(self: Prepared, rows: range) -> Any:
+    def watched(self: Prepared, rows: range, *fit: Any) -> Any:
         peaks.append(sum(one() is not None for one in living))
-        cache, codes = read(self, rows)
+        cache, codes = read(self, rows, *fit)
         living.extend(weakref.ref(tensor) for tensor in cache.tensors.values())
         return cache, codes
 

@@ -14,12 +14,16 @@ import pytest
 import torch
 
 import audiolens as al
-from analysis import probing, study, sweep
+from analysis import patching, probing, study, sweep
+from analysis.commands import early
 from analysis.statistics import rank_test
+from analysis.sweep import experiment
+from analysis.sweep.concept_measures import measure_of
 from audiolens import measure
 from audiolens.checks import checked_text
 from audiolens.door import guarded
 from audiolens.errors import AudioLensError, InputError, InputTypeError
+from audiolens.etude import synth
 
 RECORDS = np.zeros(2, dtype=[("a", float), ("b", int)])
 
@@ -55,9 +59,45 @@ CALLS: dict[str, tuple[Callable[[Any], object], str]] = {
         lambda _: measure.refuse_lacking("tempo_beat_this"),
         "measures: expected a list of names",
     ),
+    "a function without arguments": (lambda _: al.Apply(lambda: None), "function=.*expected a function of the activ"),
+    "a clip without a spectrum": (
+        lambda lens: probing.Dataset.from_synth(lens, "tempo", 4, seconds=0.01),
+        "seconds=0.01: a synthesised clip lasts at least 0.1 s",
+    ),
     "no settings at all": (lambda lens: study.run(lens, "tempo", settings=False), "settings=False: expected"),
     "an empty dict of settings": (lambda lens: study.run(lens, "tempo", settings={}), "settings={}: expected"),
 }
+
+
+MISSPELT: dict[str, Callable[[Any], object]] = {
+    "measures": lambda _: experiment._names(["tempoo"], {}),
+    "measures of a table": lambda _: measure.table(np.zeros((1, 1, 16_000)), 16_000, measures=["tempoo"]),
+    "measure of a grid": lambda _: patching.Sound("tempoo"),
+    "measure of a study": lambda _: measure_of("tempo", "tempoo"),
+    "measure of a target": lambda lens: al.steer_to(lens, None, "a", measure="tempoo", target=100),
+    "measure of a sorting": lambda lens: al.estimate(lens, prompts=["a"], method="by_measure", measure="tempoo"),
+    "option": lambda _: early.check_measures("--sound", "tempoo"),
+}
+
+
+@pytest.mark.parametrize("name", MISSPELT)
+def test_an_unknown_measure_is_refused_in_the_same_words_everywhere(lens: Any, name: str) -> None:
+    with pytest.raises(
+        InputError,
+        match=r"(measures?|--sound)='tempoo': no such measure\. Did you mean 'tempo'.*Choose from: tempo, ",
+    ):
+        MISSPELT[name](lens)
+
+
+def test_a_clip_of_the_synthesiser_without_a_note_has_its_accompaniment() -> None:
+    clip = synth.labelled_clip(160, 3, 0.1)
+    assert clip.audio.shape == (1600,)
+    assert np.abs(clip.audio).max() > 0
+
+
+def test_a_wrong_type_is_a_kind_of_value_that_is_not_accepted() -> None:
+    assert issubclass(InputTypeError, InputError)
+    assert issubclass(InputTypeError, TypeError)
 
 
 @pytest.mark.parametrize("name", CALLS)
