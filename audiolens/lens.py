@@ -94,6 +94,7 @@ class AudioLens(OpenedModel, TracedLens, OtherNames, Portable):
         revision: str | None = None,
         device_map: Any = None,
         attention: Attention | None = None,
+        codec_dtype: str | torch.dtype | None = None,
     ) -> "AudioLens":
         """Open a bundled model ("etude"), a folder written by `save_pretrained`, or a hub model.
 
@@ -106,6 +107,8 @@ class AudioLens(OpenedModel, TracedLens, OtherNames, Portable):
                 requires accelerate).
             attention: how the decoder computes attention: "sdpa", "eager", or "flash_attention_2" (on a CUDA device, in
                 bfloat16 or float16, and if flash-attn is installed). `None` is transformers' choice, which is "sdpa".
+            codec_dtype: the dtype of the codec, which turns codes into sound. `None` is float32 if `dtype` is narrower,
+                because narrower dtypes are audible in quiet parts of the spectrum (docs/checkpoints.md).
 
         Raises:
             ModelNotFoundError: if there is no model with the given name or in the given folder, or if the hub cannot be
@@ -122,12 +125,15 @@ class AudioLens(OpenedModel, TracedLens, OtherNames, Portable):
         place = target if device_map is None else mapped_device()
         kind = chosen_dtype(dtype, place)
         refuse_attention(attention, place, kind)
-        model, tokenizer = load(name, dtype=kind, revision=revision, device_map=device_map, attention=attention)
+        codec = chosen_dtype(codec_dtype, place)
+        model, tokenizer = load(
+            name, dtype=kind, revision=revision, device_map=device_map, attention=attention, codec_dtype=codec
+        )
         model.eval()
         lens = cls(model if target is None else moved(model, target), tokenizer, name=os.fspath(name))
         # A branch on the hub may move, so record the commit that was loaded.
         commit = getattr(model.config, "_commit_hash", None) or revision
-        lens._opening = Opening.of(name, kind, commit, device_map, attention)
+        lens._opening = Opening.of(name, kind, commit, device_map, attention, codec)
         return lens
 
     def encode_audio(self, waveform: Any, sample_rate: int) -> Int[Tensor, "row codebook frame"]:

@@ -112,8 +112,8 @@ def refuse_begun(folder: Path, facts: Mapping[str, Any]) -> dict[str, Any] | Non
         # Nothing was generated under the existing plan, so this one may replace it.
         return None
     SWEEP.refuse(folder, reason, "use the settings it was begun with.")
-    # The first versions did not record the dtype. With equal weights it is the same, and a resumed plan states it.
-    own = {name: one for name, one in facts["model"].items() if name in begun["model"] or name == "dtype"}
+    # The first versions did not record the dtypes. With equal weights they are the same, so a resumed plan states them.
+    own = {name: one for name, one in facts["model"].items() if name in begun["model"] or name.endswith("dtype")}
     return {**begun, "model": {**own, **begun["model"]}}
 
 

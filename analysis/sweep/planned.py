@@ -44,6 +44,7 @@ _BEFORE = (
     ("settings.*", "it was begun with {name} {there}, but this one has {here}"),
     ("model.device", "it was begun with device {there}, but this is {here}"),
     ("model.dtype", "it was begun with dtype {there}, but this is {here}"),
+    ("model.codec_dtype", "it was begun with a codec in {there}, but this one computes in {here}"),
     ("model.weights", "it was begun with other weights ({begun[model][name]!r}; this is {facts[model][name]!r})"),
     ("model.attention", "it was begun with attention {there}, but this is {here}"),
 )
@@ -74,7 +75,15 @@ SWEEP = Kind(
         "format": str,
         "noise?": str,
         "versions": {str: str},
-        "model": {"name": str, "weights": str, "device": str, "dtype?": str, "attention": str, "threads": int},
+        "model": {
+            "name": str,
+            "weights": str,
+            "device": str,
+            "dtype?": str,
+            "codec_dtype?": str,
+            "attention": str,
+            "threads": int,
+        },
         "settings": {"measures": [str], "also": [str]},
         "conditions": {str: str},
         "sample_rate": int,
@@ -119,6 +128,7 @@ def facts_of(
             "weights": content_hash(lens.model),
             "device": lens.device.type,
             "dtype": str(lens.dtype).removeprefix("torch."),
+            "codec_dtype": str(lens.model.audio_encoder.dtype).removeprefix("torch."),
             "attention": str(getattr(lens.model.decoder.config, "_attn_implementation", None)),
             "threads": torch.get_num_threads(),
             "engine": engine,
@@ -144,12 +154,13 @@ def plan_hash(facts: Mapping[str, Any]) -> str:
     """Return a hash of what a sweep's rows depend on: all facts except the model's name, the threads and the runs.
 
     The kind of device is included, but not the card, on which a sweep may go on (`runs`). The hash of the weights
-    depends on the dtype, which is therefore stated only to be named in messages.
+    depends on the dtypes of the model and its codec, which are therefore stated only to be named in messages.
 
     A later setting does not change the hash while it has its default, so it can be missing from a plan. The same
     applies to the engine, of which the first versions had only the exact one.
     """
-    model = {key: value for key, value in facts["model"].items() if key not in ("name", "threads", "engine", "dtype")}
+    named = ("name", "threads", "engine", "dtype", "codec_dtype")
+    model = {key: value for key, value in facts["model"].items() if key not in named}
     if used_engine(facts) != "exact":
         model["engine"] = used_engine(facts)
     defaults = _defaults()
@@ -171,8 +182,9 @@ def _defaults() -> dict[str, Any]:
 def difference(begun: Mapping[str, Any], facts: Mapping[str, Any]) -> str | None:
     """Return a description of the first difference that matters; `None` if there is none."""
     begun, facts = ({**one, "settings": completed(one["settings"])} for one in (begun, facts))
-    # The first versions did not record the dtype.
-    begun["model"] = {"dtype": facts["model"].get("dtype"), **begun["model"]}
+    # The first versions did not record the dtype, and their codec had that of the model.
+    dtype = facts["model"].get("dtype")
+    begun["model"] = {"dtype": dtype, "codec_dtype": begun["model"].get("dtype", dtype), **begun["model"]}
     changed = first_difference(begun, facts, _BEFORE) or _other_conditions(begun["conditions"], facts["conditions"])
     changed = changed or first_difference(begun, facts, _AFTER)
     if changed is None and plan_hash(begun) != plan_hash(facts):

@@ -35,10 +35,12 @@ def load(
     revision: str | None = None,
     device_map: Any = None,
     attention: str | None = None,
+    codec_dtype: torch.dtype | None = None,
 ) -> tuple[Any, Any]:
     """Load a model and its tokenizer, given a bundled name, a folder or a hub name.
 
-    `attention` is the implementation that the decoder uses; `None` is transformers' choice.
+    `attention` is the implementation that the decoder uses; `None` is transformers' choice. `codec_dtype` is the dtype
+    of the codec; `None` is float32 if the other parts are narrower, and otherwise their dtype.
 
     Raises:
         ModelNotFoundError: if there is no model with the given name or in the given folder, or if the hub cannot be
@@ -74,8 +76,10 @@ def load(
             if attention is not None:
                 # T5 and the codec do not have every implementation.
                 loading["attn_implementation"] = {"decoder": attention}
-            with _without_chatter(), _plain_defaults(device_map is None):
+            with _without_chatter(), _plain_defaults(device_map is None), _codec_in_float32(model_class):
                 model, report = model_class.from_pretrained(files.folder, output_loading_info=True, **loading)
+            if codec_dtype is not None:
+                model.audio_encoder.to(codec_dtype)
             missing = sorted(report.get("missing_keys", ()))
             if missing:
                 raise ModelFilesError(
@@ -147,6 +151,20 @@ def _plain_defaults(on_cpu: bool) -> Iterator[None]:
             yield
     finally:
         torch.set_default_dtype(before)
+
+
+@contextmanager
+def _codec_in_float32(model_class: Any) -> Iterator[None]:
+    """Load the codec's weights in float32, also if the other parts are loaded in half precision.
+
+    The sum of the codec's many layers rounds audibly in bfloat16: quiet parts of the spectrum become noise.
+    """
+    before = model_class._keep_in_fp32_modules_strict
+    model_class._keep_in_fp32_modules_strict = {*(before or ()), "audio_encoder"}
+    try:
+        yield
+    finally:
+        model_class._keep_in_fp32_modules_strict = before
 
 
 def _class_of(name: str, config: Mapping[str, Any]) -> Any:

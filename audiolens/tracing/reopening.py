@@ -35,6 +35,7 @@ class Opening:
     revision: str | None
     device_map: Any
     attention: str | None = None
+    codec_dtype: str | None = None
 
     @classmethod
     def of(
@@ -44,16 +45,18 @@ class Opening:
         revision: str | None,
         device_map: Any,
         attention: str | None = None,
+        codec_dtype: torch.dtype | None = None,
     ) -> "Opening":
         """Record the arguments of a successful call."""
         folder = Path(name).expanduser()
         local = os.fspath(name) not in {*BUNDLED, *BESIDE} and folder.is_dir()
         return cls(
             str(folder.absolute()) if local else os.fspath(name),
-            None if dtype is None else str(dtype).removeprefix("torch."),
+            _named(dtype),
             revision,
             device_map,
             attention,
+            _named(codec_dtype),
         )
 
 
@@ -134,6 +137,7 @@ def _reopened(
         revision=opening.revision,
         device_map=opening.device_map,
         attention=opening.attention,
+        codec_dtype=opening.codec_dtype,
     )
     if content_hash(lens.model) != weights:
         raise InputError(
@@ -144,6 +148,10 @@ def _reopened(
         lens.model.set_attn_implementation(attention)
     lens.name = name
     return lens
+
+
+def _named(dtype: str | torch.dtype | None) -> str | None:
+    return None if dtype is None else str(dtype).removeprefix("torch.")
 
 
 def _hooked(part: torch.nn.Module) -> bool:

@@ -109,6 +109,8 @@ def test_another_card_is_stated_and_another_kind_of_device_or_dtype_is_refused(
     assert len(played(lens, out).runs) == 2
     with pytest.raises(InputError, match="begun with dtype float32, but this is bfloat16"):
         played(al.AudioLens.from_pretrained(lens.name, dtype="bfloat16"), out)
+    with pytest.raises(InputError, match="begun with a codec in float32, but this one computes in bfloat16"):
+        played(al.AudioLens.from_pretrained(lens.name, codec_dtype="bfloat16"), out)
     stated = experiment.facts_of
 
     def on_a_gpu(*given: Any, **named: Any) -> dict[str, Any]:
@@ -125,7 +127,7 @@ def test_a_sweep_of_an_earlier_version_without_runs_and_dtype_resumes(lens: Any,
     out = tmp_path / "sweep"
     killed(lambda: played(lens, out), 1 + 3 * 6)
     plan = read_json(out / "plan.json")
-    del plan["runs"], plan["model"]["dtype"]
+    del plan["runs"], plan["model"]["dtype"], plan["model"]["codec_dtype"]
     (out / "plan.json").write_bytes(sealed_json(plan))
     assert [(one.device, one.rows) for one in played(lens, out).runs] == [("cpu", 12), (CPU, 4)]
 

@@ -62,6 +62,34 @@ def test_auto_is_the_cpu_in_float32_where_there_is_no_gpu(monkeypatch: pytest.Mo
     assert devices.described(opened.device).startswith("cpu ")
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_the_codec_stays_in_float32_unless_it_is_asked_otherwise(
+    checkpoint: Path, codes: torch.Tensor, dtype: str
+) -> None:
+    wide, narrow = (al.AudioLens.from_pretrained(checkpoint, dtype=one) for one in (None, dtype))
+    assert narrow.dtype == getattr(torch, dtype)
+    assert narrow.model.text_encoder.dtype == narrow.dtype
+    # The weights are those of the file, and were never rounded.
+    mine, own = narrow.model.audio_encoder.state_dict(), wide.model.audio_encoder.state_dict()
+    assert mine.keys() == own.keys()
+    assert all(torch.equal(mine[name], own[name]) and mine[name].dtype == own[name].dtype for name in own)
+    sound = wide.decode_codes(codes)
+    assert torch.equal(narrow.decode_codes(codes), sound)
+    assert torch.equal(narrow.encode_audio(sound, 16_000), wide.encode_audio(sound, 16_000))
+    clip = narrow.generate("fast piano", 0.4, seeds=1)
+    assert torch.equal(clip.audio, wide.decode_codes(clip.codes))
+    asked = al.AudioLens.from_pretrained(checkpoint, dtype=dtype, codec_dtype=dtype)
+    for lens in (asked, pickle.loads(pickle.dumps(asked))):
+        assert lens.model.audio_encoder.dtype == lens.dtype
+        assert not torch.equal(lens.decode_codes(codes).float(), sound)
+    assert pickle.loads(pickle.dumps(narrow)).model.audio_encoder.dtype == torch.float32
+    # transformers' own class is as it was.
+    bare = type(wide.model).from_pretrained(checkpoint, dtype=getattr(torch, dtype))
+    assert bare.audio_encoder.dtype == narrow.dtype
+    with pytest.raises(InputError, match="dtype='int8': expected a floating-point dtype"):
+        al.AudioLens.from_pretrained(checkpoint, codec_dtype="int8")
+
+
 @pytest.mark.usefixtures("two_gpus")
 def test_auto_is_a_gpu_and_bfloat16_where_the_gpu_computes_in_it() -> None:
     first, second = torch.device("cuda"), torch.device("cuda:1")
