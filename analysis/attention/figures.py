@@ -118,7 +118,7 @@ def lag_screen(result: LagAttention) -> go.Figure:
     marks = np.where(result.periodic, "*", "")
     figure.update_traces(text=marks, texttemplate="%{text}")
     figure.update_layout(xaxis_title="head", yaxis_title="block")
-    return screen_plain(figure, _lag_caption(result))
+    return screen_plain(figure, _lag_scores(result))
 
 
 def ablation_paper(result: HeadAblation) -> Figure:
@@ -204,12 +204,16 @@ def _text_caption(result: TextAttention, row: int) -> str:
 
 
 def _lag_caption(result: LagAttention) -> str:
+    right = "the weight of the highest-scoring heads by lag, in each clip's own beats."
+    return f"Left: {_lag_scores(result)} Right: {right}"
+
+
+def _lag_scores(result: LagAttention) -> str:
     clips = int(np.isfinite(result.beat_seconds).sum())
     return (
-        f"Self-attention by lag in {clips} clips. Left: the weight at whole beats back (on) compared with the weight "
-        "half a beat to either side (off). A star marks heads whose interval is above 0 and whose p is at most .05 "
-        "against beats shuffled between clips, corrected over all heads. Right: the weight of the highest-scoring "
-        "heads by lag, in each clip's own beats."
+        f"Self-attention by lag in {clips} clips, as the weight at whole beats back (on) compared with the weight half "
+        "a beat to either side (off). A star marks heads whose interval is above 0 and whose p is at most .05 against "
+        "beats shuffled between clips, corrected over all heads."
     )
 
 

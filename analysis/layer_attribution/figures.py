@@ -73,6 +73,11 @@ def screen(result: LayerAttribution, normalised: bool) -> go.Figure:
             error_y={"type": "data", "symmetric": False, "array": above, "arrayminus": below},
             hovertemplate=f"block %{{x}}: %{{customdata:.4g}} {one.unit}<extra>{one.name}</extra>",
         )  # fmt: skip
+        figure.add_scatter(
+            x=[one.peak], y=[one.values[one.layers.index(one.peak)] / by], mode="markers", hoverinfo="skip",
+            marker={"symbol": "circle-open", "size": 18, "color": colour, "line": {"width": 2}}, showlegend=False,
+            name=f"largest {one.name}", row=row, col=1,
+        )  # fmt: skip
         if one.chance:
             figure.add_hline(y=one.chance / by, line_dash="dot", line_width=1, line_color=BLACK, row=row, col=1)  # pyright: ignore[reportArgumentType]
         figure.update_yaxes(title_text="share of the largest" if normalised else one.unit, row=row, col=1)

@@ -78,6 +78,14 @@ def screen(result: LogitLensResult) -> go.Figure:
                 legendgroup=str(codebook),
                 error_y=screen_errors(mine[name], mine[f"{name}_low"], mine[f"{name}_high"]),
             )  # fmt: skip
+    control = table.groupby("layer")["control_rank"].mean()
+    ends = [table["layer"].min(), table["layer"].max()]
+    for column, x, y, dash, name in (
+        (1, control.index, control, "dash", "code of another clip"),
+        (2, ends, [1 / result.vocab_size] * 2, "dot", "uniform guess"),
+    ):
+        line = {"color": GREY, "dash": dash}
+        figure.add_scatter(x=x, y=y, row=1, col=column, mode="lines", line=line, name=name)
     figure.update_xaxes(title_text="block")
     figure.update_yaxes(type="log", row=1, col=1)
     return screen_plain(figure, caption(result))

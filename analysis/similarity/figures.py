@@ -127,10 +127,11 @@ def comparison_screen(result: Comparison) -> go.Figure:
             customdata=result.p[place], visible=place == 0,
             hovertemplate="%{y} and %{x}: %{z:.3f}, p %{customdata:.3g}<extra></extra>",
         )  # fmt: skip
-    titles = [f"block {layer}; {_beyond(result)}" for layer in result.layers]
+    titles = [f"block {layer}; {_beyond(result, dotted=False)}" for layer in result.layers]
     return sliding(figure, result.layers, titles, gap=60).update_layout(yaxis_autorange="reversed", margin_l=90)
 
 
-def _beyond(result: Comparison) -> str:
-    random = f"random directions (dotted: |cosine| {result.chance:.2f}, which 1 in 20 exceeds)"
+def _beyond(result: Comparison, *, dotted: bool = True) -> str:
+    line = "dotted: " if dotted else ""
+    random = f"random directions ({line}|cosine| {result.chance:.2f}, which 1 in 20 exceeds)"
     return f"* beyond {random if result.null == 'random' else f'{result.n_draws} shuffles of the labels'}"

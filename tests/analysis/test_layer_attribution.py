@@ -64,7 +64,11 @@ def test_every_kind_is_drawn_with_its_unit(found: layer_attribution.LayerAttribu
             "score (balanced accuracy or R²)",
             "nats",
         ]
-    assert len(found.figure(normalised).data) == 5
+    values, rings = (found.figure(normalised).data[start::2] for start in (0, 1))
+    assert len(values) == len(rings) == 5
+    for line, ring, one in zip(values, rings, found.evidence, strict=True):
+        assert ring.marker.symbol == "circle-open"
+        assert (*ring.x, *ring.y) == (one.peak, line.y[one.layers.index(one.peak)])
 
 
 @pytest.mark.parametrize(

@@ -116,7 +116,10 @@ def test_tables_and_figures_name_what_they_show(result: Any, lens: Any, codes: t
     panels = result.plot().axes
     assert [axes.get_xlabel() for axes in panels] == ["block"] * 3
     assert "nats" in panels[2].get_ylabel()
-    assert len(result.figure().data) == 12
+    drawn = result.figure().data
+    assert len(drawn) == 12 + 2
+    assert [trace.name for trace in drawn[-2:]] == ["code of another clip", "uniform guess"]
+    assert list(drawn[-2].y) == pytest.approx(result.to_frame().groupby("layer")["control_rank"].mean())
     assert "after block 0" in repr(result)
     last = result.to_frame().query("layer == 2")["control_rank"]
     assert f"(another row's code: {np.exp(np.log(last).mean()):.1f})" in repr(result)
