@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from analysis.figures.canvas import drawable
+from analysis.figures.interactive import interactive
 from analysis.likelihood import Window, checked_rows
 from analysis.site_grid import grid_sites
 from analysis.statistics import LEVEL, N_PERMUTATIONS, UNTESTED, Means, means
@@ -90,6 +91,7 @@ class HeadAblation:
 
         return figures.ablation_paper(self)
 
+    @interactive
     def figure(self) -> Any:
         """Plot the changes by layer and head (plotly figure)."""
         from analysis.attention import figures

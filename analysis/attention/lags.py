@@ -14,6 +14,7 @@ from torch import Tensor
 
 from analysis.attention.weights import caches, checked
 from analysis.figures.canvas import drawable
+from analysis.figures.interactive import interactive
 from analysis.resampling import Resampling
 from analysis.statistics import LEVEL, UNTESTED, Means, correct, means
 from audiolens.checks import MOST_SEED, checked_amount, checked_count, numbers_of, refuse_masked, shown
@@ -99,6 +100,7 @@ class LagAttention:
 
         return figures.lag_paper(self, heads)
 
+    @interactive
     def figure(self) -> Any:
         """Plot scores by layer and head (plotly figure)."""
         from analysis.attention import figures

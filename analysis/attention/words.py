@@ -13,6 +13,7 @@ from torch import Tensor
 
 from analysis.attention.weights import caches, checked
 from analysis.figures.canvas import drawable
+from analysis.figures.interactive import interactive
 from analysis.statistics import Means, means
 from audiolens.checks import checked_text, listed, shown
 from audiolens.door import guarded
@@ -128,6 +129,7 @@ class TextAttention:
 
         return figures.text_paper(self, row, heads)
 
+    @interactive
     def figure(self, row: int = 0) -> Any:
         """Plot weights by token and time for one row, with a slider over layers and heads (plotly figure)."""
         from analysis.attention import figures

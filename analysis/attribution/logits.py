@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from analysis.figures.canvas import drawable
+from analysis.figures.interactive import interactive
 from analysis.likelihood import Window, by_frame, checked_rows
 from analysis.statistics import N_PERMUTATIONS, Means, means
 from audiolens.cache.activation_cache import ActivationCache
@@ -94,6 +95,7 @@ class DirectResult:
 
         return figures.direct_paper(self)
 
+    @interactive
     def figure(self) -> Any:
         """Plot components by codebook (plotly figure)."""
         from analysis.attribution import figures

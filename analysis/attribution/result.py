@@ -13,6 +13,7 @@ from jaxtyping import Float
 from analysis.attribution.agreement import Agreement
 from analysis.attribution.pairing import Towards
 from analysis.figures.canvas import drawable
+from analysis.figures.interactive import interactive
 from analysis.likelihood import Window
 from analysis.resampling import Resampling
 from analysis.statistics import LEVEL, N_PERMUTATIONS, Means, means
@@ -174,6 +175,7 @@ class AttributionResult:
 
         return figures.paper(self)
 
+    @interactive
     def figure(self) -> Any:
         """Plot one site at a time, selected by a menu (plotly figure)."""
         from analysis.attribution import figures

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.figures.canvas import drawable
+from analysis.figures.interactive import interactive
 from analysis.figures.style import name_of
 from analysis.wording import change, counted, interval
 from audiolens.checks import checked_text
@@ -99,6 +100,7 @@ class StudyComparison:
 
         return figures.paper(self)
 
+    @interactive
     def figure(self) -> Any:
         """Draw the interactive version of `plot` (plotly figure)."""
         from analysis.comparison import figures

@@ -23,6 +23,7 @@ from analysis.features.described import OWN_AUC
 from analysis.features.sae import SAE
 from analysis.features.source import activations
 from analysis.figures.canvas import drawable
+from analysis.figures.interactive import interactive
 from audiolens import ranking
 from audiolens.checks import checked_amount, checked_count, checked_flags, checked_seed, shown
 from audiolens.door import guarded
@@ -132,6 +133,7 @@ class FeatureIndex:
 
         return figures.paper(self._labelled())
 
+    @interactive
     def figure(self) -> go.Figure:
         """Return the interactive version of `plot` (plotly)."""
         from analysis.features import figures

@@ -15,6 +15,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from analysis.figures.canvas import drawable
+from analysis.figures.interactive import interactive
 from audiolens.checks import checked_flags, numbers_of, shown
 from audiolens.directions.directions import Directions
 from audiolens.door import guarded
@@ -105,6 +106,7 @@ class LayerAttribution:
 
         return figures.paper(self, normalised)
 
+    @interactive
     def figure(self, normalised: bool = False) -> Any:
         """Draw the interactive version of `plot` (plotly figure)."""
         checked_flags(normalised=normalised)

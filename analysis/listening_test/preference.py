@@ -11,6 +11,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from analysis.figures.canvas import drawable
+from analysis.figures.interactive import interactive
 from analysis.listening_test.agreement import alpha, in_words
 from analysis.listening_test.design import Key
 from analysis.listening_test.intervals import Draws, flat, mean_of, totals
@@ -91,6 +92,7 @@ class Preference:
 
         return figures.shares_paper(self)
 
+    @interactive
     def figure(self) -> Any:
         """Draw the interactive version of `plot` (plotly figure)."""
         from analysis.listening_test import figures

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.figures.canvas import drawable
+from analysis.figures.interactive import interactive
 from analysis.listening_test.agreement import alpha, in_words
 from analysis.listening_test.design import RATED, Key
 from analysis.listening_test.intervals import Draws, mean_of, totals
@@ -75,6 +76,7 @@ class Ratings:
 
         return figures.ratings_paper(self)
 
+    @interactive
     def figure(self) -> Any:
         """Draw the interactive version of `plot` (plotly figure)."""
         from analysis.listening_test import figures

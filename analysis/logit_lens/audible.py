@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from analysis.figures.canvas import drawable
+from analysis.figures.interactive import interactive
 from analysis.logit_lens.reading import checked, log_probabilities, read_parts
 from audiolens import measure
 from audiolens.cache.activation_cache import ActivationCache
@@ -81,6 +82,7 @@ class Audible:
 
         return figures.audible_paper(self)
 
+    @interactive
     def figure(self) -> Any:
         """Draw the measures of the sound over blocks (plotly figure)."""
         from analysis.logit_lens import figures

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from analysis.figures.canvas import drawable
+from analysis.figures.interactive import interactive
 from analysis.likelihood import by_frame, checked_rows
 from analysis.statistics import means
 from audiolens.cache.activation_cache import ActivationCache
@@ -103,6 +104,7 @@ class LogitLensResult:
 
         return figures.paper(self)
 
+    @interactive
     def figure(self) -> Any:
         """Draw the interactive version of `plot` (plotly figure)."""
         from analysis.logit_lens import figures

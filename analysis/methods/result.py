@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.figures.canvas import drawable
+from analysis.figures.interactive import interactive
 from analysis.methods.reading import Place
 from analysis.methods.table import REFERENCE
 from analysis.statistics import LEVEL
@@ -86,6 +87,7 @@ class MethodsResult:
 
         return figures.paper(self)
 
+    @interactive
     def figure(self) -> Any:
         """Draw the interactive version of `plot` (plotly figure)."""
         from analysis.methods import figures

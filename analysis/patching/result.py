@@ -12,6 +12,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from analysis.figures.canvas import drawable
+from analysis.figures.interactive import interactive
 from analysis.patching.grid import By, Mode
 from analysis.patching.runs import N_PAIRS
 from analysis.resampling import CONFIDENCE, Interval, bootstrap
@@ -204,6 +205,7 @@ class PatchingResult:
 
         return figures.paper(self, codebook)
 
+    @interactive
     def figure(self, codebook: int | str = TOTAL) -> Any:
         """Draw the interactive version of `plot`, with a slider over codebooks (plotly figure).
 

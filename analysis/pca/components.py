@@ -18,6 +18,7 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import silhouette_samples
 
 from analysis.figures.canvas import drawable
+from analysis.figures.interactive import interactive
 from analysis.probing.labels import checked_groups, same
 from analysis.probing.probes import shuffled
 from analysis.probing.result import UNGROUPED, UNTESTED
@@ -101,6 +102,7 @@ class PCAResult:
 
         return figures.space_paper(self) if _checked_dimensions(self, dimensions) == 3 else figures.panels_paper(self)
 
+    @interactive
     def figure(self, dimensions: int = 2) -> Any:
         """Draw one panel with a slider over layers (plotly figure). A three-dimensional panel can be rotated."""
         from analysis.pca import figures
@@ -168,6 +170,7 @@ class Trajectories:
 
         return figures.paths_paper(self)
 
+    @interactive
     def figure(self) -> Any:
         """Draw the paths with a slider over layers (plotly figure)."""
         from analysis.pca import figures

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.figures.canvas import drawable
+from analysis.figures.interactive import interactive
 from analysis.layer_attribution import LayerAttribution
 from analysis.placement.rules import (
     ALIGNMENT,
@@ -295,6 +296,7 @@ class Placement:
 
         return figures.paper(self)
 
+    @interactive
     def figure(self) -> Any:
         """Draw the interactive version of `plot` (plotly figure)."""
         from analysis.placement import figures

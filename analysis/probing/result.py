@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 
 from analysis.figures.canvas import drawable
+from analysis.figures.interactive import interactive
 from analysis.probing.features import ProbedSite
 from analysis.probing.probes import Probe, Scored, balanced_accuracy, least_p, target_of
 from analysis.resampling import Resampling, bootstrap
@@ -204,6 +205,7 @@ class ProbeResult:
 
         return figures.paper(self)
 
+    @interactive
     def figure(self) -> Any:
         """Draw the interactive version of `plot` (plotly figure)."""
         from analysis.probing import figures

@@ -18,6 +18,7 @@ import torch
 from scipy.stats import spearmanr
 
 from analysis.figures.canvas import drawable
+from analysis.figures.interactive import interactive
 from audiolens import measure
 from audiolens.checks import as_array, checked_amount, checked_count, checked_flags, listed, numbers_of, shown
 from audiolens.directions.difference_in_means import read_poles
@@ -79,6 +80,7 @@ class Readings:
 
         return figures.paper(self)
 
+    @interactive
     def figure(self) -> Any:
         """Draw the interactive version of `plot` (plotly figure)."""
         from analysis.reading_comparison import figures

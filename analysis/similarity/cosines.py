@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float
 from scipy import stats
 
 from analysis.figures.canvas import drawable
+from analysis.figures.interactive import interactive
 from analysis.statistics import LEVEL, correct
 from audiolens.checks import checked_amount, checked_count, numbers_of, shown
 from audiolens.directions.directions import Directions
@@ -86,6 +87,7 @@ class CosineMap:
 
         return figures.map_paper(self)
 
+    @interactive
     def figure(self) -> Any:
         """Draw the interactive version of `plot` (plotly figure)."""
         from analysis.similarity import figures
@@ -164,6 +166,7 @@ class Comparison:
 
         return figures.comparison_paper(self)
 
+    @interactive
     def figure(self) -> Any:
         """Draw one heat map with a slider over layers (plotly figure)."""
         from analysis.similarity import figures

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.figures.canvas import drawable
+from analysis.figures.interactive import interactive
 from analysis.layer_attribution import LayerAttribution
 from analysis.pca import PCAResult
 from analysis.placement import Placement
@@ -115,6 +116,7 @@ class Study:
 
         return plots.dose_response(self.response, self.measure, self.poles)
 
+    @interactive
     def figure(self) -> Any:
         """Plot the dose-response (plotly figure)."""
         from analysis.figures import screen

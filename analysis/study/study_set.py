@@ -16,6 +16,7 @@ import pandas as pd
 from analysis import similarity
 from analysis.distributed.settings import Ray
 from analysis.figures.canvas import drawable
+from analysis.figures.interactive import interactive
 from analysis.similarity import Comparison
 from analysis.store.folder import SUMMARY, refuse_path
 from analysis.study import experiment as study
@@ -82,6 +83,7 @@ class Several:
 
         return crossing.paper(self.to_frame())
 
+    @interactive
     def figure(self) -> Any:
         """Draw the interactive version of `plot` (plotly figure)."""
         from analysis.report import crossing

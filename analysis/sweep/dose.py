@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.figures.canvas import drawable
+from analysis.figures.interactive import interactive
 from analysis.statistics import MOST_FAILED, correct, spearman
 from analysis.sweep.conditions import BASELINE
 from analysis.sweep.controls import KINDS
@@ -83,6 +84,7 @@ class DoseResponse:
 
         return in_units(plots.dose_response(self._shown, self.measured, self.poles), self.measured)
 
+    @interactive
     def figure(self) -> Any:
         """Draw the interactive version of `plot` (plotly figure)."""
         from analysis.figures import screen
@@ -137,6 +139,7 @@ class CrossEffects:
 
         return plots.cross_effects(self.table)
 
+    @interactive
     def figure(self) -> Any:
         """Draw the interactive version of `plot` (plotly figure)."""
         from analysis.sweep import screen

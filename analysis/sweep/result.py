@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from analysis.figures.canvas import drawable
+from analysis.figures.interactive import interactive
 from analysis.resampling import Resampling
 from analysis.sweep import dose, response, tradeoff
 from analysis.sweep.batches import Batches
@@ -259,6 +260,7 @@ class SweepResult:
         name = measured or self.measures[0]
         return plots.strengths(self.effects(name), name)
 
+    @interactive
     def figure(self, measured: str | None = None) -> Any:
         """Draw the interactive version of `plot` (plotly figure)."""
         from analysis.figures import screen

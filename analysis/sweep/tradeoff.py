@@ -15,6 +15,7 @@ import pandas as pd
 from jaxtyping import Bool, Float
 
 from analysis.figures.canvas import drawable
+from analysis.figures.interactive import interactive
 from analysis.statistics import MOST_FAILED
 from analysis.sweep.dose import DoseResponse, change, place_of
 from analysis.sweep.factorial import PLACE, spoken
@@ -58,6 +59,7 @@ class LayerMap:
 
         return plots.layer_map(self)
 
+    @interactive
     def figure(self) -> Any:
         """Draw the interactive version of `plot` (plotly figure)."""
         from analysis.sweep import screen
@@ -106,6 +108,7 @@ class Limits:
 
         return plots.limits(self)
 
+    @interactive
     def figure(self) -> Any:
         """Draw the interactive version of `plot` (plotly figure)."""
         from analysis.sweep import screen
@@ -147,6 +150,7 @@ class Strategies:
 
         return plots.strategies(self)
 
+    @interactive
     def figure(self) -> Any:
         """Draw the interactive version of `plot` (plotly figure)."""
         from analysis.sweep import screen
@@ -189,6 +193,7 @@ class Front:
 
         return plots.front(self)
 
+    @interactive
     def figure(self) -> Any:
         """Draw the interactive version of `plot` (plotly figure)."""
         from analysis.sweep import screen
