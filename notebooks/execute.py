@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import opening
 from nbclient import NotebookClient
 
 FOLDER = Path(__file__).parent
@@ -32,14 +33,18 @@ def notebooks() -> list[Path]:
 
 
 def executed(path: Path, env: Mapping[str, str] | None = None) -> Any:
-    """The notebook with its outputs, of a fresh kernel that works in an empty folder; the file is left alone.
+    """The notebook with its outputs, of a fresh kernel that works in an empty folder; the file is left alone."""
+    return run(nbformat.read(path, as_version=4), env)
+
+
+def run(notebook: Any, env: Mapping[str, str] | None = None) -> Any:
+    """Run a notebook's cells, and return it with their outputs.
 
     `env` is the kernel's whole environment (default: this process's own), but for what keeps libraries `QUIET`.
 
     Raises:
         nbclient.exceptions.CellExecutionError: for a cell that fails, with its traceback.
     """
-    notebook = nbformat.read(path, as_version=4)
     with tempfile.TemporaryDirectory() as folder:
         client = NotebookClient(
             notebook,
@@ -64,7 +69,9 @@ def main() -> None:
         if names and path.stem not in names:
             continue
         started = time.perf_counter()
-        nbformat.write(executed(path), path)
+        notebook = nbformat.read(path, as_version=4)
+        opening.open_with(notebook, path.stem, opening.repository())
+        nbformat.write(run(notebook), path)
         print(f"{path.name}: {time.perf_counter() - started:.0f} s, {path.stat().st_size / 1e6:.2f} MB", flush=True)
 
 

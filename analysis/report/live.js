@@ -1,11 +1,14 @@
 // Unpacks the plotting library, and draws the figures whose data are embedded in the page, in the page's colours.
 (async () => {
-  const library = document.getElementById("library");
-  if (!library || !("DecompressionStream" in window)) return;
-  const bytes = Uint8Array.from(atob(library.textContent), (letter) => letter.charCodeAt(0));
-  const script = document.createElement("script");
-  script.textContent = await new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
-  document.head.append(script);
+  // The documentation has the library in a file of its own.
+  if (!("Plotly" in window)) {
+    const library = document.getElementById("library");
+    if (!library || !("DecompressionStream" in window)) return;
+    const bytes = Uint8Array.from(atob(library.textContent), (letter) => letter.charCodeAt(0));
+    const script = document.createElement("script");
+    script.textContent = await new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
+    document.head.append(script);
+  }
 
   const set = (object, path, value) => {
     const names = path.split(".");

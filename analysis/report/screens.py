@@ -18,8 +18,8 @@ def bare(figure: go.Figure, first: str = "") -> go.Figure:
     `first` is the name of the first panel. This function adds the name above the panel and moves the legend above the
     name, because the original figure has no room for the name next to the legend.
     """
+    without_caption(figure)
     layout: Any = figure.layout
-    layout.annotations = [note for note in layout.annotations if not (note.yanchor == "top" and note.y == 0)]
     above = 0.0
     if first:
         figure.add_annotation(
@@ -34,6 +34,19 @@ def bare(figure: go.Figure, first: str = "") -> go.Figure:
     figure.update_yaxes(title_font_size=10)
     legend = {"orientation": "h", "y": 1 + above, "yanchor": "bottom"}
     return figure.update_layout(margin_b=60, margin_t=50, legend=legend)
+
+
+def caption_of(figure: go.Figure) -> str:
+    """Return the figure's own caption, as HTML on one line, or an empty string."""
+    layout: Any = figure.layout
+    return " ".join(note.text.replace("<br>", " ") for note in layout.annotations if _is_caption(note))
+
+
+def without_caption(figure: go.Figure) -> go.Figure:
+    """Remove the figure's own caption."""
+    layout: Any = figure.layout
+    layout.annotations = [note for note in layout.annotations if not _is_caption(note)]
+    return figure
 
 
 def slid(figure: go.Figure) -> go.Figure:
@@ -72,6 +85,10 @@ def opened(figure: go.Figure, layer: int) -> go.Figure:
     for trace, visible in zip(_traces(figure), data["visible"], strict=True):
         trace.update(visible=visible)
     return figure.update_layout({key.replace(".", "_"): value for key, value in further.items()})
+
+
+def _is_caption(note: Any) -> bool:
+    return note.yanchor == "top" and note.y == 0
 
 
 def _traces(figure: go.Figure) -> Any:

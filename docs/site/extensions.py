@@ -8,6 +8,7 @@ from typing import Any
 from contents import contents
 from docutils import nodes
 from links import problems
+from notebook_figures import SCRIPTS, for_page, has_figures, write_scripts
 from reference import OTHER, PUBLIC, Reference, tree, write
 from sphinx import addnodes
 from sphinx.application import Sphinx
@@ -81,12 +82,21 @@ def finished(app: Sphinx, exception: Exception | None) -> None:
         raise ExtensionError("links of the built pages:\n" + "\n".join(found))
 
 
+def figure_scripts(app: Sphinx, _page: str, _template: str, context: dict[str, Any], _doctree: Any) -> None:
+    """Let a page with interactive figures load what draws them."""
+    if has_figures(context.get("body", "")):
+        for name in SCRIPTS:
+            app.add_js_file(name, loading_method="defer")
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     def listed(_: Sphinx, page: str, source: list[str]) -> None:
         if page == app.config.root_doc:
             source[0] = navigation(source[0])
         elif page == "docs/reference":
             source[0] += overview[0] + tree(f"/docs/reference/{name}" for name in (*PUBLIC, *OTHER))
+        elif page.startswith("notebooks/"):
+            source[0] = for_page(source[0])
 
     overview: list[str] = []
     names: dict[str, str] = {}
@@ -95,6 +105,10 @@ def setup(app: Sphinx) -> dict[str, bool]:
         reference = Reference.read(Path(app.srcdir))
         overview.append(reference.overview())
         write(reference, Path(app.srcdir, "docs", "reference"))
+
+    def prepared(app: Sphinx) -> None:
+        if app.builder.name == "html":
+            write_scripts(Path(app.outdir, "_static"))
 
     def named(_: Sphinx, env: BuildEnvironment) -> list[str]:
         names.update(short_names(env.domaindata["py"]["objects"]))
@@ -107,8 +121,10 @@ def setup(app: Sphinx) -> dict[str, bool]:
     # Their text has parts that stand in no file.
     app.connect("env-get-outdated", lambda app, *_: [app.config.root_doc, "docs/reference"])
     app.connect("config-inited", begun)
+    app.connect("builder-inited", prepared)
     app.connect("source-read", listed)
     app.connect("build-finished", finished)
     app.connect("env-updated", named)
+    app.connect("html-page-context", figure_scripts)
     app.connect("doctree-resolved", resolved)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,9 +1,11 @@
 """The notebooks run from top to bottom, their committed outputs are current, and the names in their text exist."""
 
+import copy
 import importlib.util
 import os
 import re
 import shlex
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,6 +18,7 @@ from parsing import parsed
 
 import audiolens as al
 from analysis import cli
+from analysis.figures.offline import PLOTLY
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "notebooks"
@@ -31,18 +34,32 @@ def named(path: Path) -> str:
 @pytest.fixture(scope="module")
 def runner() -> ModuleType:
     """`notebooks/execute.py`, which `make notebooks` runs them with."""
-    spec = importlib.util.spec_from_file_location("execute", FOLDER / "execute.py")
+    return module("execute")
+
+
+@pytest.fixture(scope="module")
+def opening() -> ModuleType:
+    return module("opening")
+
+
+def module(name: str) -> ModuleType:
+    """A module of `notebooks/`, which is no package."""
+    if str(FOLDER) not in sys.path:
+        sys.path.append(str(FOLDER))
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
 
 
 def environment(**others: str) -> dict[str, str]:
-    """This process's, offline, and with this copy of the packages in front of any other."""
+    """This process's, offline, without a GPU (none was there for what is stored), and with this copy of the packages in
+    front of any other."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    return {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **others}
+    return {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1",
+            "CUDA_VISIBLE_DEVICES": "", **others}  # fmt: skip
 
 
 def code(notebook: Any) -> list[Any]:
@@ -86,6 +103,67 @@ def test_what_is_committed_was_run_in_order_and_shows_something(path: Path) -> N
     assert {"image/png", "text/html", "text/plain"} <= set(kinds)
     assert {output.output_type for cell in cells for output in cell.outputs} <= {"execute_result", "display_data"}
     assert path.stat().st_size < LARGEST_BYTES
+
+
+def test_figures_have_a_picture_store_no_library_and_offer_no_upload() -> None:
+    data = [
+        output.data for path in PATHS for cell in code(nbformat.read(path, as_version=4)) for output in cell.outputs
+    ]
+    figures = [one for one in data if PLOTLY in one]
+    assert len(figures) > 10
+    for figure in figures:
+        assert {*figure} == {PLOTLY, "image/png", "text/plain"}
+        assert figure[PLOTLY]["config"]["showSendToCloud"] is False
+    html = [one["text/html"] for one in data if "text/html" in one]
+    assert not [text for text in html if re.search(r"plotly|cdn\b", text, re.IGNORECASE)]
+
+
+def installs(path: Path) -> bool:
+    """Whether a notebook has the cell that installs audiolens, which it gets when it is next run."""
+    return any(cell.id == "install" for cell in nbformat.read(path, as_version=4).cells)
+
+
+@pytest.mark.parametrize("path", [path for path in PATHS if installs(path)], ids=named)
+def test_it_begins_with_its_badges_and_the_cell_that_installs(path: Path, opening: ModuleType) -> None:
+    committed = nbformat.read(path, as_version=4)
+    again = copy.deepcopy(committed)
+    opening.open_with(again, path.stem, opening.repository())
+    assert again == committed, "run `python notebooks/opening.py`"
+    opening.open_with(again, path.stem, "https://github.com/someone/place")
+    badges = again.cells[0].source.split("\n\n")[1]
+    notebook = f"notebooks/{path.name}"
+    assert f"(https://colab.research.google.com/github/someone/place/blob/main/{notebook})" in badges
+    assert f"(https://mybinder.org/v2/gh/someone/place/main?labpath={notebook.replace('/', '%2F')})" in badges
+    assert "%pip install --quiet git+https://github.com/someone/place" in again.cells[1].source
+    opening.open_with(again, path.stem, opening.repository())
+    assert again == committed
+
+
+def test_the_cell_that_installs_does_so_only_where_audiolens_is_missing(
+    opening: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from IPython.core.inputtransformer2 import TransformerManager
+
+    asked: list[Any] = []
+    shell = type("Shell", (), {"run_line_magic": lambda _, *words: asked.append(words)})()
+    for address, source in ((None, ".."), ("https://github.com/a/b", "git+https://github.com/a/b")):
+        cell = TransformerManager().transform_cell(opening.install(address))
+        exec(cell, {"get_ipython": lambda: shell})
+        assert not asked
+        with monkeypatch.context() as context:
+            context.setattr(importlib.util, "find_spec", lambda _: None)
+            exec(cell, {"get_ipython": lambda: shell})
+        assert asked == [("pip", f"install --quiet {source}")]
+        asked.clear()
+
+
+def test_binder_installs_what_the_notebooks_need() -> None:
+    folder = ROOT / ".binder"
+    lines = (folder / "requirements.txt").read_text("utf-8").splitlines()
+    assert ".[notebooks]" in lines
+    pins = next(line.removeprefix("--constraint ") for line in lines if line.startswith("--constraint "))
+    assert (folder / pins).resolve() == ROOT / "constraints.txt"
+    assert re.fullmatch(r"python-3\.1[123]\n", (folder / "runtime.txt").read_text("utf-8"))
 
 
 @pytest.mark.parametrize("path", PATHS, ids=named)

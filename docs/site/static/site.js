@@ -9,5 +9,7 @@ document.addEventListener("DOMContentLoaded", () => {
   for (const box of document.querySelectorAll(".highlight pre, .table-wrapper"))
     if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
   for (const part of document.querySelectorAll(".sig dl, .sig dl > dd")) part.setAttribute("role", "none");
+  // Figures take the colours of the theme again.
+  new MutationObserver(() => dispatchEvent(new Event("theme"))).observe(document.body, { attributeFilter: ["data-theme"] });
   document.querySelector(".toc-drawer")?.setAttribute("aria-label", "On this page");
 });
