@@ -31,8 +31,8 @@ class OfflineFigure(go.Figure):
 
     # IPython would prefer these to the bundle below. Both depend on plotly's settings, and load the library from the
     # network in some of them.
-    _ipython_display_ = None
-    _repr_html_ = None
+    _ipython_display_ = None  # pyright: ignore[reportAssignmentType]
+    _repr_html_ = None  # pyright: ignore[reportAssignmentType]
     _picture: Callable[[], Figure] | None = None
     _words = ""
 
@@ -46,7 +46,7 @@ class OfflineFigure(go.Figure):
     def _repr_mimebundle_(
         self, include: Any = None, exclude: Any = None, validate: bool = True, **_: Any
     ) -> dict[str, Any]:
-        data = json.loads(self.to_json(validate=validate))
+        data = json.loads(str(self.to_json(validate=validate)))
         bundle = {PLOTLY: {**data, "config": {**CONFIG}}, "text/plain": self._words or "an interactive figure"}
         if self._picture is not None:
             bundle["image/png"] = base64.b64encode(_png(self._picture())).decode("ascii")
