@@ -8,8 +8,9 @@ import math
 import shlex
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 import typer
 
 from audiolens.characters import printable
-from audiolens.errors import AudioLensWarning
+from audiolens.errors import AudioLensWarning, InputError
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -97,6 +98,22 @@ Batch = Annotated[
         help="Maximum number of clips per batch; auto is 64. A batch that does not fit in memory is halved.",
     ),
 ]
+Assigned = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        help="A setting by its name in such a file, such as seed=1 in a study's or seeds=4 in a sweep's; repeatable.",
+    ),
+]
+Log = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--log",
+        metavar="tensorboard:FOLDER|wandb:PROJECT|mlflow:EXPERIMENT",
+        help="Log every finished clip to a tracker, whose package must be installed; repeatable.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON instead of text.")]
 
 
@@ -130,6 +147,54 @@ def opens_model(command: Callable[..., None]) -> Callable[..., None]:
 
     vars(given)["__signature__"] = inspect.Signature([*parameters.values()])
     return given
+
+
+def typed(context: typer.Context) -> frozenset[str]:
+    """Return the names of the parameters that the command line gives, rather than their defaults."""
+    return frozenset(name for name in context.params if str(context.get_parameter_source(name)).endswith("COMMANDLINE"))
+
+
+def set_apart(assigned: Mapping[str, Any], given: frozenset[str], options: Mapping[str, str]) -> Mapping[str, Any]:
+    """Return the settings of `--set`, after checking that no option gives one of them too.
+
+    `options` has the name of a setting's option where it differs.
+    """
+    for name in assigned:
+        if (option := options.get(name, name)) in given:
+            raise InputError(f"--set {name} and an option ({option}) were both given: give one.")
+    return assigned
+
+
+def with_stated(options: ModelOptions, given: frozenset[str], model: str | None, revision: str | None) -> ModelOptions:
+    """Return the options of a model, with what a file of settings states where the command line gives nothing.
+
+    The revision in a file is one of the model in the file, so it is not taken for another model.
+    """
+    if model is not None and "model" not in given:
+        options = replace(options, model=model)
+    if revision is not None and "revision" not in given and options.model == model:
+        options = replace(options, revision=revision)
+    return options
+
+
+@contextmanager
+def logging_to(trackers: Sequence[tuple[str, str]]) -> Iterator[Callable[[DataFrame], None] | None]:
+    """Open the trackers of `--log`, and yield a function that logs rows to all of them, or `None` if there is none."""
+    if not trackers:
+        yield None
+        return
+    from analysis.sweep.rows import handing
+    from analysis.trackers import opened
+
+    with ExitStack() as stack:
+        # One that fails must not keep rows from the others.
+        hands = [handing(stack.enter_context(opened(*one))) for one in trackers]
+
+        def log(rows: DataFrame) -> None:
+            for hand in hands:
+                hand(rows)
+
+        yield log
 
 
 def open_lens(options: ModelOptions) -> AudioLens:

@@ -58,12 +58,13 @@ def check_heads(strategies: Iterable[str | None], heads: int | None) -> None:
         raise InputError(f"--heads {heads} needs --strategy heads, and no other: their directions are read elsewhere.")
 
 
-def check_layers(strategies: Iterable[str], layers: str) -> None:
+def check_layers(strategies: Iterable[str], layers: Iterable[int] | None) -> None:
     """Raise an error if layers are given for strategies that use every block's own directions."""
     given = list(strategies)
-    if layers != "all" and set(given) <= {"all-to-all", "heads"}:
+    if layers is not None and set(given) <= {"all-to-all", "heads"}:
         raise InputError(
-            f"--layers {shown(layers)}: --strategy {','.join(given)} uses every block's own directions: leave it out."
+            f"--layers {','.join(map(str, layers))}: --strategy {','.join(given)} uses every block's own directions: "
+            "leave it out."
         )
 
 
@@ -312,6 +313,15 @@ def checked_ray(address: str | None, workers: int | None, gpus: float | None, jo
     ray = Ray(address, workers, gpus)
     found(ray)
     return ray
+
+
+def checked_logs(given: Iterable[str] | None) -> list[tuple[str, str]]:
+    """Return the trackers that `--log` names, as pairs of kind and name, such as ("tensorboard", "runs/log")."""
+    if not given:
+        return []
+    from analysis import trackers
+
+    return [trackers.asked(text) for text in given]
 
 
 def check_folder(out: Path | None) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,28 +11,37 @@ import typer
 from analysis.commands import early
 from analysis.commands.common import (
     ETUDE,
+    Assigned,
     Batch,
     Engine,
     Force,
     GpusPerWorker,
     Json,
+    Log,
     ModelOptions,
     RayAddress,
     Workers,
     command_line,
     completed,
     is_prompt_file,
+    logging_to,
     open_lens,
     opens_model,
     own_prompts,
     say,
     say_json,
+    set_apart,
     stop,
+    typed,
+    with_stated,
 )
 from audiolens.errors import InputError
 
 if TYPE_CHECKING:
     from audiolens.prompts import PromptSet
+
+_OPTIONS = {"n_jobs": "jobs", "batch_size": "batch"}
+"""The settings whose option has another name."""
 
 
 @opens_model
@@ -88,13 +96,10 @@ def study(
         Path | None,
         typer.Option(help="A study.toml, as every study writes it; its concept, model and settings are taken again."),
     ] = None,
-    assigned: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="NAME=VALUE",
-            help="Any field of `Settings`, such as poles=24 or place_by=scan; repeatable.",
-        ),
+    assigned: Assigned = None,
+    log: Log = None,
+    figures: Annotated[
+        str | None, typer.Option(help="Kinds of files in which figures are written besides SVG: pdf, png or pdf,png.")
     ] = None,
     batch: Batch = "auto",
     engine: Engine = "auto",
@@ -134,23 +139,26 @@ def study(
     from analysis.study import config as configs
     from analysis.study import stages
 
+    given = typed(context)
     stated = configs.Config() if config is None else configs.read(config)
     if concept is concepts is positive is negative is None:
         concept = stated.concept
-    typed = {name for name in ("model", "revision") if str(context.get_parameter_source(name)).endswith("COMMANDLINE")}
-    if stated.model is not None and not typed:
-        model = replace(model, model=stated.model, revision=stated.revision)
+    model = with_stated(model, given, stated.model, stated.revision)
     others = stated.others if others is None else others
-    chosen = {**stated.settings, **configs.assigned(assigned or ())}
+    chosen = {**stated.settings, **set_apart(configs.assigned(assigned or ()), given, _OPTIONS)}
     if chosen:
         from analysis.study.settings import Settings
 
         # A wrong value is refused before a model is opened.
         Settings(**chosen)
 
-    sizes = [name for name, given in (("--full", full), ("--quick", quick), ("--paper", paper)) if given]
+    sizes = [name for name, wanted in (("--full", full), ("--quick", quick), ("--paper", paper)) if wanted]
     if len(sizes) > 1:
         raise InputError(f"{' and '.join(sizes)} exclude each other: give only one.")
+    if sizes and config is not None:
+        raise InputError(
+            f"{sizes[0]} and --config exclude each other: the file states the sizes. Change them with --set."
+        )
     asked = _asked(concept, concepts, positive, negative)
     if concepts is not None and measured is not None:
         raise InputError("--measure and --concepts were both given, but each concept has its own measure: give one.")
@@ -159,26 +167,28 @@ def study(
     early.check_study(changes.get("seconds", 5.0), changes.get("seed", 0))
     early.check_choice("codes", codes, early.CODES)
     early.check_jobs(jobs)
+    kinds = () if figures is None else early.checked_figures(figures)
     cluster = early.checked_ray(ray, workers, gpus_per_worker, jobs)
     rows = early.check_batch_size(batch)
     if verify:
         changes["verify"] = True
-    if engine != "auto":
+    if "engine" in given:
         changes["engine"] = engine
-    if rows is not None:
-        changes["batch_size"] = rows
+    if "batch" in given:
+        changes["batch_size"] = rows or 64
     measured = changes.get("measured")
     target = out or Path("studies" if len(asked) > 1 else f"study-{_name(asked[0])}")
     own_words, compared = _words(words), _others(others)
-    given = [_given(one, words, measured) for one in asked]
+    named = [_given(one, words, measured) for one in asked]
     for one in asked:
         stages.check(target / one if len(asked) > 1 else target, overwrite=force)
+    logs = early.checked_logs(log)
     early.check_model(model)
     from analysis import study as studies
     from analysis.workers import share_cores
 
     lens = open_lens(model)
-    sets = [one if isinstance(one, str) else completed(one, lens, own_words) for one in given]
+    sets = [one if isinstance(one, str) else completed(one, lens, own_words) for one in named]
     if paper:
         settings = studies.Settings.paper(lens, **changes)
     else:
@@ -187,14 +197,16 @@ def study(
     options: dict[str, Any] = {
         "settings": settings, "others": compared, "overwrite": force, "progress": not as_json and sys.stderr.isatty(),
         "tell": lambda line: say(line, err=True), "command": command_line(), "ray": cluster,
+        "figures": kinds,
     }  # fmt: skip
     try:
-        if len(sets) > 1:
-            from analysis.study import study_set
+        with logging_to(logs) as on_rows:
+            if len(sets) > 1:
+                from analysis.study import study_set
 
-            found: Any = study_set.run(lens, sets, target, **options)
-        else:
-            found = studies.run(lens, sets[0], target, **options)
+                found: Any = study_set.run(lens, sets, target, on_rows=on_rows, **options)
+            else:
+                found = studies.run(lens, sets[0], target, on_rows=on_rows, **options)
     except KeyboardInterrupt:
         stop(f"finished stages are kept in {target}")
     if as_json:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,23 +13,27 @@ import typer
 from analysis.commands import early
 from analysis.commands.common import (
     ETUDE,
+    Assigned,
     Batch,
     Engine,
     GpusPerWorker,
     Json,
+    Log,
     ModelOptions,
     RayAddress,
     Workers,
     cell,
-    completed,
-    is_prompt_file,
+    logging_to,
     open_lens,
     opens_model,
     own_prompts,
     print_table,
     say,
+    set_apart,
     stop,
     to_json,
+    typed,
+    with_stated,
     words_unread,
 )
 from analysis.commands.sizes import Sizes
@@ -38,23 +42,32 @@ from audiolens.errors import InputError
 from audiolens.files.atomic import as_path
 
 if TYPE_CHECKING:
+    from analysis.sweep.config import Settings
     from analysis.sweep.result import SweepResult
-    from audiolens import AudioLens, Directions
+    from audiolens import AudioLens
     from audiolens.prompts import PromptSet
+
+_OPTIONS = {
+    "strategies": "strategy", "branches": "branch", "n_random": "controls", "n_shuffled": "shuffled",
+    "guidance_scale": "guidance", "batch_size": "batch", "n_jobs": "jobs",
+}  # fmt: skip
+"""The settings whose option has another name."""
 
 
 @opens_model
 def sweep(
-    sources: Annotated[
-        list[str],
-        typer.Argument(
-            help="Concepts (tempo, timbre, ...), .csv, .json or .toml files of prompts, or .safetensors files that "
-            "`audiolens directions` wrote."
-        ),
-    ],
+    context: typer.Context,
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder for the table; the same command resumes an interrupted sweep.")
     ],
+    sources: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Concepts (tempo, timbre, ...), .csv, .json or .toml files of prompts, or .safetensors files that "
+            "`audiolens directions` wrote.",
+            show_default=False,
+        ),
+    ] = None,
     strengths: Annotated[
         str, typer.Option(help="FROM:TO:COUNT, or a list such as -1,-0.5,0.5,1; 0 is the unsteered baseline.")
     ] = "-1:1:5",
@@ -118,6 +131,15 @@ def sweep(
         str | None,
         typer.Option("--measure", help="Measure of the effects [default: the concept's own measure, else tempo]."),
     ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="A sweep.toml, as every sweep writes it: its concepts, model and settings are taken again, except "
+            "for those that are given."
+        ),
+    ] = None,
+    assigned: Assigned = None,
+    log: Log = None,
     plan: Annotated[
         bool, typer.Option("--plan", help="Print what would be done and how long it would take, then stop.")
     ] = False,
@@ -141,58 +163,63 @@ def sweep(
         audiolens sweep my-prompts.csv --measure brightness -o runs/mine
 
         audiolens sweep tempo --controls 19 --ray auto --workers 8 --gpus-per-worker 1 -o runs/many
+
+        audiolens sweep --config runs/tempo/sweep.toml --set seeds=4 -o runs/more
     """
+    from analysis.sweep import config as configs
     from analysis.sweep import ledger
 
-    asked: dict[str, Any] = {
+    given = typed(context)
+    stated = configs.Config() if config is None else configs.read(config)
+    concepts = sources or stated.concepts
+    if not concepts:
+        raise InputError(
+            "name what to sweep: a concept (audiolens sweep tempo), a file of prompts or directions, or a file of "
+            "settings (--config sweep.toml)."
+        )
+    rivals = stated.others if others is None else tuple(_listed(others))
+    model = with_stated(model, given, stated.model, stated.revision)
+    chosen = {**stated.settings, **set_apart(configs.assigned(assigned or ()), given, _OPTIONS)}
+    options: dict[str, Any] = {
         "strengths": early.strengths("--strengths", strengths),
         "strategies": _listed(strategy),
+        "layers": _blocks(layers),
         "band": _band(band),
         "branches": _listed(branch),
+        "split": split,
+        "prompts": prompts,
+        "seeds": seeds,
         "n_random": controls,
         "n_shuffled": shuffled,
-        "control_strengths": control_strengths and early.strengths("--control-strengths", control_strengths),
+        "control_strengths": None
+        if control_strengths is None
+        else early.strengths("--control-strengths", control_strengths),
         "opposed": opposed,
         "heads": heads,
-        "seeds": seeds,
         "seconds": seconds,
         "guidance_scale": guidance,
-        "sound": sound,
+        "batch_size": early.check_batch_size(batch) or configs.Settings.batch_size,
         "n_jobs": jobs,
+        "engine": engine,
+        "sound": sound,
+        "poles": poles,
+        "codes": codes,
+        "measured": measured,
     }
-    if (rows := early.check_batch_size(batch)) is not None:
-        asked["batch_size"] = rows
-    blocks = _blocks(layers)
-    early.check_measures("--measure", measured)
-    for one in asked["strategies"]:
-        early.check_choice("strategy", one, early.STRATEGIES)
-    early.check_heads(asked["strategies"], heads)
-    early.check_layers(asked["strategies"], layers)
-    for one in asked["branches"]:
-        early.check_choice("branch", one, early.BRANCHES)
-    codes = codes or ("shared" if heads is None else "own")
-    early.check_choice("codes", codes, early.CODES)
-    early.check_length(seconds)
-    early.check_guidance(guidance)
-    for name in ("n_random", "n_shuffled"):
-        checked_count(name, asked[name], 0)
-    checked_count("seeds", seeds)
-    early.check_jobs(jobs)
-    if sound not in (None, *early.SOUND_FORMATS):
-        raise InputError(f"--sound {shown(sound)}: expected 'wav' or 'flac'.")
-    early.check_choice("split", split, ("development", "test"))
-    checked_count("--poles", poles)
-    files = [Path(source).suffix == ".safetensors" for source in sources]
-    if shuffled and any(files):
-        raise InputError("--shuffled needs one vector per prompt (keep_samples=True), which files lack: leave it out.")
-    first = next((one for one, is_file in zip(sources, files, strict=True) if not is_file), None)
-    early.check_prompts(prompts, first, split)
+    mine = {name: value for name, value in options.items() if _OPTIONS.get(name, name) in given or name not in chosen}
+    _check_options(mine)
+    settings = configs.Settings(**{**chosen, **mine})
+    _check(settings, concepts)
     ledger.check(as_path(out))
-    asked["ray"] = early.checked_ray(ray, workers, gpus_per_worker, jobs)
+    logs = early.checked_logs(log)
+    cluster = early.checked_ray(ray, workers, gpus_per_worker, settings.n_jobs)
     early.check_model(model)
-    given = _given(sources)
-    compared = [] if others is None else _given(_listed(others))
-    wanted: dict[str, Any] = {"layers": [*(blocks or ()), *(asked["band"] or ())], "seconds": seconds}
+    from analysis.sweep import sources as named
+
+    found, compared = named.sources_of(concepts, own_prompts), named.sources_of(rivals or (), own_prompts)
+    wanted: dict[str, Any] = {
+        "layers": [*(settings.layers or ()), *(settings.band or ())], "seconds": settings.seconds,
+    }  # fmt: skip
     if (sizes := Sizes.stated(model)) is not None:
         sizes.check(**wanted)
     import torch
@@ -201,7 +228,8 @@ def sweep(
     from analysis.sweep.factorial import Factors
     from analysis.workers import share_cores
 
-    Factors(layers=blocks, **{one.name: asked[one.name] for one in fields(Factors) if one.name in asked})
+    factors = {one.name for one in fields(Factors)}
+    Factors(**{one.name: getattr(settings, one.name) for one in fields(settings) if one.name in factors})
     lens = open_lens(model)
     if sizes is None:
         Sizes.of(lens).check(**wanted)
@@ -209,25 +237,51 @@ def sweep(
     # A resumed sweep estimates its directions again, and a different number of threads would change their last bits.
     if (begun := ledger.threads_of(out)) is not None:
         torch.set_num_threads(begun)
-    sets = _sets(given, lens)
-    neutral = _neutral(sets, split, prompts, lens)
-    reading: dict[str, Any] = {"progress": not as_json, "site": "resid_post" if heads is None else "attn.z"}
-    found = _directions(given, sets, lens, poles, guidance, codes, keep_samples=shuffled > 0, **reading)
-    own = _sets(compared, lens)
-    asked["others"] = _directions(compared, own, lens, poles, guidance, codes, keep_samples=False, **reading) or None
-    asked |= {"layers": blocks, "prompts": neutral, "sets": sets}
-    estimate = sweeps.plan(lens, found, out=out, **asked)
-    _report_missing([one.meta.label for one in found], sets, measured, lens)
+    asked = named.arguments(lens, settings, found, compared, progress=not as_json)
+    top = replace(stated, concepts=tuple(concepts), model=model.model, revision=model.revision, others=rivals)
+    asked |= {"ray": cluster, "config": configs.text_of(top, settings)}
+    estimate = sweeps.plan(lens, out=out, **asked)
+    _report_missing([one.meta.label for one in asked["directions"]], asked["sets"], settings.measured, lens)
     say(str(estimate), err=True)
     if plan:
         if as_json:
             say(to_json(_plan_facts(estimate)))
         return
     try:
-        result = sweeps.run(lens, found, out=out, engine=engine, progress=not as_json, **asked)
+        with logging_to(logs) as on_rows:
+            result = sweeps.run(lens, out=out, progress=not as_json, on_rows=on_rows, **asked)
     except KeyboardInterrupt:
         stop(f"{len(ledger.finished(out))} of {len(estimate.plan.batches)} batches are kept in {out}")
-    _tell(result, out, measured, as_json)
+    _tell(result, out, settings.measured, as_json)
+
+
+def _check_options(given: dict[str, Any]) -> None:
+    """Check the values of options whose names differ from those of the settings, so that errors name the options."""
+    if given.get("sound") not in (None, *early.SOUND_FORMATS):
+        raise InputError(f"--sound {shown(given['sound'])}: expected 'wav' or 'flac'.")
+    early.check_choice("split", given.get("split"), ("development", "test"))
+    early.check_choice("codes", given.get("codes"), early.CODES)
+    if "poles" in given:
+        checked_count("--poles", given["poles"])
+
+
+def _check(settings: Settings, concepts: Sequence[str]) -> None:
+    """Check what needs no model."""
+    early.check_measures("--measure", settings.measured)
+    for one in settings.strategies:
+        early.check_choice("strategy", one, early.STRATEGIES)
+    early.check_heads(settings.strategies, settings.heads)
+    early.check_layers(settings.strategies, settings.layers)
+    for one in settings.branches:
+        early.check_choice("branch", one, early.BRANCHES)
+    early.check_length(settings.seconds)
+    early.check_guidance(settings.guidance_scale)
+    early.check_jobs(settings.n_jobs)
+    files = [Path(source).suffix == ".safetensors" for source in concepts]
+    if settings.n_shuffled and any(files):
+        raise InputError("--shuffled needs one vector per prompt (keep_samples=True), which files lack: leave it out.")
+    first = next((one for one, is_file in zip(concepts, files, strict=True) if not is_file), None)
+    early.check_prompts(settings.prompts, first, settings.split)
 
 
 def _tell(result: SweepResult, out: Path, measured: str | None, as_json: bool) -> None:
@@ -257,99 +311,6 @@ def _plan_facts(estimate: Any) -> dict[str, Any]:
         "seconds": estimate.expected_seconds,
         "bytes": estimate.n_bytes,
     }
-
-
-def _given(sources: list[str]) -> list[Directions | PromptSet | str]:
-    """Load directions and prompts from files, and check concept names, before a model is opened."""
-    from audiolens.errors import nearest
-    from audiolens.prompts import concepts
-
-    found: list[Directions | PromptSet | str] = []
-    known = concepts(None)
-    for source in sources:
-        if Path(source).suffix == ".safetensors":
-            from audiolens import Directions
-
-            found.append(Directions.load(source))
-        elif is_prompt_file(source):
-            found.append(own_prompts(source))
-        elif source in known:
-            found.append(source)
-        else:
-            raise InputError(
-                f"unknown concept {shown(source)}.{nearest(source, known)} Known: {', '.join(known)}; or a "
-                ".safetensors file of directions, or a .csv, .json or .toml file of prompts."
-            )
-    return found
-
-
-def _sets(given: Sequence[Directions | PromptSet | str], lens: AudioLens) -> dict[str, PromptSet]:
-    """Return the prompt sets by concept. Concepts without prompts are left out."""
-    from audiolens import Directions
-    from audiolens import prompts as sets_of
-    from audiolens.prompts.files import readable
-
-    sets: dict[str, PromptSet] = {}
-    for one in given:
-        name = one if isinstance(one, str) else one.meta.label if isinstance(one, Directions) else one.concept
-        if name in sets:
-            raise InputError(f"{shown(name)} was given twice: give each concept once, with its own label.")
-        if not isinstance(one, Directions | str):
-            sets[name] = completed(one, lens)
-        elif isinstance(one, str) or readable(name, lens):
-            sets[name] = sets_of.load(name, lens=lens)
-    return sets
-
-
-def _directions(
-    given: Sequence[Directions | PromptSet | str],
-    sets: dict[str, PromptSet],
-    lens: AudioLens,
-    poles: int,
-    guidance: float,
-    codes: str,
-    *,
-    keep_samples: bool,
-    progress: bool,
-    site: str,
-) -> list[Directions]:
-    """Return the directions from files, and estimate the others. The same command always gives the same directions."""
-    from audiolens import Directions, difference_in_means
-
-    found = []
-    for one in given:
-        if isinstance(one, Directions):
-            one.meta.refuse_other(lens)
-            found.append(one)
-            continue
-        own = sets[one if isinstance(one, str) else one.concept]
-        found.append(
-            difference_in_means(
-                lens,
-                own.positive[:poles],
-                own.negative[:poles],
-                site,
-                guidance_scale=guidance,
-                codes=codes,  # pyright: ignore[reportArgumentType]  # checked there
-                neutral=own.development if codes == "shared" else None,
-                label=own.concept,
-                keep_samples=keep_samples,
-                progress=progress,
-            )
-        )
-    return found
-
-
-def _neutral(sets: dict[str, PromptSet], split: str, count: int, lens: AudioLens) -> list[str]:
-    """Return the neutral prompts of the first concept that has prompts, or bundled ones if no concept has any."""
-    from audiolens import prompts as sets_of
-
-    own = next((getattr(one, split) for one in sets.values()), None)
-    if own is None:
-        own = getattr(sets_of.load("tempo", lens=lens), split)
-    if not 1 <= count <= len(own):
-        raise InputError(f"--prompts {count}: expected at least 1, and there are {len(own)} neutral {split} prompts.")
-    return list(own[:count])
 
 
 def _report_missing(labels: Sequence[str], sets: dict[str, PromptSet], measured: str | None, lens: AudioLens) -> None:

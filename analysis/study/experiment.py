@@ -24,6 +24,7 @@ from analysis.study.result import Study
 from analysis.study.settings import Settings, settings_or_default
 from analysis.study.stages import Stages
 from analysis.sweep.concept_measures import refuse_unknown
+from analysis.sweep.rows import OnRows, handing
 from audiolens.checks import checked_flags, checked_text
 from audiolens.door import guarded
 from audiolens.files.atomic import aside
@@ -64,6 +65,8 @@ def run(
     tell: Callable[[str], None] = lambda _: None,
     command: str = "",
     ray: Ray | None = None,
+    figures: Sequence[str] = (),
+    on_rows: OnRows | None = None,
 ) -> Study:
     """Study a concept on a model and write the results to a folder.
 
@@ -88,6 +91,9 @@ def run(
         command: the command that reproduces this study, to be shown on its page.
         ray: a Ray cluster whose workers generate and measure the clips of the study's sweeps, as in `sweep.play`. The
             other stages run in this process.
+        figures: the kinds of files in which figures are written besides SVG ("pdf", "png").
+        on_rows: a function that is called with the rows of every batch of the study's sweeps, as in `sweep.play`. The
+            first column, `stage`, names the sweep ("scan", "strength", "dose-response" or "controls").
 
     Raises:
         InputError: before the model runs, if the concept is unknown, the settings are out of range, or the folder
@@ -97,6 +103,10 @@ def run(
     """
     checked_flags(overwrite=overwrite, progress=progress)
     checked_text("command", command)
+    from analysis.report.writer import checked_kinds
+
+    checked_kinds(figures)
+    hand = None if on_rows is None else handing(on_rows)
     chosen = settings_or_default(settings)
     check_ray(chosen.n_jobs, ray)
     sets = prompts_of(concept, lens, chosen)
@@ -106,13 +116,13 @@ def run(
         names = [one.concept for one in compared]
         stages.refuse_other_settings(Path(out), {**asdict(chosen), "others": names})
     if out is None:
-        return _run(lens, sets, chosen, Stages(), progress, tell, compared, ray)
+        return _run(lens, sets, chosen, Stages(), progress, tell, compared, ray, hand)
     common = stages.common_of(lens)
     facts = {"concept": sets.concept, "model": lens.name, "weights": common["weights"], "versions": common["versions"]}
     with stages.begun(out, facts, common, overwrite=overwrite) as kept:
-        study = _run(lens, sets, chosen, kept, progress, tell, compared, ray)
+        study = _run(lens, sets, chosen, kept, progress, tell, compared, ray, hand)
         started = time.perf_counter()
-        write(study, Path(out), command, kept.used, kept.check)
+        write(study, Path(out), command, kept.used, kept.check, figures)
         tell(f"figures and page: {time.perf_counter() - started:.0f} s")
     return study
 
@@ -148,5 +158,6 @@ def _run(
     tell: Callable[[str], None],
     others: Sequence[PromptSet],
     ray: Ray | None,
+    on_rows: OnRows | None,
 ) -> Study:
-    return pipeline.follow(lens, sets, settings, kept, progress, tell, others, ray)
+    return pipeline.follow(lens, sets, settings, kept, progress, tell, others, ray, on_rows)

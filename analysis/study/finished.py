@@ -24,7 +24,7 @@ from audiolens.door import guarded
 from audiolens.errors import DamagedError, InputError
 from audiolens.files.atomic import as_path, inside, refuse_links, remove_unfinished
 from audiolens.files.integrity import read_json
-from audiolens.files.json_shapes import refuse_other
+from audiolens.files.json_shapes import refuse_other, tuples
 
 _UNSEALED = (STUDY.unsealed, UNSEALED_STUDY, "audiolens.studies.1")
 _SHAPE = {
@@ -228,4 +228,4 @@ def _settings(values: dict[str, Any]) -> Settings:
     known = {entry.name for entry in fields(Settings)}
     # Earlier versions read each prompt over its own clip, and their summaries have no field `codes`.
     values = {"codes": "own", **stages.present_names(values)}
-    return Settings(**{name: where.tuples(value) for name, value in values.items() if name in known})
+    return Settings(**{name: tuples(value) for name, value in values.items() if name in known})

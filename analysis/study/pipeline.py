@@ -33,6 +33,7 @@ from analysis.study.where import Where
 from analysis.sweep import BASELINE, Condition, PromptSeed, SweepResult
 from analysis.sweep.batches import TABLE
 from analysis.sweep.planned import condition_hashes
+from analysis.sweep.rows import OnRows, of_stage
 from analysis.sweep.storage import is_among
 from audiolens.directions.difference_in_means import difference_in_means
 from audiolens.directions.directions import Directions
@@ -58,11 +59,15 @@ def follow(
     tell: Callable[[str], None],
     others: Sequence[PromptSet] = (),
     ray: Ray | None = None,
+    on_rows: OnRows | None = None,
 ) -> Study:
-    """Run every stage of a study, or read it if it is already stored, and return the study."""
+    """Run every stage of a study, or read it if it is already stored, and return the study.
+
+    `on_rows` is called with the rows of every batch of the sweeps (`rows.of_stage`).
+    """
     with ExitStack() as until_the_end:
         teller = Teller(lens, sets, settings, tell, others, timed=ray is None)
-        return _Course(lens, sets, settings, stages, progress, teller, until_the_end, others, ray).study()
+        return _Course(lens, sets, settings, stages, progress, teller, until_the_end, others, ray, on_rows).study()
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,7 @@ class _Course:
     until_the_end: ExitStack
     others: Sequence[PromptSet] = ()
     ray: Ray | None = None
+    on_rows: OnRows | None = None
 
     def study(self) -> Study:
         settings, sets = self.settings, self.sets
@@ -251,6 +257,7 @@ class _Course:
             out=stage.place,
             sound="flac" if stage.place is not None and shown is not None else None,
             progress=label if self.progress and not whole else None,
+            on_rows=None if self.on_rows is None else partial(of_stage, self.on_rows, name),
         )
         with self.teller.swept(label, len(conditions) * len(clips), kept=whole, begun=stage.there):
             try:

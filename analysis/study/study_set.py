@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from analysis.study import stages
 from analysis.study.result import Study
 from analysis.study.settings import Settings, settings_or_default
 from analysis.study.test_result import corrected, cross_effects
+from analysis.sweep.rows import OnRows, handing, of_concept
 from audiolens.checks import checked_flags, shown
 from audiolens.errors import InputError, InputTypeError
 from audiolens.files.atomic import as_path, inside
@@ -118,15 +120,22 @@ def run(
     tell: Callable[[str], None] = lambda _: None,
     command: str = "",
     ray: Ray | None = None,
+    figures: Sequence[str] = (),
+    on_rows: OnRows | None = None,
 ) -> Several:
     """Study several concepts, each in a subfolder of `out` with its name.
 
-    The other arguments are as in `study.run`. Each concept is also a control for the others.
+    The other arguments are as in `study.run`. Each concept is also a control for the others. In the rows that
+    `on_rows` gets, the names of stages begin with the concept, as in "tempo/scan".
 
     Raises:
         InputError: (or a subclass) in the same cases as `study.run`, before the first study runs.
     """
     checked_flags(overwrite=overwrite, progress=progress)
+    from analysis.report.writer import checked_kinds
+
+    checked_kinds(figures)
+    hand = None if on_rows is None else handing(on_rows)
     if isinstance(concepts, str) or not isinstance(concepts, Sequence):
         raise InputTypeError(f"concepts={shown(concepts)}: expected a list, such as ['tempo', 'timbre'].")
     chosen = settings_or_default(settings)
@@ -168,6 +177,8 @@ def run(
                 tell=tell,
                 command=command,
                 ray=ray,
+                figures=figures,
+                on_rows=None if hand is None else partial(of_concept, hand, one.concept),
             )  # fmt: skip
         )
     result = Several(tuple(found))

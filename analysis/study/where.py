@@ -26,7 +26,7 @@ from analysis.placement import Placement
 from audiolens.directions.directions import Directions
 from audiolens.errors import InputError
 from audiolens.files.bounded import read_header, read_object
-from audiolens.files.json_shapes import refuse_other
+from audiolens.files.json_shapes import refuse_other, tuples
 
 if TYPE_CHECKING:
     from audiolens import AudioLens
@@ -195,10 +195,3 @@ def _loaded(path: Path, expected: Mapping[str, tuple[int, ...]], axes: str) -> d
     if shapes != {name: (shape, "f") for name, shape in expected.items()}:
         raise InputError(f"{path} cannot be used: expected a grid of {next(iter(expected.values()))} {axes}.")
     return found
-
-
-def tuples(value: Any) -> Any:
-    """Return a value from JSON with its lists converted to tuples."""
-    if isinstance(value, dict):
-        return {name: tuples(item) for name, item in value.items()}
-    return tuple(tuples(item) for item in value) if isinstance(value, list) else value

@@ -2,7 +2,7 @@
 
 `run` steers in every combination of these factors, and `play` generates clips under any given conditions. Both return a
 `SweepResult`, whose methods analyse the sweep. `plan` estimates the cost of `run`. `load_folder` reads a folder that
-`run` or `play` wrote.
+`run` or `play` wrote, and `load_arguments` the settings of a sweep of the command line.
 """
 
 from typing import TYPE_CHECKING
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from analysis.sweep.playing import clips_per_second as clips_per_second
     from analysis.sweep.response import effects as effects
     from analysis.sweep.result import SweepResult as SweepResult
+    from analysis.sweep.sources import load_arguments as load_arguments
 
 __all__ = [
     "BASELINE",
@@ -36,6 +37,7 @@ __all__ = [
     "clips",
     "clips_per_second",
     "effects",
+    "load_arguments",
     "load_folder",
     "merge",
     "packed",
@@ -60,5 +62,6 @@ _MODULES = {
     "clips_per_second": "playing",
     "effects": "response",
     "SweepResult": "result",
+    "load_arguments": "sources",
 }
 __getattr__, __dir__ = exports(__name__, _MODULES, globals())

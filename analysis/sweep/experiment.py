@@ -33,6 +33,7 @@ from analysis.sweep.factorial import Factors
 from analysis.sweep.planned import completed, facts_of, used_engine
 from analysis.sweep.playing import Also, Making, heard_batches
 from analysis.sweep.result import SweepResult
+from analysis.sweep.rows import OnRows, handing
 from analysis.sweep.storage import (
     SoundFormat,
     check_sound,
@@ -44,16 +45,14 @@ from analysis.sweep.storage import (
     with_devices,
 )  # fmt: skip
 from audiolens import measure
-from audiolens.checks import MOST_JOBS, checked_amount, checked_count, checked_flags
+from audiolens.checks import MOST_JOBS, checked_amount, checked_count, checked_flags, checked_text
 from audiolens.directions.directions import Directions
 from audiolens.directions.steering import Unit
 from audiolens.directions.strategies import Strategy
 from audiolens.door import guarded
-from audiolens.errors import InputError
 from audiolens.files.atomic import as_path, refuse_links
 from audiolens.groups import loosened, takes
 from audiolens.interventions import Branch
-from audiolens.measure.table import checked_measures
 from audiolens.model import devices
 from audiolens.model.timeline import clip_timeline
 from audiolens.model.tokens import named_once
@@ -90,7 +89,7 @@ def plan(lens: AudioLens, directions: Any, *, timed: bool = True, **asked: Any) 
         given = signature(run).bind(lens, directions, **asked)
         given.apply_defaults()
         settings = _settings(*(given.arguments[name] for name in _SETTINGS))
-        names = _names(given.arguments["measures"], given.arguments["also"] or {})
+        names = response.checked_names(given.arguments["measures"], given.arguments["also"] or {})
         plan, further, sound = prepared.plan, given.arguments["also"], asked.get("sound")
         facts = partial(_facts, lens, plan, settings, names=names, also=further, sound=sound)
         ledgers.refuse_begun(Path(asked["out"]), facts(ledgers.engine_of(asked["out"], facts) or "exact"))
@@ -142,6 +141,8 @@ def run(
     engine: Engine = "auto",
     progress: bool = True,
     tell: Callable[[str], None] | None = None,
+    on_rows: OnRows | None = None,
+    config: str = "",
     sampling: Sampling | None = None,  # noqa: ARG001 - its values arrive as the loose arguments
 ) -> SweepResult:
     """Steer along directions in every combination of the factors, and measure every clip.
@@ -181,6 +182,7 @@ def run(
         progress: show a progress bar.
         tell: a function that is called with the plan before the sweep starts. Timing the plan takes one short batch,
             and is left out with `ray`.
+        on_rows, config: as in `play`.
         sampling: a `Sampling` that replaces guidance_scale, temperature, top_k and, if it sets a length, seconds.
 
     Raises:
@@ -200,7 +202,8 @@ def run(
     return play(
         lens, prepared.plan.conditions, prepared.plan.clips, seconds=seconds, guidance_scale=guidance_scale,
         temperature=temperature, top_k=top_k, measures=measures, also=also, batch_size=batch_size, out=out, sound=sound,
-        n_jobs=n_jobs, ray=ray, engine=engine, progress="sweeping" if progress else None,
+        n_jobs=n_jobs, ray=ray, engine=engine, progress="sweeping" if progress else None, on_rows=on_rows,
+        config=config,
     )  # fmt: skip
 
 
@@ -227,6 +230,8 @@ def play(
     out: str | os.PathLike[str] | None = None,
     sound: SoundFormat | None = None,
     progress: str | None = None,
+    on_rows: OnRows | None = None,
+    config: str = "",
     sampling: Sampling | None = None,  # noqa: ARG001 - its values arrive as the loose arguments
 ) -> SweepResult:
     """Generate and measure every clip under every condition.
@@ -262,7 +267,13 @@ def play(
             `sound`, in the folder (default: all rows).
         out, sound, sampling: as in `run`.
         progress: the label of a progress bar; `None` shows no bar.
+        on_rows: a function that is called with the rows of every batch once it is finished and, with `out`, stored. The
+            index of the rows is their number in the sweep's table. A resumed sweep calls it only with new rows. If it
+            fails, a warning says so once, and the sweep goes on. `analysis.trackers` has functions that log the rows.
+        config: text to keep in the folder as `sweep.toml`, such as the settings that `load_arguments` returns.
     """
+    hand = handing(on_rows)
+    checked_text("config", config)
     todo = packed(conditions, clips, batch_size)
     refuse_foreign([step for condition in todo.conditions for step in condition.interventions], lens.traced_model)
     clip_timeline(seconds, lens.config)
@@ -271,7 +282,7 @@ def play(
     making = Making(seconds, guidance_scale, temperature, top_k, also)
     making.check(lens, todo)
     checked_engine(engine)
-    names = _names(listener.measures if listener is not None else measures, also or {})
+    names = response.checked_names(listener.measures if listener is not None else measures, also or {})
     n_jobs = None if n_jobs is None else checked_count("n_jobs", n_jobs, 0, MOST_JOBS)
     check_ray(n_jobs, ray)
     check_sound(sound, out)
@@ -299,7 +310,7 @@ def play(
 
         with stops(None, todo), hearing(len(todo.batches)) as ear, bar() as bar_shown:
             heard = heard_batches(lens, todo, making, ear, keep_audio=keep_audio, note=note)
-            table, codes, audio = in_memory(heard, todo, bar_shown)
+            table, codes, audio = in_memory(heard, todo, bar_shown, hand)
             done |= {"devices": dict(ear.differences)} if ear.differences else {}
         rate, made = lens.config.sample_rate, runs.made(facts, range(len(todo.batches)))
         return SweepResult(table, names, done, rate, audio, tuple(also or ()), runs=made, _codes=codes)
@@ -310,7 +321,7 @@ def play(
     need = size_of(lens, todo, seconds, sound)
     with (
         stops(Path(out), todo),
-        ledgers.ledger(out, facts, todo.labels, columns, need) as kept,
+        ledgers.ledger(out, facts, todo.labels, columns, need, config) as kept,
         threads(kept.threads),
         bar(initial=sum(len(todo.batches[number]) for number in kept.done)) as bar_shown,
     ):
@@ -320,7 +331,7 @@ def play(
                 shown = None if sound is None else keep_audio or (lambda *_: True)
                 making, note = replace(making, at_once=ledgers.at_once_of(out)), partial(ledgers.note_run, kept)
                 heard = heard_batches(lens, todo, making, ear, codes_of_done, kept.levels, shown, note)
-                into_folder(kept, with_devices(Path(out), ear, heard), todo, sound, bar_shown)
+                into_folder(kept, with_devices(Path(out), ear, heard), todo, sound, bar_shown, hand)
         kept.close()
     return load_folder(out)
 
@@ -397,12 +408,3 @@ def load_folder(folder: str | os.PathLike[str]) -> SweepResult:
         _batches=batches,
         _done=done,
     )
-
-
-def _names(measures: Sequence[str], also: Mapping[str, Any]) -> tuple[str, ...]:
-    names = checked_measures(measures or ())
-    measure.refuse_lacking(names)
-    taken = {*measure.MEASURES, *measure.EXTRA_MEASURES, *response.LOST, "file"} & set(also)
-    if taken:
-        raise InputError(f"also: {', '.join(sorted(taken))} are the sweep's own column names: choose others.")
-    return tuple(names)

@@ -26,6 +26,7 @@ from analysis.store.resumable import OtherResultsError
 from analysis.sweep import runs
 from analysis.sweep.batch_files import BATCHES, SOUND, entries, finished, plans_of
 from analysis.sweep.batches import TABLE, Batches
+from analysis.sweep.config import FILE as CONFIG
 from analysis.sweep.packing import merge_finished
 from analysis.sweep.planned import ENGINES, PLAN, SWEEP, Used, difference, plan_hash, used_engine
 from audiolens.checks import MOST
@@ -37,7 +38,7 @@ from audiolens.model.tokens import callers_level
 
 @contextmanager
 def ledger(folder: str | os.PathLike[str], facts: Mapping[str, Any], labels: pd.DataFrame, measured: Sequence[str],
-           need: int = 0) -> Iterator[Batches]:  # fmt: skip
+           need: int = 0, config: str = "") -> Iterator[Batches]:  # fmt: skip
     """Open a new or existing folder to write batches into. No other process can open it until the block ends.
 
     Damaged batches are removed, with a `DamageWarning`, so that they are generated again.
@@ -49,6 +50,7 @@ def ledger(folder: str | os.PathLike[str], facts: Mapping[str, Any], labels: pd.
         measured: the names of the other columns.
         need: approximate size of all batches in bytes. If the disk has less free space, an error is raised at the
             start.
+        config: text to keep as `sweep.toml`. If it is empty, the file stays as it is.
 
     Raises:
         InputError: if the folder cannot be created or written to, or contains another sweep (the error names the
@@ -77,6 +79,8 @@ def ledger(folder: str | os.PathLike[str], facts: Mapping[str, Any], labels: pd.
     with SWEEP.opened(place, settled, lambda: kept_of(place, n_batches)) as (lock, begun):
         # Damaged batches must be removed before this line, because this run generates them again.
         lock.keep(place / BATCHES, place / SOUND)
+        if config:
+            put(place / CONFIG, config.encode("utf-8"))
         batches = replace(batches_of(place, begun), schema=schema, held=lock)
         merge_finished(batches)
         yield batches
@@ -231,7 +235,7 @@ def check(folder: Path, rows: int = 0) -> None:
     if SWEEP.check(folder, others):
         return
     # If the plan is missing, the batches still identify the sweep. There are no sound files without batches.
-    own = (TABLE, SOUND) if finished(folder) else () if made else (SOUND,)
+    own = (*SWEEP.files, SOUND) if finished(folder) else () if made else (SOUND,)
     if not SWEEP.holds_only(folder, BATCHES, *own):
         raise SWEEP.foreign(folder)
 

@@ -19,6 +19,7 @@ from analysis.store.resumable import Kind, first_difference
 from analysis.sweep import runs
 from analysis.sweep.batch_files import BATCHES, SOUND, are_threads
 from analysis.sweep.batches import TABLE
+from analysis.sweep.config import FILE as CONFIG
 from audiolens.checks import MOST, RATES_HZ, shown
 from audiolens.errors import InputError
 
@@ -92,7 +93,7 @@ SWEEP = Kind(
         "runs?": [runs.SHAPE],
     },
     entries=BATCHES,
-    files=(TABLE, "devices.json"),
+    files=(TABLE, "devices.json", CONFIG),
     folders=(SOUND,),
     verify=_verify,
 )

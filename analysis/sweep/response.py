@@ -5,7 +5,8 @@ The functions take a sweep's table and need no model. `sweep.SweepResult` and `s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,12 +24,28 @@ from audiolens.checks import numbers_of, shown
 from audiolens.door import guarded
 from audiolens.errors import InputError, nearest
 from audiolens.groups import takes
+from audiolens.measure.table import checked_measures
 
 LOST = ("rms_ratio", "onsets", "entropy_ratio", "failed")
 """Columns that describe damage to a clip."""
 CONTROLS = (*KINDS, UNBALANCED)
 """The kinds of condition that steer along a control direction."""
 KEYS = ["prompt", "seed"]
+
+
+def checked_names(measures: Sequence[str], also: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names of measures.
+
+    Raises:
+        InputError: if a measure is unknown or cannot be computed here, or if a further column has the name of a column
+            of the sweep.
+    """
+    names = checked_measures(measures or ())
+    measure.refuse_lacking(names)
+    taken = {*measure.MEASURES, *measure.EXTRA_MEASURES, *LOST, "file"} & set(also)
+    if taken:
+        raise InputError(f"also: {', '.join(sorted(taken))} are the sweep's own column names: choose others.")
+    return tuple(names)
 
 
 @guarded

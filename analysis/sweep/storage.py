@@ -18,6 +18,7 @@ from analysis.sweep import ledger as ledgers
 from analysis.sweep.batch_files import small, sound_file
 from analysis.sweep.batches import Batches
 from analysis.sweep.conditions import BASELINE, Condition, Plan, PromptSeed
+from analysis.sweep.rows import OnRows
 from audiolens.errors import InputError, StoppedError
 from audiolens.files.atomic import put
 from audiolens.files.integrity import read_json, sealed_json
@@ -44,17 +45,19 @@ def is_among(clips: Sequence[PromptSeed], kinds: Sequence[str], condition: Condi
 
 
 def in_memory(
-    measured: Iterator[tuple[int, Heard, pd.DataFrame]], todo: Plan, bar: Any
+    measured: Iterator[tuple[int, Heard, pd.DataFrame]], todo: Plan, bar: Any, hand: OnRows
 ) -> tuple[pd.DataFrame, np.ndarray, dict[int, np.ndarray]]:
     """Return the table, the codes, and the kept sound by row number, once all batches are measured."""
-    found, audio = {}, {}
+    found, audio, labels = {}, {}, todo.labels
     for number, batch, frame in measured:
         audio.update({todo.starts[number] + place: sound for place, sound in batch.audio.items()})
         found[number] = frame, small(batch.codes)
+        frame = frame.set_axis(range(todo.starts[number], todo.starts[number] + len(frame)))
+        hand(pd.concat([labels.loc[frame.index], frame], axis=1))
         bar.update(len(frame))
     # Batches can finish in any order.
     frames, codes = zip(*(found[number] for number in sorted(found)), strict=True)
-    table = pd.concat([todo.labels, pd.concat(frames, ignore_index=True)], axis=1)
+    table = pd.concat([labels, pd.concat(frames, ignore_index=True)], axis=1)
     return table, np.concatenate(codes), {row: audio[row] for row in sorted(audio)}
 
 
@@ -64,8 +67,9 @@ def into_folder(
     todo: Plan,
     sound: SoundFormat | None,
     bar: Any,
+    hand: OnRows,
 ) -> None:
-    """Write each batch once it is measured, with its sound if requested."""
+    """Write each batch once it is measured, with its sound if requested, and hand its rows on."""
     labels = todo.labels
     for number, batch, frame in measured:
         start = todo.starts[number]
@@ -82,6 +86,7 @@ def into_folder(
         # With these numbers, a resumed sweep need not decode its baselines again.
         levels = batch.levels if todo.batches[number][0][0].name == BASELINE else None
         kept.keep(number, rows, batch.codes, sounds, levels)
+        hand(rows.set_axis(range(start, start + len(rows))))
         bar.update(len(rows))
 
 

@@ -29,6 +29,15 @@ def refuse_other(path: str | PathLike[str], value: Any, shape: Any, where: str =
         raise InputError(f"{path} cannot be used: {difference}.")
 
 
+def tuples(value: Any, *, missing: str | None = None) -> Any:
+    """Return a value from JSON or TOML with its lists converted to tuples, and the text `missing` to `None`."""
+    if isinstance(value, dict):
+        return {name: tuples(item, missing=missing) for name, item in value.items()}
+    if isinstance(value, list):
+        return tuple(tuples(item, missing=missing) for item in value)
+    return None if missing is not None and value == missing else value
+
+
 def _difference(value: Any, shape: Any, where: str) -> str | None:
     if isinstance(shape, tuple):
         found = [_difference(value, one, where) for one in shape]

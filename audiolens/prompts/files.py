@@ -29,7 +29,7 @@ _READ_FIRST = "tempo"
 """The concept whose English prompts show whether a tokenizer was made for English."""
 MOST_TOKENS = 2
 """A tokenizer that needs more tokens per English word, on average, was not made for English."""
-_SUFFIXES = (".csv", ".json", ".toml")
+SUFFIXES = (".csv", ".json", ".toml")
 
 
 @guarded
@@ -56,7 +56,7 @@ def load(concept: str, vocabulary: str | None = None, *, lens: "AudioLens | None
         InputError: if the concept or the vocabulary does not exist (the message suggests the closest names), or if the
             concept has prompts in free English only, and the model does not read it.
     """
-    if vocabulary is None and isinstance(concept, str) and Path(concept).suffix.lower() in _SUFFIXES:
+    if vocabulary is None and isinstance(concept, str) and Path(concept).suffix.lower() in SUFFIXES:
         return from_file(concept)
     if vocabulary is None:
         vocabulary = _vocabulary(concept, lens)

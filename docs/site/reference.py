@@ -20,7 +20,7 @@ PUBLIC = (
     "analysis.harvest", "analysis.methods",
     "analysis.layer_attribution", "analysis.listening_test", "analysis.logit_lens", "analysis.patching", "analysis.pca",
     "analysis.placement", "analysis.pooling", "analysis.probing", "analysis.reading_comparison", "analysis.report",
-    "analysis.similarity", "analysis.statistics", "analysis.study", "analysis.sweep",
+    "analysis.similarity", "analysis.statistics", "analysis.study", "analysis.sweep", "analysis.trackers",
 )  # fmt: skip
 """Every module that users import from, in the order of the reference."""
 RETURNED = (

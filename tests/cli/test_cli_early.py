@@ -94,6 +94,10 @@ REFUSED = (
     "features full", "features nowhere", "features a/b --latents x", "features a/b --clips full",
     "features a/b --threshold 2", "features a/b -o full", "features a/b --model nowhere", "features a/b --n 3",
     "study tempo --seed 100", "study tempo --seconds 0.5", "study tempo --batch-size 0",
+    "sweep -o out", "sweep -o out --config none.toml", "sweep -o out --config one.csv", "sweep -o out --config s.toml",
+    "sweep tempo -o out --set seed=3", "sweep tempo -o out --set seeds", "sweep tempo -o out --set seeds=x",
+    "sweep tempo -o out --log comet:x", "sweep tempo -o out --log mlflow", "study tempo --log wandb:",
+    "study --config none.toml", "study tempo --set seed", "study tempo --figures jpg",
     "sweep tempo -o out --prompts 99", "sweep tempo -o out --batch-size some", "sweep tempo -o out --layers 0-8",
     "sweep tempo -o out --poles 0", "sweep tempo -o out --strategy one-to-band --band 3-2",
     "sweep d.safetensors -o out --shuffled 1",
@@ -145,6 +149,7 @@ def place(tmp_path: Path) -> Path:
     (tmp_path / "full" / "file").write_text("years of work")
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun" / "study.json").write_text("{}")
+    (tmp_path / "s.toml").write_text("concepts = ['tempo']\n[settings]\nseeds = 'many'\n")
     (tmp_path / "one.csv").write_text("fast,slow\na fast song,a slow song\n")
     (tmp_path / "three.csv").write_text("fast,slow\na fast song,a slow song\nfast drums,\n")
     soundfile.write(tmp_path / "a.wav", 0.1 * np.sin(np.arange(32_000) / 8), 16_000)

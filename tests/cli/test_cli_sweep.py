@@ -152,7 +152,7 @@ def test_stopping_a_harvest_keeps_its_shards_and_says_how_to_go_on(
         (("{file}", "-o", "full"), "something other than a sweep"),
         (("{file}", "-o", "full/file"), "is a file"),
         (("{file}", "-o", "/proc/nothing/here"), "cannot be written"),
-        ((), "Missing argument"),
+        ((), "name what to sweep"),
         (("{file}", "--lairs", "1"), "See audiolens sweep --help."),
     ],
 )

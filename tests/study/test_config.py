@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command_line import Run, run  # noqa: F401
@@ -55,10 +56,62 @@ def test_a_wrong_file_is_refused_in_one_line(run: Run, tmp_path: Path) -> None: 
         ("concept = 3", "concept is 3"), ("settings = 3", "expected a table"), ("concept = ", "not TOML"),
         ("concpt = 'tempo'", "Did you mean 'concept'"), ("[settings]\npolse = 3", "Did you mean 'poles'"),
         ("concept = 'tempo'\n[settings]\nseed = 100", "seed"), ("[settings]\nseed = 'x'", "seed"),
-        ("[settings]\nseed = 1", "name what to study"),
+        ("[settings]\nseed = 1", "name what to study"), ("seed = 1", "seed is above the table"),
+        ("[settings]\nmodel = 'etude'", "model is in the table"), ("[setings]\nseed = 1", "Did you mean 'settings'"),
+        ("[settings]\nverify = 'no'", "own.toml: verify='no'"),
     ):  # fmt: skip
         (tmp_path / "own.toml").write_text(text)
         code, out, error = run("study", "--config", "own.toml")
         assert (code, out) == (2, "")
         assert words in error
         assert error.count("\n") == 1
+
+
+def test_a_given_option_changes_one_setting_of_a_file_alone(
+    run: Run,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[Any] = []
+
+    def opened(model: Any) -> None:
+        asked.append((model.model, model.revision))
+
+    def ran(lens: Any, concept: Any, out: Any, *, settings: Settings, **_: Any) -> None:
+        asked.append((concept, asdict(settings)))
+        raise InputError("far enough")
+
+    monkeypatch.setattr("analysis.commands.study.open_lens", opened)
+    monkeypatch.setattr("analysis.commands.early.check_model", lambda _: None)
+    monkeypatch.setattr("analysis.workers.share_cores", lambda _: None)
+    monkeypatch.setattr("analysis.study.run", ran)
+    settings = {"seed": 3, "poles": 24, "engine": "exact", "batch_size": 8}
+    lines = [f"{name} = {value!r}".replace("'", '"') for name, value in settings.items()]
+    top = 'concept = "timbre"\nmodel = "facebook/musicgen-small"\nrevision = "v1"\n\n[settings]\n'
+    (tmp_path / "own.toml").write_text(top + "\n".join(lines))
+    hub = "facebook/musicgen-small"
+    for options, changes, model, concept in (
+        ((), {}, (hub, "v1"), "timbre"),
+        (("--revision", "v2"), {}, (hub, "v2"), "timbre"),
+        (("--model", "etude"), {}, ("etude", None), "timbre"),
+        (("--model", hub), {}, (hub, "v1"), "timbre"),
+        (("tempo",), {}, (hub, "v1"), "tempo"),
+        (("--seed", 4, "--set", "poles=12"), {"seed": 4, "poles": 12}, (hub, "v1"), "timbre"),
+        # Also if the option has its default.
+        (("--engine", "auto", "--batch-size", "auto"), {"engine": "auto", "batch_size": 64}, (hub, "v1"), "timbre"),
+    ):
+        asked.clear()
+        _, _, error = run("study", *options, "--config", "own.toml")
+        assert "far enough" in error, error
+        assert asked == [model, (concept, asdict(Settings(**{**settings, **changes})))]
+
+
+def test_sizes_and_settings_are_not_given_twice(run: Run, tmp_path: Path) -> None:  # noqa: F811
+    (tmp_path / "own.toml").write_text("concept = 'tempo'")
+    for options, words in (
+        (("--config", "own.toml", "--full"), "--full and --config exclude each other"),
+        (("tempo", "--set", "seed=1", "--seed", 2), "--set seed and an option (seed) were both given"),
+    ):
+        code, out, error = run("study", *options)
+        assert (code, out) == (2, "")
+        assert words in error

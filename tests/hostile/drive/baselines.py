@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 import audiolens as al
-from analysis import Resampling, comparison, features, harvest, methods, patching, pooling, statistics, sweep
+from analysis import Resampling, comparison, features, harvest, methods, patching, pooling, statistics, sweep, trackers
 from analysis.distributed import Ray
 from audiolens.compatibility import Hook
 from audiolens.directions.calibration import Calibration
@@ -124,6 +124,7 @@ INSTANCES: dict[str, Callable[[World], Any]] = {
     "analysis.sweep.Estimate": lambda w: sweep.plan(w.lens, w.directions, timed=False, **_planned(w)),
     "analysis.sweep.Plan": lambda w: sweep.packed(w.conditions, [("piano", 0)]),
     "analysis.sweep.SweepResult": lambda w: w.swept,
+    "analysis.trackers.Tracker": lambda w: trackers.Tracker(lambda _: None, lambda _: None),
     "analysis.sweep.dose.CrossEffects": lambda w: w.dosed.cross_effects("tempo", n_bootstrap=5),
     "analysis.sweep.dose.DoseResponse": lambda w: w.dosed.dose_response("tempo", n_bootstrap=5),
     "analysis.sweep.tradeoff.Front": lambda w: w.dosed.front("tempo", n_bootstrap=5),
@@ -434,6 +435,7 @@ ARGUMENTS: dict[str, Arguments] = {
         "lens": w.lens, "prompt": "piano", "seconds": 0.3, "batch_size": 2,
     },
     f"{ANALYSIS}.sweep.effects": lambda w: {"table": w.dosed.table, "measured": "tempo_ioi", "n_bootstrap": 5},
+    f"{ANALYSIS}.sweep.load_arguments": lambda w: {"lens": w.lens, "file": w.sweep_file},
     f"{ANALYSIS}.sweep.load_folder": lambda w: {"folder": w.swept.folder},
     f"{ANALYSIS}.sweep.merge": lambda w: {"conditions": w.conditions, "n_layers": 3},
     f"{ANALYSIS}.sweep.packed": lambda w: {"conditions": w.conditions, "clips": [("piano", 0), ("song", 1)]},
@@ -445,6 +447,9 @@ ARGUMENTS: dict[str, Arguments] = {
         "measures": ["loudness"], "n_jobs": 0,
     },
     f"{ANALYSIS}.sweep.run": lambda w: {"lens": w.lens, "directions": w.directions, **w.sweeping},
+    f"{ANALYSIS}.trackers.Tracker.__call__": lambda w: {"rows": w.dosed.table.head(3)},
+    f"{ANALYSIS}.trackers.Tracker.close": lambda w: {},
+    f"{ANALYSIS}.trackers.scalars": lambda w: {"rows": w.dosed.table.head(3)},
 }  # fmt: skip
 for _name in (
     "tempo", "tempo_ambiguity", "tempo_candidates", "tempo_octave", "onset_rate", "pulse_clarity", "brightness",
@@ -468,6 +473,7 @@ FURTHER: dict[str, tuple[str, ...]] = {
     "analysis.sweep.SweepResult.layer_map": ("strategy", "branch"),
     "analysis.sweep.SweepResult.limits": ("bound", "loss"),
     "analysis.sweep.SweepResult.strategies": ("bound", "loss"),
+    "analysis.sweep.load_arguments": ("seeds", "strengths", "layers"),
     "analysis.sweep.plan": (
         "strengths", "layers", "prompts", "seeds", "n_random", "seconds", "measures", "batch_size", "sets", "branches",
     ),
@@ -495,6 +501,10 @@ EXEMPT = {
             "analysis.study.Study.push_to_hub",
         ),
         "needs a hub: called in test_exchange.py and test_finished.py",
+    ),
+    **dict.fromkeys(
+        ("analysis.trackers.to_mlflow", "analysis.trackers.to_tensorboard", "analysis.trackers.to_wandb"),
+        "needs a tracker's package: called in test_rows.py",
     ),
     "audiolens.tracing.trace.SiteValue": "made by lens.site",
     "audiolens.tracing.trace.SiteValue.save": "refuses: a site is a place, and its value is saved",

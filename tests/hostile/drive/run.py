@@ -137,7 +137,7 @@ SLOW = {
     "analysis.report.write", "analysis.study.Study.save", "analysis.study.Study.figure", "analysis.study.load_folder",
     "analysis.study.redraw", "analysis.study.run", "analysis.sweep.run", "audiolens.AudioLens", "analysis.sweep.play",
     "audiolens.AudioLens.from_pretrained", "analysis.reading_comparison.compare", "analysis.probing.Dataset.from_synth",
-    "analysis.methods.compare",
+    "analysis.methods.compare", "analysis.sweep.load_arguments",
 }  # fmt: skip
 
 

@@ -360,6 +360,14 @@ class World:
         }  # fmt: skip
 
     @cached_property
+    def sweep_file(self) -> Path:
+        """The settings of a sweep along directions from a file, which need not be read."""
+        place = self.folder / "sweep.toml"
+        source = self.directions.save(self.folder / "swept.safetensors")
+        place.write_text(f"concepts = ['{source}']\n[settings]\nprompts = 2\nseconds = 0.4\n")
+        return place
+
+    @cached_property
     def dosed(self) -> Any:
         """Clips with planted effects on many measures."""
         return planted_sweep(n_random=2)
