@@ -135,8 +135,34 @@ def study_folders(place: Path) -> list[Path]:
     return [inside(place, name) for name in names]
 
 
+def load_and_draw(place: Path) -> Study:
+    """Load the study in a folder once and, if the installed versions are those that made it, draw its page.
+
+    Raises:
+        InputError: in the same cases as `load_folder`.
+    """
+    _summary(place)
+    try:
+        _refuse_other_versions(place)
+    except InputError:
+        return load_folder(place)
+    return _redrawn(place, ())
+
+
 def _redrawn(place: Path, figures: Sequence[str]) -> Study:
     facts = _summary(place)
+    _refuse_other_versions(place)
+    with stages.locked(place) as kept:
+        study = load_folder(place)
+        used = _entries(place).values()
+        kept.keep(place / stages.BEGUN, *(place / stages.STAGES / entry for entry in used))
+        remove_unfinished(place)
+        experiment.write(study, place, str(facts.get("command", "")), used, kept.check, figures)
+    return study
+
+
+def _refuse_other_versions(place: Path) -> None:
+    """Raise an `InputError` unless the installed versions are those that made the study."""
     begun = _object(place / stages.BEGUN)
     if begun.get("format") != STUDY.format:
         raise InputError(
@@ -152,13 +178,6 @@ def _redrawn(place: Path, figures: Sequence[str]) -> Study:
             f"{place} was made with {other}, and the page would name the installed version. Draw the page with the "
             "version that made the study, or run the study again."
         )
-    with stages.locked(place) as kept:
-        study = load_folder(place)
-        used = _entries(place).values()
-        kept.keep(place / stages.BEGUN, *(place / stages.STAGES / entry for entry in used))
-        remove_unfinished(place)
-        experiment.write(study, place, str(facts.get("command", "")), used, kept.check, figures)
-    return study
 
 
 def _damaged(place: Path, error: BaseException) -> DamagedError:

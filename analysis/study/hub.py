@@ -14,7 +14,6 @@ from analysis.study.result import Study
 from analysis.study.stages import BEGUN, MADE, STAGES, SUMMARY
 from audiolens.directions.card import plain
 from audiolens.door import guarded
-from audiolens.errors import InputError
 from audiolens.files import hub
 from audiolens.files.atomic import as_path, refuse_links
 
@@ -81,12 +80,11 @@ def from_hub(
     with folders.fresh(out, overwrite=None) as work, tempfile.TemporaryDirectory() as pulled:
         there = hub.fetch_folder(repo_id, Path(pulled), kind="dataset", revision=revision, token=token)
         refuse_links(there)
-        finished.load_folder(there)
         for name in (SUMMARY, BEGUN, MADE, STAGES):
-            shutil.move(there / name, work / name)
-        with suppress(InputError):
-            finished.redraw(work)
-    return finished.load_folder(out)
+            # What is missing is named when the study is loaded.
+            with suppress(FileNotFoundError):
+                shutil.move(there / name, work / name)
+        return finished.load_and_draw(work)
 
 
 def card(study: Study, repo_id: str) -> str:

@@ -21,7 +21,7 @@ from analysis import comparison, report, study
 from analysis.listening_test import clips
 from analysis.report import index
 from analysis.store.folder import SUMMARY
-from analysis.study import stages
+from analysis.study import finished, stages
 from analysis.study.made import made_of
 from analysis.sweep import playing
 from audiolens import AudioLens
@@ -223,8 +223,20 @@ def test_a_study_is_pushed_to_a_hub_pulled_elsewhere_and_compared(
         study.load_folder(out).push_to_hub("user/tempo", out)
         files = hub.files["datasets/user/tempo"]
         assert made[0].poles[0] in files["README.md"].decode()
+        loaded: list[Path] = []
+        load = finished.load_folder
+        monkeypatch.setattr(finished, "load_folder", lambda place: loaded.append(place) or load(place))
         found = study.from_hub("user/tempo", tmp_path / "pulled")
         assert repr(found) == repr(made[0])
+        # Once, from the folder that was then renamed. Its sounds, directions and tables are in memory.
+        assert len(loaded) == 1
+        assert found.sounds.keys() == made[0].sounds.keys()
+        assert repr(study.load_folder(tmp_path / "pulled")) == repr(found)
+        content = files.pop("made.json")
+        with pytest.raises(DamagedError, match="has no made.json"):
+            study.from_hub("user/tempo", tmp_path / "less")
+        assert not (tmp_path / "less").exists()
+        files["made.json"] = content
         assert shown(tmp_path / "pulled") == shown(out)
         with pytest.raises(InputError, match="have the same clips"):
             comparison.compare([tmp_path / "pulled", out])
