@@ -29,7 +29,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 .PHONY: help install study test docs fuzz drive browser lint format evidence claims ears agreement notebooks versions clean
 
 help:
-	@echo 'make study     install, steer tempo and timbre on the bundled model, and write $(OUT)/*/index.html'
+	@echo 'make study     install, steer tempo and timbre on the bundled model, and write $(OUT)/index.html'
 	@echo 'make test      install, then run ruff, pyright and pytest'
 	@echo 'make docs      build the documentation as a site in build/site (LINKS=1 also tries every link to elsewhere)'
 	@echo 'make fuzz      read damaged and malicious files with every loader for SECONDS (default 600)'
@@ -76,7 +76,8 @@ study: $(STAMP)
 	  $(if $(FORCE),rm -rf $(OUT)/$$concept/stages;) \
 	  $(BIN)/audiolens study $$concept --out $(OUT)/$$concept$(if $(FORCE), --force); \
 	done
-	@echo '==> Results: open $(OUT)/tempo/index.html and $(OUT)/timbre/index.html in a browser'
+	@$(BIN)/audiolens report $(OUT) --index
+	@echo '==> Results: open $(OUT)/index.html in a browser'
 
 lint: $(STAMP)
 	@echo '==> ruff'

@@ -17,6 +17,34 @@ NAMES = (
 PATIENCE = 120_000
 """Milliseconds: a busy machine draws slowly."""
 
+DRAWN = """() => {
+    const drawn = {};
+    for (const svg of document.querySelectorAll('.drawn svg')) {
+        const whole = svg.getBoundingClientRect();
+        if (!whole.width) continue;
+        const texts = [...svg.querySelectorAll('text')];
+        const out = texts.filter(text => {
+            const own = text.getBoundingClientRect();
+            return own.left < whole.left - 2 || own.right > whole.right + 2 || own.top < whole.top - 2
+                || own.bottom > whole.bottom + 2;
+        });
+        const scale = whole.width / svg.viewBox.baseVal.width;
+        const sizes = texts.map(text => scale * parseFloat(getComputedStyle(text).fontSize));
+        drawn[svg.closest('figure').id] = [out.map(text => text.textContent), Math.min(...sizes)];
+    }
+    return drawn;
+}"""
+"""For every drawn figure that is shown, the texts that its edges cut, and its smallest font size in pixels."""
+
+
+def wait_for(opened: Any, condition: str) -> None:
+    """Wait until a condition holds: from outside, for the page's security policy forbids playwright's own loop."""
+    for _ in range(300):
+        if opened.evaluate(condition):
+            return
+        opened.wait_for_timeout(100)
+    pytest.fail(f"never came true: {condition}")
+
 
 @contextmanager
 def launched() -> Iterator[Any]:

@@ -9,6 +9,7 @@ import typer
 
 from analysis.commands import early
 from analysis.commands.common import Json, say, say_json
+from audiolens.errors import InputError
 
 
 def report(
@@ -18,6 +19,12 @@ def report(
     figures: Annotated[
         str | None, typer.Option(help="Kinds of files in which figures are written besides SVG: pdf, png or pdf,png.")
     ] = None,
+    index: Annotated[
+        bool,
+        typer.Option(
+            "--index", help="Only write the page that lists all studies in the folder; theirs stay as they are."
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Redraw the page of a finished study, with its tables and figures, from the files in its folder.
@@ -29,10 +36,27 @@ def report(
         audiolens report study-tempo
 
         audiolens report study-tempo --figures pdf
+
+        audiolens report runs --index
     """
     kinds = () if figures is None else early.checked_figures(figures)
-    from analysis.store.folder import SUMMARY
+    from analysis.store.folder import SUMMARY, studies_in
     from analysis.study import stages
+
+    if index:
+        if kinds:
+            raise InputError(
+                "--figures and --index were both given, but --index draws no figures of studies: give one."
+            )
+        studies_in(folder)
+        from analysis import study
+
+        listed = study.write_index(folder)
+        if as_json:
+            say_json(folder / SUMMARY)
+            return
+        say(f"{listed.finding}\n\n{folder / 'index.html'} lists {len(listed.studies)} studies.")
+        return
 
     if not (folder / SUMMARY).is_file():
         stages.refuse_unfinished(folder)

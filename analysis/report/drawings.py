@@ -59,32 +59,38 @@ def drawings(study: Study, shown: Sequence[PageSound]) -> list[Drawing]:
         return [*_responses(study), *_places(study), *_insides(study), *_pictures(study, shown)]
 
 
-def _both(draw: Callable[[], Figure]) -> dict[str, Any]:
-    """Draw a figure in two columns and in one, as arguments of `Drawing`."""
+def in_both(draw: Callable[[], Figure]) -> dict[str, Any]:
+    """Draw a figure in two columns and in one, as arguments of `Drawing`. It is called within `in_column(DOUBLE)`."""
     with in_column(SINGLE):
         narrow = draw()
     return {"figure": draw(), "narrow": narrow}
 
 
-def _responses(study: Study) -> list[Drawing]:
-    settings, name = study.settings, name_of(study.measure)
+def the_finding(study: Study) -> Drawing:
+    """Draw the figure at the top of a study's page."""
+    settings = study.settings
     outcomes = [one.as_dict() for one in study.outcomes]
     prompts, controls = by_prompt(study), study.controls
     steered = prompts[prompts["kind"] == "steered"]
     named = zip(study.words, study.outcomes, strict=True)
     names = [f"{word} ({one.strength:+g})".replace("-", "−") for word, one in named]
+    return Drawing(
+        "finding",
+        "The finding",
+        f"Change in {name_of(study.measure)} on {counted(settings.test, 'neutral test prompt')}, with which nothing was "
+        f"chosen. Dots are prompts (median over {counted(settings.test_seeds, 'seed')}), large markers are medians over "
+        f"all clips with {COVERAGE} intervals over prompts, and green bars are prompts that ask for the pole instead. "
+        "The rows below show control directions of the same length at the same place: their mean change on some of the "
+        "clips, and as a ring that of this direction on the same clips.",
+        **in_both(lambda: finding(outcomes, steered, controls, study.measure, names)),
+        tables=("by_prompt", "outcome", "controls"),
+    )
+
+
+def _responses(study: Study) -> list[Drawing]:
+    settings, name = study.settings, name_of(study.measure)
     return [
-        Drawing(
-            "finding",
-            "The finding",
-            f"Change in {name} on {counted(settings.test, 'neutral test prompt')}, with which nothing was chosen. Dots "
-            f"are prompts (median over {counted(settings.test_seeds, 'seed')}), large markers are medians over all "
-            f"clips with {COVERAGE} intervals over prompts, and green bars are prompts that ask for the pole instead. "
-            "The rows below show control directions of the same length at the same place: their mean change on some of "
-            "the clips, and as a ring that of this direction on the same clips.",
-            **_both(lambda: finding(outcomes, steered, controls, study.measure, names)),
-            tables=("by_prompt", "outcome", "controls"),
-        ),
+        the_finding(study),
         Drawing(
             "dose_response",
             "Dose-response",
@@ -94,7 +100,7 @@ def _responses(study: Study) -> list[Drawing]:
             "lines show clips with the same seeds whose prompts ask for the pole. Hollow markers, and bars above the "
             "dotted line, mean that more than a tenth of the clips failed, that is, were no longer music. Failed "
             "clips count as no change.",
-            **_both(lambda: plots.dose_response(study.response, study.measure, study.poles)),
+            **in_both(lambda: plots.dose_response(study.response, study.measure, study.poles)),
             tables=("dose_response",),
         ),
         Drawing(
@@ -102,7 +108,7 @@ def _responses(study: Study) -> list[Drawing]:
             "What else changed",
             f"Change in other measures of the same clips (median and {COVERAGE} interval over prompts). Fainter "
             "markers are smaller strengths. If a direction changes only its own measure, the others stay at 0.",
-            **_both(lambda: sweep_plots.cross_effects(study.cross)),
+            **in_both(lambda: sweep_plots.cross_effects(study.cross)),
             tables=("cross_effects",),
         ),
     ]
@@ -166,7 +172,7 @@ def _places(study: Study) -> list[Drawing]:
                 f"{clips_of(settings.development, settings.development_seeds, 'development prompt')}, by block, for "
                 f"both signs. {remark} these clips; the results above are from other prompts. Hollow markers mean that "
                 "more than a tenth of the clips failed.",
-                **_both(lambda: plots.layers(scanned[scanned["strategy"].notna()], study.measure, chosen=chosen)),
+                **in_both(lambda: plots.layers(scanned[scanned["strategy"].notna()], study.measure, chosen=chosen)),
                 tables=("scan",),
             )
         )

@@ -1,17 +1,22 @@
-"""Write an index page for several studies, with their findings, cross-effects, and cosines between directions."""
+"""Write the page that lists several studies: what each found, three clips of each, and their effects on one another."""
 
 from __future__ import annotations
 
-import io
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from analysis.figures.literal import as_typed
-from analysis.report import crossing, live, page
-from analysis.report.downloads import data_link, downloads
+import pandas as pd
+
+from analysis.figures.canvas import DOUBLE, in_column
+from analysis.report import crossing, live, page, vector
+from analysis.report.downloads import downloads
+from analysis.report.drawings import Drawing, in_both, the_finding
 from analysis.report.templates import template, text
-from analysis.report.writer import plain
+from analysis.report.writer import plain, sounds
+from analysis.resampling import COVERAGE
 from analysis.spreadsheets import csv_of
 from analysis.store.folder import SUMMARY, refuse_path
 from audiolens.errors import InputError
@@ -20,16 +25,23 @@ from audiolens.files.bounded import read_object
 from audiolens.files.integrity import sealed_json
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
+    from analysis.study.result import Study
     from analysis.study.study_set import Several
 
 FORMAT, UNSEALED = "audiolens.studies.2", "audiolens.studies.1"
 _TABLES = ("cross_effects", "cosines")
-_COSINES = (
-    "Cosine similarity between the concepts' directions at each block. A star marks values beyond those of random "
-    "directions. A value far from 0 may come from prompts that name both concepts."
-)
+_COLUMNS = ("change", f"{COVERAGE} interval", "failed clips", "p, corrected")
+
+
+@dataclass(frozen=True)
+class _Listed:
+    """A study as the page lists it. `trio` is empty if no sound of it is kept."""
+
+    study: Study
+    name: str
+    link: str
+    trio: list[tuple[Any, str, str]]
+    finding: dict[str, Any]
 
 
 def is_ours(folder: Path) -> bool:
@@ -46,51 +58,94 @@ def check(folder: Path) -> None:
     Raises:
         InputError: if there is such a link or directory, which the error names.
     """
-    for name in ("index.html", SUMMARY, *(f"{name}.{kind}" for name in _TABLES for kind in ("png", "csv"))):
+    for name in ("index.html", SUMMARY, *(f"{name}.{kind}" for name in _TABLES for kind in ("svg", "csv"))):
         refuse_special(folder / name)
 
 
-def write(several: Several, folder: Path, command: str = "") -> None:
+def refuse_foreign(folder: Path, remedy: str) -> None:
+    """Raise an `InputError` if a folder has an `index.html` that is no index of studies. `remedy` says what to do."""
+    if (folder / "index.html").exists() and not is_ours(folder):
+        raise InputError(
+            f"{folder / 'index.html'} exists, but it is not an index of studies, or its {SUMMARY} is damaged: choose "
+            f"another folder, or {remedy}."
+        )
+
+
+def write(several: Several, folder: Path, command: str = "", names: Sequence[str] = ()) -> None:
     """Write `index.html`, `summary.json`, tables and figures into the folder that contains the studies.
 
+    `names` are the names of the studies' folders, by default their concepts.
+
     Raises:
-        InputError: if a study's concept is not a valid folder name.
+        InputError: if one of these names is not a valid folder name.
     """
-    linked = [(one, _link(one.concept)) for one in several.studies]
-    tables = {"cross_effects": several.to_frame(), "cosines": several.cosines.to_frame()}
-    drawn: dict[str, tuple[str, str, Figure]] = {
-        "cross_effects": (
-            "Effect of each concept on the others",
-            crossing.CAPTION,
-            crossing.paper(several.to_frame(), caption=False),
-        ),
-        "cosines": ("Cosine similarity between the directions", _COSINES, several.cosines.plot()),
-    }
-    held = downloads(tables, {name: f"{name}.csv" for name in tables})
-    figures: list[dict[str, Any]] = []
-    for name, (title, caption, figure) in drawn.items():
-        buffer = io.BytesIO()
-        with as_typed():
-            figure.savefig(buffer, format="png")
-        put(folder / f"{name}.png", buffer.getvalue())
-        put(folder / f"{name}.csv", csv_of(tables[name]).encode("utf-8"))
-        image = data_link("image/png", buffer.getvalue())
-        least = page.least_width(figure)
-        figures.append({"title": title, "caption": caption, "image": image, "least": least, "table": held[name]})
-    names = [one.concept for one in several.studies]
+    names = list(names) or [one.concept for one in several.studies]
+    links = [_link(name) for name in names]
+    tables, drawn = _crossed(several) if several.is_crossed else ({}, [])
+    for drawing in drawn:
+        put(folder / f"{drawing.name}.svg", vector.file_of(drawing.figure, "svg", drawing.name))
+        put(folder / f"{drawing.name}.csv", csv_of(tables[drawing.name]).encode("utf-8"))
+    concepts, models = (
+        list(dict.fromkeys(getattr(one, name) for one in several.studies)) for name in ("concept", "model")
+    )
     facts = {
-        "format": FORMAT, "model": several.studies[0].model, "concepts": names, "finding": several.finding,
-        "qualification": several.qualification,
-        "cross_effects": several.to_frame().to_dict("records"), "command": command,
+        "format": FORMAT, "model": models[0], "concepts": [one.concept for one in several.studies], "folders": names,
+        "finding": several.finding, "qualification": several.qualification,
+        "cross_effects": tables["cross_effects"].to_dict("records") if several.is_crossed else [], "command": command,
     }  # fmt: skip
-    saves = text("downloads.js")
+    scripts = {"saves": text("downloads.js"), "plays": text("players.js"), "themes": text("theme.js")}
     html = template("index.html.j2").render(
-        names=names, model=several.studies[0].model, studies=linked, figures=figures, command=command,
-        style=text("style.css"), saves=saves, policy=live.policy(saves),
-    )  # fmt: skip
+        concepts=concepts,
+        models=models,
+        studies=[_listed(*one) for one in zip(several.studies, names, links, range(len(names)), strict=True)],
+        columns=_COLUMNS,
+        rows=_numbers(several.studies),
+        tests=2 * len(several.studies),
+        figures=[page.fields(one) for one in drawn],
+        held=downloads(tables, {name: f"{name}.csv" for name in tables}),
+        command=command,
+        style=text("style.css"),
+        policy=live.policy(*scripts.values()),
+        **scripts,
+    )
     # The summary is written first because it identifies the index as ours.
     put(folder / SUMMARY, sealed_json(plain(facts), indent=2, ensure_ascii=False))
     put(folder / "index.html", html.encode("utf-8"))
+
+
+def _crossed(several: Several) -> tuple[dict[str, pd.DataFrame], list[Drawing]]:
+    """Return the tables that need studies of different concepts on one model, and the figures of them."""
+    effects, cosines = several.to_frame(), several.cosines
+    tables = {"cross_effects": effects, "cosines": cosines.to_frame()}
+    with in_column(DOUBLE):
+        drawn = [
+            Drawing("cross_effects", "Effect of each concept on the others", crossing.CAPTION,
+                    **in_both(lambda: crossing.paper(effects, caption=False)), tables=("cross_effects",)),
+            Drawing("cosines", "Cosine similarity between the directions", crossing.COSINES,
+                    **in_both(lambda: crossing.cosines(cosines)), tables=("cosines",)),
+        ]  # fmt: skip
+    return tables, drawn
+
+
+def _listed(study: Study, name: str, link: str, place: int) -> _Listed:
+    with in_column(DOUBLE):
+        drawing = the_finding(study)
+    # Several studies are on one page, so each id states the number of its study.
+    drawing = replace(drawing, name=f"finding-{place}", title=f"The finding: {study.concept}")
+    return _Listed(study, name, link, page.three_clips(study, sounds(study), f"sound-{place}"), page.fields(drawing))
+
+
+def _numbers(studies: Sequence[Study]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Return a row for each pole of each study: its name, and the cells with the names of their columns."""
+    rows = []
+    for study in studies:
+        # The negative pole comes first, as in the players and on the axes.
+        for word, outcome in [*zip(study.words, study.outcomes, strict=True)][::-1]:
+            one = page.formatted(outcome.as_dict())
+            cells = (one["effect"], f"{one['low']} to {one['high']}", one["failed"], one["p_corrected"])
+            name = f"{study.concept}: {word} ({one['strength']})".replace("-", "−")
+            rows.append((name, list(zip(_COLUMNS, cells, strict=True))))
+    return rows
 
 
 def _link(folder: str) -> str:

@@ -68,14 +68,14 @@ def render(
 
     `sounds` come from `fitting`, and `left_out` is the number of sounds that did not fit.
     """
-    figures = {drawing.name: _figure(drawing) for drawing in drawings}
+    figures = {drawing.name: fields(drawing) for drawing in drawings}
     pairs = _rows(study, sounds)
     everything = {**tables, "clips": study.clips}
     screens = [drawing.screen for drawing in drawings if drawing.screen is not None]
     library, packed = live.library(screens) if screens else ("", "")
     scripts = {"saves": text("downloads.js"), "plays": text("players.js"), "themes": text("theme.js"),
                "calls": text("live.js")}  # fmt: skip
-    outcomes = [_outcome(outcome.as_dict()) for outcome in study.outcomes]
+    outcomes = [formatted(outcome.as_dict()) for outcome in study.outcomes]
     # The negative pole is on the left, as in the players and on the axes.
     outcomes.reverse()
     side_effects = [losses.words(row) for row in tables["lost"].to_dict("records")] if "lost" in tables else []
@@ -149,7 +149,7 @@ def _shown(section: Section, pairs: Sequence[Any], figures: Mapping[str, Any]) -
     return bool(section.text) or section.name == "lost" or any(name in figures for name in section.figures)
 
 
-def _figure(drawing: Drawing) -> dict[str, Any]:
+def fields(drawing: Drawing) -> dict[str, Any]:
     """Return the template fields for a figure, which contain its interactive version or, if it has none, SVG."""
     shown, svg, slim = None, None, None
     if drawing.screen is not None:
@@ -245,6 +245,18 @@ def _trio(
     return [found[at] for at in (-strength, 0.0, strength)] if len(found) == 3 else []
 
 
+def three_clips(study: Study, sounds: Sequence[PageSound], name: str) -> list[tuple[Any, str, str]]:
+    """Return the three clips with which a study's page begins, for a page of several studies.
+
+    Args:
+        sounds: the sounds of the study (`writer.sounds`).
+        name: what the ids of the clips begin with.
+    """
+    first = [(sound, compressed(sound.samples, study.sample_rate)) for sound in sounds if sound.pair == sounds[0].pair]
+    found = _trio(study, first, _rows(study, first))
+    return [({**clip, "id": f"{name}-{place}"}, *rest) for place, (clip, *rest) in enumerate(found)]
+
+
 def thumbnail(samples: np.ndarray, sample_rate: int, size: tuple[float, float] = (1.9, 1.05)) -> bytes:
     """Draw a small mel spectrogram without axes, and return it as WebP."""
     from matplotlib.figure import Figure
@@ -292,7 +304,8 @@ def _side_labels(study: Study) -> dict[str, str]:
     return {key: name.format(**names) for key, name in _SIDE.items() if key != "frechet" or measured}
 
 
-def _outcome(values: dict[str, Any]) -> dict[str, Any]:
+def formatted(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of an outcome as they are shown."""
     percent = {key: number(values[key], "+.0%") for key in ("effect", "low", "high", "prompted", "opposed")}
     percent["strength"] = number(values["strength"], "+g")
     ranks = {key: number(values[key], ".2f") for key in ("p_random", "p_shuffled", "p_other")}

@@ -31,6 +31,18 @@ def is_study(folder: Path) -> bool:
         return False
 
 
+def studies_in(folder: Path) -> list[Path]:
+    """Return the subfolders that contain a finished study, in the order of their names.
+
+    Raises:
+        InputError: if there is none.
+    """
+    found = sorted(one for one in folder.iterdir() if one.is_dir() and is_study(one)) if folder.is_dir() else []
+    if not found:
+        raise InputError(f"{folder} contains no finished studies: expected a folder of folders that studies wrote.")
+    return found
+
+
 def check(folder: str | os.PathLike[str], *, overwrite: bool | None = False) -> None:
     """Raise if no new folder can be created at this path.
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis import sweep
-from analysis.store.folder import SUMMARY, UNSEALED_STUDY, refuse_path
+from analysis.store.folder import SUMMARY, UNSEALED_STUDY, refuse_path, studies_in
 from analysis.store.resumable import first_difference
 from analysis.store.versions import versions
 from analysis.study import experiment, placement_storage, side_effects, stages, storage, where
@@ -114,14 +114,35 @@ def redraw(folder: str | os.PathLike[str], *, figures: Sequence[str] = ()) -> St
     facts = _object(place / SUMMARY)
     index.check(place)
     studies = study_folders(place)
-    names = [one.name for one in studies]
     # All summaries are read before the first page is drawn.
-    summaries = [_summary(one) for one in studies]
-    for one, name, summary in zip(studies, names, summaries, strict=True):
-        if (studied := summary.get("concept")) != name:
-            raise InputError(f"{one} studies {studied!r}, not the concept that it is named after: rename it.")
+    for one in studies:
+        _summary(one)
     found = Several(tuple(_redrawn(one, figures) for one in studies))
-    index.write(found, place, str(facts.get("command", "")))
+    index.write(found, place, str(facts.get("command", "")), [one.name for one in studies])
+    return found
+
+
+@guarded
+def write_index(folder: str | os.PathLike[str]) -> Several:
+    """Write a page that lists all finished studies in a folder, and return them. Their own pages stay as they are.
+
+    Every subfolder that contains a finished study is listed, in the order of the names. If the studies are of different
+    concepts on one model, the page also shows the effect of each on the others.
+
+    Raises:
+        InputError: if there is no finished study in the folder, one of them is damaged, or the folder has another
+            `index.html`.
+    """
+    from analysis.report import index
+    from analysis.study.study_set import Several
+
+    place = as_path(folder)
+    studies = studies_in(place)
+    index.check(place)
+    index.refuse_foreign(place, "remove it")
+    found = Several(tuple(load_folder(one) for one in studies))
+    command = _object(place / SUMMARY).get("command", "") if index.is_ours(place) else ""
+    index.write(found, place, str(command), [one.name for one in studies])
     return found
 
 
@@ -131,7 +152,9 @@ def study_folders(place: Path) -> list[Path]:
 
     if not index.is_ours(place):
         return [place]
-    names = _names(place / SUMMARY, _object(place / SUMMARY).get("concepts"), "studies")
+    facts = _object(place / SUMMARY)
+    # Earlier versions named every folder after its concept.
+    names = _names(place / SUMMARY, facts.get("folders", facts.get("concepts")), "studies")
     return [inside(place, name) for name in names]
 
 

@@ -19,7 +19,7 @@ from analysis.distributed.settings import Ray
 from analysis.figures.canvas import drawable
 from analysis.figures.interactive import interactive
 from analysis.similarity import Comparison
-from analysis.store.folder import SUMMARY, refuse_path
+from analysis.store.folder import refuse_path
 from analysis.study import experiment as study
 from analysis.study import others as other_concepts
 from analysis.study import stages
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Several:
-    """Studies of different concepts on one model.
+    """Studies of different concepts on one model, or other studies that are listed together (`is_crossed`).
 
     The cross-effects do not show that two concepts are the same or independent. A cross-effect may come from a musical
     correlation (fast tunes are busier), and directions with a low cosine similarity can still affect the same property.
@@ -54,6 +54,13 @@ class Several:
         every = iter(corrected([outcome for one in self.studies for outcome in one.outcomes]))
         jointly = tuple(replace(one, outcomes=(next(every), next(every))) for one in self.studies)
         object.__setattr__(self, "studies", jointly)
+
+    @property
+    def is_crossed(self) -> bool:
+        """Whether cross-effects and cosines are defined: for several concepts, each studied once, on one model."""
+        concepts = {one.concept for one in self.studies}
+        models = {(one.directions.meta.weights, one.directions.layers) for one in self.studies}
+        return 1 < len(self.studies) == len(concepts) and len(models) == 1
 
     def to_frame(self) -> pd.DataFrame:
         """Return the cross-effects, with one row per steered concept, strength, and measured concept.
@@ -223,8 +230,5 @@ def _check_index(folder: Path, overwrite: bool) -> None:
     from analysis.report import index
 
     index.check(folder)
-    if not overwrite and (folder / "index.html").exists() and not index.is_ours(folder):
-        raise InputError(
-            f"{folder / 'index.html'} exists, but it is not an index of studies, or its {SUMMARY} is damaged: choose "
-            "another folder, or replace it with --force."
-        )
+    if not overwrite:
+        index.refuse_foreign(folder, "replace it with --force")

@@ -125,6 +125,7 @@ REFUSED = (
     "play --host 203.0.113.7",
     "measure none.wav", "measure full", "measure a.wav --measures some", "measure a.wav --seconds 5:1",
     "measure a.wav --jobs 0", "report full", "report full --figures jpg", "report nowhere", "report begun",
+    "report full --index", "report nowhere --index", "report full --index --figures pdf",
 )  # fmt: skip
 _CODE = """
 import json, sys

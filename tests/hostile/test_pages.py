@@ -113,7 +113,7 @@ def test_links_of_an_index_lead_to_its_folders_alone(browser: Any, several: Path
     for number, name in enumerate(strangers.FOLDERS):
         watched = Watched(browser, place)
         assert watched.said == []
-        watched.page.locator(".finding a").nth(number).click()
+        watched.page.locator("a.page").nth(number).click()
         watched.page.wait_for_selector("audio", state="attached")
         watched.refuse_harm(place, several / name / "index.html")
         assert watched.page.url == (several / name / "index.html").as_uri()

@@ -197,7 +197,7 @@ def test_all_studies_are_looked_at_before_the_first_is_drawn(
     with pytest.raises(InputError, match="figures is a symbolic link"):
         study.redraw(place)
     (place / "timbre" / "figures").unlink()
-    linked(place / "cosines.png", outside / "victim")
+    linked(place / "cosines.svg", outside / "victim")
     with pytest.raises(InputError, match=r"cosines\.png is a symbolic link"):
         study.redraw(place)
 

@@ -133,7 +133,8 @@ def test_a_finished_study_is_repeated_only_when_asked(tmp_path):
     study = (f"VENV={tmp_path / 'venv'}", f"OUT={tmp_path}", "study")
     text = make(*study).stdout
     assert "make study FORCE=1" in text
-    assert re.findall("^ran .*$", text, re.MULTILINE) == [f"ran study timbre --out {tmp_path}/timbre"]
+    ran = [f"ran study timbre --out {tmp_path}/timbre", f"ran report {tmp_path} --index"]
+    assert re.findall("^ran .*$", text, re.MULTILINE) == ran
     text = make(*study, "FORCE=1").stdout
     assert f"ran study tempo --out {tmp_path}/tempo --force" in text
 

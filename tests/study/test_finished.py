@@ -132,6 +132,45 @@ def test_an_index_is_drawn_anew_with_its_studies(out: Path, monkeypatch: pytest.
     assert set(pd.read_csv(place / "cross_effects.csv")["measured_concept"]) == {"tempo", "density"}
 
 
+def test_a_page_lists_all_finished_studies_of_a_folder(run: Run, out: Path, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    for name in ("tempo", "again"):
+        shutil.copytree(out, runs / name)
+    shutil.copytree(out, runs / "begun")
+    (runs / "begun" / "summary.json").unlink()
+    (runs / "notes").mkdir()
+    (runs / "tempo" / "index.html").write_text("the page of tempo")
+    code, told, err = run("report", runs, "--index")
+    assert code == 0, err
+    assert "lists 2 studies" in told
+    page = (runs / "index.html").read_text("utf-8")
+    assert [name for name in ("tempo", "again", "begun") if f'href="{name}/index.html"' in page] == ["tempo", "again"]
+    assert (runs / "tempo" / "index.html").read_text() == "the page of tempo"
+    # A folder with such a page is an index of studies: its studies can be compared and drawn again.
+    assert [one.name for one in finished.study_folders(runs)] == ["again", "tempo"]
+    first = page
+    assert run("report", runs, "--index", "--json")[0] == 0
+    assert (runs / "index.html").read_text("utf-8") == first
+
+
+def test_a_folder_without_studies_or_with_another_page_is_left_alone(run: Run, out: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    shutil.copytree(out, tmp_path / "runs" / "tempo")
+    (tmp_path / "runs" / "index.html").write_text("mine")
+    for options, words in (
+        (("empty", "--index"), "contains no finished studies"),
+        (("nowhere", "--index"), "contains no finished studies"),
+        (("runs", "--index"), "is not an index of studies"),
+        (("runs", "--index", "--figures", "pdf"), "were both given"),
+    ):
+        code, told, err = run("report", *options)
+        assert (code, told) == (2, "")
+        assert words in err
+        assert err.count("\n") == 1
+    assert (tmp_path / "runs" / "index.html").read_text() == "mine"
+    assert not list((tmp_path / "empty").iterdir())
+
+
 def test_a_finished_study_shows_what_a_replaced_one_is_cleared_of(made: tuple[study.Study, Path]) -> None:
     assert {path.name for path in made[1].iterdir()} == {
         *stages.SHOWN, SUMMARY, stages.BEGUN, stages.STAGES, ".lock"

@@ -15,23 +15,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import soundfile
-from chromium import PATIENCE, barred, launched
+from chromium import DRAWN, PATIENCE, barred, launched, wait_for
 from plants import tables as planted
 
 from analysis.figures import spectrograms
 from analysis.report import page as pages
 from analysis.report import writer
 from analysis.study import Study
-from analysis.study.study_set import Several
-
-
-def wait_for(opened: Any, condition: str) -> None:
-    """Wait until a condition holds: from outside, for the page's security policy forbids playwright's own loop."""
-    for _ in range(300):
-        if opened.evaluate(condition):
-            return
-        opened.wait_for_timeout(100)
-    pytest.fail(f"never came true: {condition}")
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +85,7 @@ def test_nothing_lies_on_anything_else_at_any_width(opened: Any, width: int) -> 
     opened.reload()
     wait_for(opened, "document.querySelectorAll('.js-plotly-plot .main-svg').length > 7")
     opened.wait_for_timeout(500)
-    found = opened.evaluate(_LAID_OUT)
+    found, drawn = opened.evaluate(_LAID_OUT), opened.evaluate(DRAWN)
     opened.set_viewport_size({"width": 1280, "height": 900})
     for name, parts in found["figures"].items():
         assert {"plot", "x ticks", "x title"} <= set(parts), name
@@ -105,8 +95,8 @@ def test_nothing_lies_on_anything_else_at_any_width(opened: Any, width: int) -> 
             assert min(across, down) <= 1, f"{name}: {one} {a} lies on {other} {b}"
     assert found["width"] <= width
     # Every figure is in the page whole, with its letters at least seven pixels high.
-    assert len(found["drawn"]) == 5
-    for name, (cut, least) in found["drawn"].items():
+    assert len(drawn) == 5
+    for name, (cut, least) in drawn.items():
         assert cut == [], name
         assert 7 <= least < 20, name
     assert found["cut"] == []
@@ -132,23 +122,9 @@ _LAID_OUT = """() => {
         if (notes.length) part("first name", [notes.sort((a, b) => a[0] - b[0])[0][1]]);
         figures[figure.id] = parts;
     }
-    const drawn = {};
-    for (const svg of document.querySelectorAll('.drawn svg')) {
-        const whole = svg.getBoundingClientRect();
-        if (!whole.width) continue;
-        const texts = [...svg.querySelectorAll('text')];
-        const out = texts.filter(text => {
-            const own = text.getBoundingClientRect();
-            return own.left < whole.left - 2 || own.right > whole.right + 2 || own.top < whole.top - 2
-                || own.bottom > whole.bottom + 2;
-        });
-        const scale = whole.width / svg.viewBox.baseVal.width;
-        const sizes = texts.map(text => scale * parseFloat(getComputedStyle(text).fontSize));
-        drawn[svg.closest('figure').id] = [out.map(text => text.textContent), Math.min(...sizes)];
-    }
     const cut = [...document.querySelectorAll('table, .takes, .trio, pre')]
         .filter(part => part.scrollWidth > part.clientWidth + 1 && part.clientWidth).map(part => part.className);
-    return { figures, drawn, cut, width: document.documentElement.scrollWidth };
+    return { figures, cut, width: document.documentElement.scrollWidth };
 }"""
 
 
@@ -279,31 +255,6 @@ def test_the_link_below_a_figure_saves_its_table(opened: Any, folder: Path) -> N
     with opened.expect_download(timeout=PATIENCE) as download:
         opened.click("#dose_response figcaption a.csv")
     assert Path(download.value.path()).read_bytes() == (folder / "tables" / "dose_response.csv").read_bytes()
-
-
-def test_the_index_of_several_opens_and_leads_to_them(browser: Any, folder: Path, tmp_path: Path) -> None:
-    from analysis.report import index
-
-    first = planted.study()
-    index.write(Several((first, replace(first, concept="timbre", measure="brightness"))), tmp_path, "audiolens study")
-    shutil.copytree(folder, tmp_path / "tempo")
-    page = browser.new_page()
-    page.set_default_timeout(PATIENCE)
-    said: list[str] = []
-    page.on("console", lambda message: said.append(message.text))
-    page.on("pageerror", lambda error: said.append(str(error)))
-    page.goto((tmp_path / "index.html").as_uri(), timeout=PATIENCE)
-    assert page.locator(".finding").count() == 2
-    page.set_viewport_size({"width": 400, "height": 900})
-    shown = "[...document.querySelectorAll('figure img')].map(i => [i.clientWidth, parseInt(i.style.minWidth)])"
-    assert all(width >= least > 300 for width, least in page.evaluate(shown))
-    assert page.evaluate("document.documentElement.scrollWidth") <= 400
-    for colours in ("light", "dark"):
-        page.emulate_media(color_scheme=colours)
-        assert barred(page) == []
-    page.click("text=tempo: players")
-    page.wait_for_selector("audio", state="attached")
-    assert said == []
 
 
 def test_all_tables_stand_in_the_page(folder: Path, study: Study) -> None:

@@ -8,6 +8,7 @@ import plotly.graph_objects as go
 import pytest
 from plants import tables as planted
 
+from analysis import similarity
 from analysis.figures.style import NAMES
 from analysis.report import crossing, drawings, losses, screens, words
 from analysis.study import Study
@@ -149,11 +150,35 @@ def test_concepts_are_named_in_words_and_a_caption_is_not_said_twice(study: Stud
     bare, whole = crossing.paper(table, caption=False), crossing.paper(table)
     assert not bare.get_supxlabel()
     assert "95% interval" in whole.get_supxlabel()
-    names = [label.get_text() for label in bare.axes[0].get_xticklabels()]
-    assert [" ".join(name.split("\n")[1:]) for name in names] == [NAMES["tempo_ioi"], NAMES["brightness"]]
+    assert [axes.get_xlabel() for axes in bare.axes] == [
+        f"change in {NAMES['tempo_ioi']}", f"change in {NAMES['brightness']}",
+    ]  # fmt: skip
     bare.canvas.draw()
-    left, right = (label.get_window_extent() for label in bare.axes[0].get_xticklabels())
+    left, right = (axes.xaxis.label.get_window_extent() for axes in bare.axes)
     assert left.x1 < right.x0
+
+
+def test_a_concepts_own_effect_is_filled_and_every_effect_is_where_the_table_has_it(study: Study) -> None:
+    several = Several((study, replace(study, concept="timbre", measure="brightness")))
+    table = several.to_frame()
+    figure = several.plot()
+    for axes, concept in zip(figure.axes, ("tempo", "timbre"), strict=True):
+        mine = table[table["measured_concept"] == concept].sort_values(["concept", "strength"]).reset_index(drop=True)
+        drawn = {float(bar[0].get_ydata()[0]): bar[0] for bar in axes.containers}
+        assert [drawn[place].get_xdata()[0] for place in range(len(mine))] == pytest.approx(mine["effect"].tolist())
+        filled = [drawn[place].get_markerfacecolor() != "none" for place in range(len(mine))]
+        assert filled == (mine["concept"] == concept).tolist()
+
+
+def test_cosines_are_lines_and_those_that_are_most_alike_are_told_apart() -> None:
+    found = similarity.compare({f"concept {place}": planted.directions(seed=place % 5) for place in range(6)})
+    (axes,) = crossing.cosines(found).axes
+    lines = axes.get_lines()[1:]
+    assert len(lines) == 15
+    assert lines[0].get_label() == "concept 0 and concept 5"
+    assert lines[0].get_ydata() == pytest.approx(1)
+    assert [line.get_label() for line in lines[7:]] == 8 * ["other pairs"]
+    assert len({(line.get_color(), line.get_marker()) for line in lines[:7]}) == 7
     assert "tempo_ioi" not in crossing.screen(table).to_json()
 
 

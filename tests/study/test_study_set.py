@@ -34,8 +34,8 @@ def test_every_concept_has_its_folder_beneath_one_index(both: tuple[study_set.Se
     found, out = both
     assert [one.concept for one in found.studies] == ["tempo", "timbre"]
     assert {path.name for path in out.iterdir()} == {
-        "tempo", "timbre", "index.html", "summary.json", "cross_effects.csv", "cross_effects.png", "cosines.csv",
-        "cosines.png",
+        "tempo", "timbre", "index.html", "summary.json", "cross_effects.csv", "cross_effects.svg", "cosines.csv",
+        "cosines.svg",
     }  # fmt: skip
     page = (out / "index.html").read_text("utf-8")
     assert 'href="tempo/index.html"' in page

@@ -415,6 +415,7 @@ ARGUMENTS: dict[str, Arguments] = {
     f"{ANALYSIS}.study.load_folder": lambda w: {"folder": w.study_folder},
     f"{ANALYSIS}.study.prompts_of": lambda w: {"concept": "tempo", "lens": w.lens, "settings": w.settings},
     f"{ANALYSIS}.study.redraw": lambda w: {"folder": w.study_folder},
+    f"{ANALYSIS}.study.write_index": lambda w: {"folder": w.listed},
     f"{ANALYSIS}.study.run": lambda w: {
         "lens": w.lens, "concept": "tempo", "out": w.place(), "settings": w.settings, "progress": False,
         "tell": lambda _: None,

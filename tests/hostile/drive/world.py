@@ -348,6 +348,13 @@ class World:
         return place
 
     @cached_property
+    def listed(self) -> Path:
+        """A folder of studies."""
+        place = self.folder / "listed"
+        shutil.copytree(self.study_folder, place / "tempo")
+        return place
+
+    @cached_property
     def swept(self) -> Any:
         place = self.folder / "swept"
         return sweep.run(self.lens, self.directions, out=place, **self.sweeping)
