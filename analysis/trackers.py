@@ -183,7 +183,7 @@ def to_mlflow(experiment: str, *, uri: str | None = None, run_id: str | None = N
         now = int(1000 * time.time())
         # MLflow accepts only these characters in names.
         metrics = [
-            Metric(re.sub(r"[^\w\-. /]", "_", name, flags=re.ASCII), value, now, number)
+            Metric(re.sub(r"[^\w\-. /]", "_", name), value, now, number)
             for number, values in found
             for name, value in values.items()
         ]

@@ -154,7 +154,7 @@ def typed(context: typer.Context) -> frozenset[str]:
     return frozenset(name for name in context.params if str(context.get_parameter_source(name)).endswith("COMMANDLINE"))
 
 
-def set_apart(assigned: Mapping[str, Any], given: frozenset[str], options: Mapping[str, str]) -> Mapping[str, Any]:
+def given_once(assigned: Mapping[str, Any], given: frozenset[str], options: Mapping[str, str]) -> Mapping[str, Any]:
     """Return the settings of `--set`, after checking that no option gives one of them too.
 
     `options` has the name of a setting's option where it differs.

@@ -52,10 +52,11 @@ def report(
         from analysis import study
 
         listed = study.write_index(folder)
+        count = len(listed.studies)
         if as_json:
             say_json(folder / SUMMARY)
             return
-        say(f"{listed.finding}\n\n{folder / 'index.html'} lists {len(listed.studies)} studies.")
+        say(f"{listed.finding}\n\n{folder / 'index.html'} lists {count} stud{'y' if count == 1 else 'ies'}.")
         return
 
     if not (folder / SUMMARY).is_file():

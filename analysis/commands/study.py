@@ -23,6 +23,7 @@ from analysis.commands.common import (
     Workers,
     command_line,
     completed,
+    given_once,
     is_prompt_file,
     logging_to,
     open_lens,
@@ -30,7 +31,6 @@ from analysis.commands.common import (
     own_prompts,
     say,
     say_json,
-    set_apart,
     stop,
     typed,
     with_stated,
@@ -145,7 +145,7 @@ def study(
         concept = stated.concept
     model = with_stated(model, given, stated.model, stated.revision)
     others = stated.others if others is None else others
-    chosen = {**stated.settings, **set_apart(configs.assigned(assigned or ()), given, _OPTIONS)}
+    chosen = {**stated.settings, **given_once(configs.assigned(assigned or ()), given, _OPTIONS)}
     if chosen:
         from analysis.study.settings import Settings
 
@@ -175,7 +175,9 @@ def study(
     if "engine" in given:
         changes["engine"] = engine
     if "batch" in given:
-        changes["batch_size"] = rows or 64
+        changes.pop("batch_size", None)
+    if rows is not None:
+        changes["batch_size"] = rows
     measured = changes.get("measured")
     target = out or Path("studies" if len(asked) > 1 else f"study-{_name(asked[0])}")
     own_words, compared = _words(words), _others(others)

@@ -23,13 +23,13 @@ from analysis.commands.common import (
     RayAddress,
     Workers,
     cell,
+    given_once,
     logging_to,
     open_lens,
     opens_model,
     own_prompts,
     print_table,
     say,
-    set_apart,
     stop,
     to_json,
     typed,
@@ -179,7 +179,7 @@ def sweep(
         )
     rivals = stated.others if others is None else tuple(_listed(others))
     model = with_stated(model, given, stated.model, stated.revision)
-    chosen = {**stated.settings, **set_apart(configs.assigned(assigned or ()), given, _OPTIONS)}
+    chosen = {**stated.settings, **given_once(configs.assigned(assigned or ()), given, _OPTIONS)}
     options: dict[str, Any] = {
         "strengths": early.strengths("--strengths", strengths),
         "strategies": _listed(strategy),

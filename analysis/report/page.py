@@ -254,7 +254,7 @@ def three_clips(study: Study, sounds: Sequence[PageSound], name: str) -> list[tu
     """
     first = [(sound, compressed(sound.samples, study.sample_rate)) for sound in sounds if sound.pair == sounds[0].pair]
     found = _trio(study, first, _rows(study, first))
-    return [({**clip, "id": f"{name}-{place}"}, *rest) for place, (clip, *rest) in enumerate(found)]
+    return [({**clip, "id": f"{name}-{at}"}, image, said) for at, (clip, image, said) in enumerate(found)]
 
 
 def thumbnail(samples: np.ndarray, sample_rate: int, size: tuple[float, float] = (1.9, 1.05)) -> bytes:

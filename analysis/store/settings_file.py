@@ -36,7 +36,7 @@ class Form:
 
     texts: tuple[str, ...]
     lists: tuple[str, ...]
-    kind: Callable[[], type]
+    kind: Callable[[], type[Any]]
     example: str
 
     def names(self) -> list[str]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis.store import settings_file
+from audiolens.door import guarded
+from audiolens.files.atomic import as_path
 from audiolens.prompts import concepts
 
 if TYPE_CHECKING:
@@ -20,7 +23,7 @@ _NOTES = (
 )
 
 
-def _kind() -> type:
+def _kind() -> type[Any]:
     from analysis.study.settings import Settings
 
     return Settings
@@ -60,6 +63,30 @@ def read(path: Path) -> Config:
     """
     top, settings = _FORM.read(path)
     return Config(**top, settings=settings)
+
+
+@guarded
+def load_arguments(file: str | os.PathLike[str], **changes: Any) -> dict[str, Any]:
+    """Return the arguments of `study.run` that repeat the study of a `study.toml`, besides the lens and the folder.
+
+    A file of a study of your own prompts names no concept, so give the prompts as `concept` again.
+
+    Args:
+        file: the path of the file.
+        changes: fields of `Settings` to change, such as `seed=1`.
+
+    Raises:
+        InputError: if the file cannot be read, or a setting is unknown or wrong.
+    """
+    stated = read(as_path(file))
+    settings_file.refuse_unknown("study", changes, _FORM.names())
+    found: dict[str, Any] = {"settings": _kind()(**{**stated.settings, **changes})}
+    if stated.concept is not None:
+        found["concept"] = stated.concept
+    if stated.others is not None:
+        names = [name.strip() for name in stated.others.split(",")]
+        found["others"] = [] if names == [settings_file.NONE] else names
+    return found
 
 
 def assigned(texts: Iterable[str]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import pytest
 from command_line import Run, run  # noqa: F401
 from plants import tables as planted
 
-from analysis.study import Settings, config
+from analysis.study import Settings, config, load_arguments
 from audiolens.errors import InputError
 
 
@@ -27,6 +27,18 @@ def test_settings_are_read_as_they_were_written(settings: Settings, tmp_path: Pa
     found = config.read(path)
     assert (found.concept, found.model) == ("tempo", 'a "model"')
     assert asdict(Settings(**found.settings)) == asdict(settings)
+
+
+def test_python_repeats_a_study_from_its_file(tmp_path: Path) -> None:
+    path = tmp_path / config.FILE
+    path.write_text(config.text_of(replace(planted.study(), settings=Settings(poles=24, top_k=None))), "utf-8")
+    assert load_arguments(path, seed=2) == {
+        "concept": "tempo", "others": [], "settings": Settings(poles=24, top_k=None, seed=2),
+    }  # fmt: skip
+    path.write_text("others = 'timbre, density'")
+    assert load_arguments(path) == {"others": ["timbre", "density"], "settings": Settings()}
+    with pytest.raises(InputError, match="unknown 'pole'.*Did you mean 'poles'"):
+        load_arguments(path, pole=3)
 
 
 def test_settings_are_assigned_by_name() -> None:

@@ -412,6 +412,7 @@ ARGUMENTS: dict[str, Arguments] = {
     f"{ANALYSIS}.study.Settings.reading_seeds": lambda w: {"sets": w.neutral},
     f"{ANALYSIS}.study.Settings.test_clips": lambda w: {"sets": w.neutral},
     f"{ANALYSIS}.study.Study.save": lambda w: {"folder": w.place()},
+    f"{ANALYSIS}.study.load_arguments": lambda w: {"file": w.study_file},
     f"{ANALYSIS}.study.load_folder": lambda w: {"folder": w.study_folder},
     f"{ANALYSIS}.study.prompts_of": lambda w: {"concept": "tempo", "lens": w.lens, "settings": w.settings},
     f"{ANALYSIS}.study.redraw": lambda w: {"folder": w.study_folder},
@@ -474,6 +475,7 @@ FURTHER: dict[str, tuple[str, ...]] = {
     "analysis.sweep.SweepResult.layer_map": ("strategy", "branch"),
     "analysis.sweep.SweepResult.limits": ("bound", "loss"),
     "analysis.sweep.SweepResult.strategies": ("bound", "loss"),
+    "analysis.study.load_arguments": ("seed", "poles", "measured_by"),
     "analysis.sweep.load_arguments": ("seeds", "strengths", "layers"),
     "analysis.sweep.plan": (
         "strengths", "layers", "prompts", "seeds", "n_random", "seconds", "measures", "batch_size", "sets", "branches",

@@ -348,6 +348,12 @@ class World:
         return place
 
     @cached_property
+    def study_file(self) -> Path:
+        place = self.folder / "study.toml"
+        place.write_text("concept = 'tempo'\nothers = 'none'\n[settings]\nseed = 1\n")
+        return place
+
+    @cached_property
     def listed(self) -> Path:
         """A folder of studies."""
         place = self.folder / "listed"
