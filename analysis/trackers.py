@@ -80,7 +80,7 @@ def scalars(rows: pd.DataFrame) -> Iterator[Logged]:
     """Yield the number of each row, and its values by the name of their series, as all trackers log them.
 
     A series is a measure, the stage of a study, and what was done to the clip: its concept, kind and strength, as in
-    "brightness/dose-response/timbre steered 0.5". Values that could not be measured are left out. Places and strategies
+    "brightness/dose-response/timbre_steered_0.5". Values that could not be measured are left out. Places and strategies
     share a series, and the table of the sweep has them apart.
     """
     from pandas.api.types import is_numeric_dtype
@@ -90,14 +90,24 @@ def scalars(rows: pd.DataFrame) -> Iterator[Logged]:
     labels = {*LABELS, "heads", "stage", "condition", "prompt", "asked", "seed", "file"}
     measured = [name for name in rows if name not in labels and is_numeric_dtype(rows[name])]
     for number, row in zip(rows.index, rows.to_dict("records"), strict=True):
-        parts = [row.get(name) for name in ("concept", "kind", "pole")]
-        strength = row.get("strength")
-        if isinstance(strength, int | float) and strength == strength and strength:
-            parts.append(f"{strength:g}")
-        done = " ".join(part for part in parts if isinstance(part, str)) or str(row.get("condition", "clip"))
+        done = _done(row)
         stage = [stage] if isinstance(stage := row.get("stage"), str) else []
-        values = {"/".join([str(name), *stage, done]): float(row[name]) for name in measured}
+        # TensorBoard accepts only these characters, and MLflow more.
+        names = {name: re.sub(r"[^-/\w.]", "_", "/".join([str(name), *stage, done])) for name in measured}
+        values = {names[name]: float(row[name]) for name in measured}
         yield int(number), {name: value for name, value in values.items() if abs(value) < float("inf")}
+
+
+def _done(row: Mapping[Any, Any]) -> str:
+    """Return what was done to a clip, such as "timbre_steered_0.5"."""
+    if not isinstance(row.get("kind"), str):
+        # Conditions of the user's own need not have a kind.
+        return str(row["condition"])
+    parts = [part for part in map(row.get, ("concept", "kind", "pole")) if isinstance(part, str)]
+    strength = row.get("strength")
+    if isinstance(strength, int | float) and strength == strength and strength:
+        parts.append(f"{strength:g}")
+    return "_".join(parts)
 
 
 @guarded
@@ -182,11 +192,7 @@ def to_mlflow(experiment: str, *, uri: str | None = None, run_id: str | None = N
     def log(found: Sequence[Logged]) -> None:
         now = int(1000 * time.time())
         # MLflow accepts only these characters in names.
-        metrics = [
-            Metric(re.sub(r"[^\w\-. /]", "_", name), value, now, number)
-            for number, values in found
-            for name, value in values.items()
-        ]
+        metrics = [Metric(name, value, now, number) for number, values in found for name, value in values.items()]
         for start in range(0, len(metrics), _PER_CALL):
             client.log_batch(run_id, metrics=metrics[start : start + _PER_CALL])
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from small_runs import TINY, played, studied
+from small_runs import TINY, bare_pages, played, studied
 from stops import contents, killed
 
 from analysis import study, sweep, trackers
@@ -81,14 +81,16 @@ def test_what_is_no_function_is_refused_before_anything_runs(lens: Any, tmp_path
 
 def test_rows_of_a_study_name_their_stage_and_come_once(lens: Any, tmp_path: Path) -> None:
     found: list[pd.DataFrame] = []
-    made = studied(lens, tmp_path / "study", on_rows=found.append)
+    with bare_pages():
+        made = studied(lens, tmp_path / "study", on_rows=found.append)
     rows = pd.concat(found)
     assert set(rows["stage"]) == {"strength", "dose-response", "controls"}
     # The table of the study has the baseline of its controls only once.
     assert len(rows) - sum((rows["stage"] == "controls") & (rows["kind"] == "baseline")) == len(made.clips)
     assert rows.groupby("stage").apply(lambda one: one.index.is_unique).all()
     again: list[pd.DataFrame] = []
-    studied(lens, tmp_path / "study", on_rows=again.append)
+    with bare_pages():
+        studied(lens, tmp_path / "study", on_rows=again.append)
     assert again == []
 
 
@@ -118,8 +120,8 @@ ROWS = pd.DataFrame(
 )  # fmt: skip
 SERIES = [
     (4, {"tempo_ioi/baseline": 100.0, "onsets/baseline": 8.0, "failed/baseline": 0.0}),
-    (5, {"tempo_ioi/tempo steered -0.5": 50.0, "onsets/tempo steered -0.5": 4.0, "failed/tempo steered -0.5": 1.0}),
-    (6, {"onsets/tempo prompted fast": 9.0, "failed/tempo prompted fast": 0.0}),
+    (5, {"tempo_ioi/tempo_steered_-0.5": 50.0, "onsets/tempo_steered_-0.5": 4.0, "failed/tempo_steered_-0.5": 1.0}),
+    (6, {"onsets/tempo_prompted_fast": 9.0, "failed/tempo_prompted_fast": 0.0}),
 ]
 
 
@@ -243,9 +245,9 @@ def test_mlflow_has_every_value_in_its_store(tmp_path: Path) -> None:
     experiment = client.get_experiment_by_name("tempo")
     (run,) = client.search_runs([experiment.experiment_id])
     assert run.info.status == "FINISHED"
-    history = client.get_metric_history(run.info.run_id, "tempo_ioi/tempo steered -0.5")
+    history = client.get_metric_history(run.info.run_id, "tempo_ioi/tempo_steered_-0.5")
     assert sorted((one.step, one.value) for one in history) == [(number, 50.0) for number in range(1, 600, 3)]
     with trackers.to_mlflow("tempo", uri=uri, run_id=run.info.run_id) as log:
         log(ROWS.set_axis([600, 601, 602]))
     assert len(client.search_runs([experiment.experiment_id])) == 1
-    assert len(client.get_metric_history(run.info.run_id, "tempo_ioi/tempo steered -0.5")) == 201
+    assert len(client.get_metric_history(run.info.run_id, "tempo_ioi/tempo_steered_-0.5")) == 201
