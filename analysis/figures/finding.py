@@ -49,7 +49,9 @@ def finding(
         axes.set_ylim(3.8, -0.6)
         axes.grid(False, axis="y")
         axes.xaxis.set_major_formatter(FuncFormatter(signed))
-        axes.set_xlabel(change_of(measured).replace("\n", "\n" if is_narrow() else " "))
+        label = change_of(measured)
+        # One line of a long name would be wider than one column.
+        axes.set_xlabel(label.replace(" (", "\n(") if is_narrow() else label.replace("\n", " "))
         handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
         where = "outside lower left" if is_narrow() else "outside right upper"
         figure.legend(handles.values(), handles.keys(), loc=where, markerscale=0.7)
