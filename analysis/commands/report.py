@@ -50,13 +50,13 @@ def report(
             )
         studies_in(folder)
         from analysis import study
+        from analysis.wording import counted
 
         listed = study.write_index(folder)
-        count = len(listed.studies)
         if as_json:
             say_json(folder / SUMMARY)
             return
-        say(f"{listed.finding}\n\n{folder / 'index.html'} lists {count} stud{'y' if count == 1 else 'ies'}.")
+        say(f"{listed.finding}\n\n{folder / 'index.html'} lists {counted(len(listed.studies), 'study', 'studies')}.")
         return
 
     if not (folder / SUMMARY).is_file():

@@ -77,11 +77,11 @@ def the_finding(study: Study) -> Drawing:
     return Drawing(
         "finding",
         "The finding",
-        f"Change in {name_of(study.measure)} on {counted(settings.test, 'neutral test prompt')}, with which nothing was "
-        f"chosen. Dots are prompts (median over {counted(settings.test_seeds, 'seed')}), large markers are medians over "
-        f"all clips with {COVERAGE} intervals over prompts, and green bars are prompts that ask for the pole instead. "
-        "The rows below show control directions of the same length at the same place: their mean change on some of the "
-        "clips, and as a ring that of this direction on the same clips.",
+        f"Change in {name_of(study.measure)} on {counted(settings.test, 'neutral test prompt')}, with which nothing "
+        f"was chosen. Dots are prompts (median over {counted(settings.test_seeds, 'seed')}), large markers are medians "
+        f"over all clips with {COVERAGE} intervals over prompts, and green bars are prompts that ask for the pole "
+        "instead. The rows below show control directions of the same length at the same place: their mean change on "
+        "some of the clips, and as a ring that of this direction on the same clips.",
         **in_both(lambda: finding(outcomes, steered, controls, study.measure, names)),
         tables=("by_prompt", "outcome", "controls"),
     )

@@ -142,7 +142,7 @@ def _numbers(studies: Sequence[Study]) -> list[tuple[str, list[tuple[str, str]]]
         # The negative pole comes first, as in the players and on the axes.
         for word, outcome in [*zip(study.words, study.outcomes, strict=True)][::-1]:
             one = page.formatted(outcome.as_dict())
-            cells = (one["effect"], f"{one['low']} to {one['high']}", one["failed"], one["p_corrected"])
+            cells = (one["effect"], one["interval"], one["failed"], one["p_corrected"])
             name = f"{study.concept}: {word} ({one['strength']})".replace("-", "−")
             rows.append((name, list(zip(_COLUMNS, cells, strict=True))))
     return rows
