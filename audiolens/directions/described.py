@@ -97,10 +97,12 @@ class Described:
         """
         from audiolens.directions import calibrating
 
-        return calibrating.calibrate(
-            cast(Any, self), lens, measure, strengths=strengths, prompts=prompts, seeds=seeds, seconds=seconds,
+        directions: Any = self
+        found = calibrating.calibrate(
+            directions, lens, measure, strengths=strengths, prompts=prompts, seeds=seeds, seconds=seconds,
             guidance_scale=guidance_scale, batch_size=batch_size, progress=progress, steering=steering,
         )  # fmt: skip
+        return cast(Self, found)
 
     def _samples(self, wanted_by: str) -> Samples:
         if self.samples is None:

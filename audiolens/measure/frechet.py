@@ -180,14 +180,15 @@ def _frames(lens: AudioLens, clips: Any, size: int) -> Iterator[Float[Tensor, "r
             f"clips of type {type(clips).__name__}, shape {shape}: expected a generation, codes 'row codebook frame', "
             "a waveform 'row channel sample' or (waveform, sample_rate)."
         )
+    sounds: Any = clips
     coded = isinstance(clips, Tensor) and not clips.is_floating_point()
-    length = clips.shape[-1] / (lens.config.frame_rate if coded else max(1, sample_rate))
+    length = sounds.shape[-1] / (lens.config.frame_rate if coded else max(1, sample_rate))
 
     def read(rows: slice) -> Float[Tensor, "row codec_feature frame"]:
-        wave = lens.decode_codes(clips[rows]) if coded else clips[rows]
+        wave = lens.decode_codes(sounds[rows]) if coded else sounds[rows]
         with alone(lens.model), torch.no_grad():
             found = codec.features(wave, lens.config.sample_rate if coded else sample_rate, lens.model, lens.config)
             return found.cpu().double()
 
     fit = sound_fit(lens.traced_model, length, "encoded", size)
-    yield from (found for _, found in fit.run(len(clips), read))
+    yield from (found for _, found in fit.run(len(sounds), read))
