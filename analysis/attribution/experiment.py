@@ -14,7 +14,7 @@ result.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 from jaxtyping import Int
@@ -120,7 +120,7 @@ def attribute(
         lens.traced_model, (*todo.clean, *todo.corrupted), todo.codes.shape[-1], rows="pairs being attributed",
         kept_blocks=lens.config.n_layers, more=lambda: todo.kept_bytes(per_codebook),
     )  # fmt: skip
-    batches = tqdm(list(todo.batches(batch_size)), desc="attributing", unit="batch", disable=not progress)
+    batches: Any = tqdm(list(todo.batches(batch_size)), desc="attributing", unit="batch", disable=not progress)
     found_parts = fit.each(batches, lambda rows: todo.part(rows, steps if along else 0, per_codebook))
     parts = [part for _, part in found_parts]
     order = np.concatenate([part.rows for part in parts]).argsort()

@@ -120,7 +120,7 @@ def write(
     sounds: dict[str, Sound] = {}
     if mode == "pairs":
         trials, left_out = _pairs(items, COMPARED[against], pairs, found.sample_rate, sounds)
-        trials += _checks(items, checks, CONCEPT if CONCEPT in asked and found.concept in WORDS else QUALITY,
+        trials += _checks(items, checks, CONCEPT if CONCEPT in asked and tuple(found.poles) in WORDS else QUALITY,
                           found.sample_rate, sounds)  # fmt: skip
     else:
         trials, left_out = _ratings(items, anchor_hz, found.sample_rate, sounds)
@@ -186,13 +186,14 @@ def _checked(
 def _questions(study: Study, mode: str, questions: Sequence[str], checks: int) -> dict[str, str]:
     if mode == "mushra":
         return {QUALITY: "How good does each clip sound, compared with the reference?"}
-    known = study.concept in WORDS
+    high, low = study.poles
+    known = (high, low) in WORDS
     if checks and not known and QUALITY not in questions:
         raise InputError(
             f"an attention check needs an obvious answer, and {shown(study.concept)} has none: also ask for quality, "
             "or give checks=0."
         )
-    more = f"is {WORDS[study.concept][0]}" if known else f"sounds more {study.poles[0]}"
+    more = f"is {WORDS[high, low][1][0]}" if known else f"sounds more {high}"
     texts = {CONCEPT: f"Which clip {more}?", QUALITY: "Which clip sounds better?"}
     return {name: texts[name] for name in QUESTIONS if name in questions}
 

@@ -14,6 +14,7 @@ from analysis.study.result import Study
 from analysis.study.stages import BEGUN, MADE, STAGES, SUMMARY
 from audiolens.directions.card import plain
 from audiolens.door import guarded
+from audiolens.errors import InputError
 from audiolens.files import hub
 from audiolens.files.atomic import as_path, refuse_links
 
