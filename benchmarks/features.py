@@ -3,7 +3,8 @@
 `python benchmarks/features.py --update` synthesises clips with the music and captions that étude was trained on (other
 seeds), harvests some blocks, trains an SAE on each, and writes the tables in docs/features.md. The attributes listed
 are those of the block with the best one-to-one match. The script resumes: finished stages are kept. Speeds are those of
-this machine, in one process and one after the other: training an SAE beside the forward pass that feeds it.
+this machine, in one process and one after the other: training an SAE beside the forward pass that feeds it. `--quick`
+runs all of it from start to end in minutes, at sizes from which nothing is concluded.
 """
 
 import json
@@ -27,6 +28,7 @@ from analysis.features.source import activations
 from analysis.resampling import COVERAGE
 from analysis.study.settings import TEST_SEED
 from analysis.workers import share_cores
+from audiolens.files.atomic import written
 from audiolens.model.sites import Site
 
 PAGE = Path(__file__).parent.parent / "docs" / "features.md"
@@ -36,29 +38,43 @@ MEASURED = {"tempo_ioi": "tempo", "brightness": "brightness"}
 CLIPS = 8
 BATCH = 256
 """Vectors per step. With the few vectors that fit in minutes, more and smaller steps get further."""
-INDEXED = 400
-"""Clips that no SAE is trained on, with whose labels latents are compared."""
+FULL = {"n": 1000, "indexed": 400, "blocks": "2,4,6", "vectors": 1_000_000}
+QUICK = {"n": 128, "indexed": 96, "blocks": "4,6", "vectors": 40_000}
+"""The clips to train on, the further clips with whose labels latents are compared, the blocks, and the vectors to train
+each SAE on."""
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="Folder for clips, harvest and SAEs (resumable).")] = Path("runs/features"),
-    n: Annotated[int, typer.Option(help="Clips to train on; a tenth is held out.")] = 1000,
-    blocks: Annotated[str, typer.Option(help="Blocks to train an SAE on.")] = "2,4,6",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for clips, harvest and SAEs (resumable) [default: runs/features].")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option(help="Few clips and vectors, and two blocks: minutes instead of hours.")
+    ] = False,
+    n: Annotated[int | None, typer.Option(help="Clips to train on; a tenth is held out [default: 1000].")] = None,
+    indexed: Annotated[int | None, typer.Option(help="Further clips, to compare with [default: 400].")] = None,
+    blocks: Annotated[str | None, typer.Option(help="Blocks to train an SAE on [default: 2,4,6].")] = None,
     k: Annotated[int, typer.Option(help="Active latents.")] = 32,
     width: Annotated[int, typer.Option(help="Latents.")] = 1536,
-    vectors: Annotated[int, typer.Option(help="Vectors to train each SAE on.")] = 1_000_000,
+    vectors: Annotated[int | None, typer.Option(help="Vectors to train each SAE on [default: 1,000,000].")] = None,
     jobs: Annotated[int, typer.Option(help="Processes that train SAEs.")] = 1,
     update: Annotated[bool, typer.Option(help="Write the tables into docs/features.md.")] = False,
 ) -> None:
     """Train and measure."""
+    if quick and update:
+        raise typer.BadParameter("--update writes the tables of the full sizes: leave out --quick.")
+    given = {"n": n, "indexed": indexed, "blocks": blocks, "vectors": vectors}
+    size: dict[str, Any] = {name: value or (QUICK if quick else FULL)[name] for name, value in given.items()}
+    n, vectors = int(size["n"]), int(size["vectors"])
+    out = Path("runs/features-quick" if quick else "runs/features") if out is None else out
     share_cores()
     lens = al.AudioLens.from_pretrained("etude")
-    prompts, codes, unseen = clips(lens, n, out)
-    layers = [int(block) for block in blocks.split(",")]
+    prompts, codes, unseen = clips(lens, n, size["indexed"], out)
+    layers = [int(block) for block in size["blocks"].split(",")]
     harvest.harvest(lens, prompts[:n], codes=codes[:n], layers=layers, dtype="float16", out=out / "harvest")
     asked: dict[str, Any] = {"kind": "topk", "k": k, "width": width, "batch_size": BATCH}
     run = Parallel(n_jobs=min(jobs, len(layers)))
-    found = list(run(delayed(trained)(out, layer, n, vectors, asked) for layer in layers))
+    found = list(run(delayed(trained)(out, layer, n, size["indexed"], vectors, asked) for layer in layers))
     best = max(found, key=lambda one: one["matching"])["layer"]
     sae = features.load(out / f"sae-{best}", lens=lens)
     index = features.index(lens, sae, unseen)
@@ -71,29 +87,31 @@ def main(
     typer.echo(text)
 
 
-def clips(lens: al.AudioLens, n: int, out: Path) -> tuple[tuple[str, ...], torch.Tensor, features.Clips]:
+def clips(lens: al.AudioLens, n: int, indexed: int, out: Path) -> tuple[tuple[str, ...], torch.Tensor, features.Clips]:
     """The prompts and codes of all clips, and those that no SAE is trained on with their labels."""
-    prompts, labels = labelled(n + INDEXED, SEED)
-    codes = encoded(lens, n + INDEXED, out)
+    prompts, labels = labelled(n + indexed, SEED)
+    codes = encoded(lens, n + indexed, out)
     return prompts, codes, features.Clips(prompts[n:], codes[n:], labels[n:])
 
 
-def trained(out: Path, layer: int, n: int, vectors: int, asked: dict[str, Any]) -> dict[str, Any]:
+def trained(out: Path, layer: int, n: int, indexed: int, vectors: int, asked: dict[str, Any]) -> dict[str, Any]:
     """What the SAE of one block keeps and finds; it is trained and measured once."""
     path = out / f"sae-{layer}.json"
     if path.is_file():
         found = json.loads(path.read_text("utf-8"))
-        if found["asked"] == [n, vectors, asked]:
+        if found["asked"] == [n, indexed, vectors, asked]:
             return found
     share_cores()
     lens = al.AudioLens.from_pretrained("etude")
     kept = harvest.Harvest.load(out / "harvest")
     sae = features.train(lens, kept, layer=layer, n_vectors=vectors, out=out / f"sae-{layer}", **asked)
-    index = features.index(lens, sae, clips(lens, n, out)[2])
+    index = features.index(lens, sae, clips(lens, n, indexed, out)[2])
     found = {
-        "layer": layer, "asked": [n, vectors, asked], "matching": index.matching_score, "row": measured(sae, index),
+        "layer": layer, "asked": [n, indexed, vectors, asked], "matching": index.matching_score,
+        "row": measured(sae, index),
     }  # fmt: skip
-    path.write_text(json.dumps(found), "utf-8")
+    with written(path) as whole:
+        whole.write_text(json.dumps(found), "utf-8")
     return found
 
 
@@ -106,7 +124,8 @@ def encoded(lens: al.AudioLens, n: int, out: Path) -> torch.Tensor:
             return found[:n].long()
     codes = features.synthesised(lens, n, seed=SEED, progress=True).codes
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({"codes": codes.to(torch.int16)}, path)
+    with written(path) as whole:
+        save_file({"codes": codes.to(torch.int16)}, whole)
     return codes
 
 
@@ -121,7 +140,7 @@ def steered(lens: al.AudioLens, sae: features.SAE, index: features.FeatureIndex,
         conditions.append(sweep.Condition(name, (features.splice(sae, clamp={latent: value}),)))
     played = sweep.play(
         lens, conditions, sweep.clips(sets.test[:CLIPS], 1, TEST_SEED), seconds=4.0, measures=list(MEASURED),
-        out=out / "clips", n_jobs=0,
+        out=out / f"clips-{sae.layer}", n_jobs=0,
     )  # fmt: skip
     effects = {name: sweep.effects(played.table, name).set_index("condition") for name in MEASURED}
     rows = []
@@ -190,10 +209,11 @@ def tables(
         f"from {n} clips of the synthesiser (a tenth held out, of which {scores['n_clips']:.0f} are scored), and "
         f"compared with the labels of {len(index.clips)} others.",
         markdown(pd.DataFrame(rows)),
-        f"**Block {sae.layer}** has the best one-to-one match. Of {len(named)} attributes, {index.own} have a latent "
-        f"with an AUC of at least {index.threshold:g} on the half of the clips that latents were not chosen on. "
-        f"Matched one to one, the mean AUC is {index.matching_score:.3f}. The next-code loss on held-out clips is "
-        f"{loss} nats per code, {spliced} with the reconstruction, {mean} with the mean and {zero} with zeros.",
+        f"**Block {sae.layer}** has the best one-to-one match, by which it was chosen for what follows. Of "
+        f"{len(named)} attributes, {index.own} have a latent with an AUC of at least {index.threshold:g} on the half "
+        f"of the clips that latents were not chosen on. Matched one to one, the mean AUC is "
+        f"{index.matching_score:.3f}. The next-code loss on held-out clips is {loss} nats per code, {spliced} with the "
+        f"reconstruction, {mean} with the mean and {zero} with zeros.",
         markdown(named),
         f"In one process on one core, the forward pass up to the block reads {speed['reading']:,.0f} vectors per "
         f"second, and the SAE trains on {speed['training']:,.0f}: {speed['training'] / speed['reading']:.1f} times as "

@@ -28,7 +28,7 @@ from analysis.commands.common import (
     write_result,
 )
 from analysis.commands.sizes import Sizes
-from analysis.features.described import OWN_AUC
+from analysis.features.described import MOST_VECTORS, OWN_AUC
 from audiolens.checks import MOST_SEED, checked_amount, checked_count
 from audiolens.errors import InputError
 
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
 _SHOWN = {"attribute": "attribute", "latent": "latent", "auc": "AUC", "matched": "matched", "matched_auc": "AUC ",
           "above": "latents above", "several_auc": "several together", "absorbed": "absorbed"}  # fmt: skip
-MOST_VECTORS = 2**40
 
 
 @opens_model

@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from analysis.features.learning import Learner
+from audiolens.checks import shown
 from audiolens.errors import DamagedError, InputError
 from audiolens.files import integrity
 from audiolens.files.atomic import written
@@ -45,6 +46,8 @@ def restore(learner: Learner, path: Path) -> None:
     try:
         facts = json_of(path, read_header(path).metadata.get(integrity.HEADER, "{}"))
         refuse_other(path, facts, _SHAPE)
+        if facts["format"] != FORMAT:
+            raise InputError(f"it has format {shown(facts['format'])}, and this version writes {FORMAT}")
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
         integrity.check_header(path, facts, {name: tensor.shape for name, tensor in tensors.items()})

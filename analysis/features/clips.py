@@ -142,6 +142,10 @@ def _attributes(labels: pd.DataFrame) -> dict[str, np.ndarray]:
             if not low < high:
                 raise InputError(f"labels: {name!s} is the same number in most clips: expected a quantity that varies.")
             outer = np.where(numbers >= high, 1.0, np.where(numbers <= low, 0.0, np.nan))
+            if (fewest := min((outer == 1).sum(), (outer == 0).sum())) < LEAST:
+                raise InputError(
+                    f"labels: {name!s} is high or low in {fewest} clips: expected at least {LEAST} of either."
+                )
             found |= {f"{name}: high": outer, f"{name}: low": 1 - outer}
             continue
         texts = values.astype(str)

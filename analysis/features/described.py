@@ -20,6 +20,8 @@ OWN_AUC = 0.95
 FEWEST_CLIPS = 64
 """The fewest synthesised clips, so that every class of every label has several."""
 KINDS = ("topk", "batchtopk", "jumprelu")
+MOST_VECTORS = 2**40
+"""The most vectors to train on."""
 TRAINING = Kind(
     noun="training run of a SAE",
     busy="training in this folder",
@@ -29,7 +31,7 @@ TRAINING = Kind(
     shape={
         "format": str,
         "source": {"weights": str, "dtype": str, "site": str, "prompts": str, "codes": str, "clips": int,
-                   "held_out": str, "units": int},
+                   "held_out": str, "units": int, "order?": str},
         "settings": {"kind": str, "k": int, "width": int, "rate": float, "n_vectors": int, "batch_size": int,
                      "seed": int},
     },
@@ -39,13 +41,20 @@ TRAINING = Kind(
 _TOLD = (
     ("format", "it has format {there}, but this version writes {here}"),
     ("source.weights", "it was begun with other weights of the model ({there}; this is {here})"),
+    ("source.order", "it was begun with clips read in other groups, by another reading_batch or harvest"),
     ("source.*", "it was begun with {name} {there}, but this one has {here}"),
     ("settings.*", "it was begun with {name}={there}, but this one has {here}"),
 )
 
 
 def difference(begun: Mapping[str, Any], facts: Mapping[str, Any]) -> str | None:
-    """Return a description of the first difference between two training runs; `None` if there is none."""
+    """Return a description of the first difference between two training runs; `None` if there is none.
+
+    Runs of earlier versions do not state in which order they read their clips.
+    """
+    there, here = begun.get("source") or {}, facts.get("source") or {}
+    if "order" in here and "order" not in there:
+        begun = {**begun, "source": {**there, "order": here["order"]}}
     return first_difference(begun, facts, _TOLD)
 
 

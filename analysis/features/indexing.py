@@ -63,10 +63,11 @@ class FeatureIndex:
         tops: the seconds at which each latent is most active, one per clip: `latent`, `rank`, `clip`, `start` in
             seconds, `value` and `prompt`.
         attributes: one row per attribute. Latents are chosen on one half of the clips, and everything is reported on
-            the other: the best `latent` and its `auc`, the latent `matched` to this attribute alone (Hungarian method)
-            and its `matched_auc`, the number of latents `above` the threshold (more than one: the attribute is split),
-            the `several_auc` of the sum of the best few, and the share `absorbed`: clips with the attribute that the
-            best latent misses, and another of these few finds.
+            the other, to which all clips of a prompt belong or none (if there are at least ten prompts): the best
+            `latent` and its `auc`, the latent `matched` to this attribute alone (Hungarian method; -1 if there are more
+            attributes than latents) and its `matched_auc`, the number of latents `above` the threshold in both halves
+            (more than one: the attribute is split), the `several_auc` of the sum of the best few, and the share
+            `absorbed`: clips with the attribute that the best latent misses, and another of these few finds.
         threshold: the AUC from which a latent counts as the attribute's own.
         several: the number of latents that are summed.
         seconds: the length of a top-activating window.
@@ -178,7 +179,7 @@ def index(
         seconds: their length.
         threshold: the AUC from which a latent counts as an attribute's own.
         several: the number of best latents that are summed, to see whether an attribute is spread over them.
-        seed: of the two halves of the clips.
+        seed: of the division of the prompts into two halves.
         batch_size: number of clips to read at once.
         progress: show a progress bar.
 
@@ -199,13 +200,13 @@ def index(
     sae.refuse_other(lens)
     codes = checked_codes(clips.codes, lens.config)
     prompts, _ = text.checked(list(clips.prompts), lens.model, lens.tokenizer)
-    parts = matching.halves(np.zeros((len(clips), 1)), clips.truths, checked_seed(seed))
+    parts = matching.halves(np.zeros((len(clips), 1)), clips.truths, prompts, checked_seed(seed))
     for part in parts:
         if (name := matching.lacking(part)) is not None:
             raise InputError(f"labels: half of the clips are alike in {name!r}: give more clips, or another seed=.")
     found = _read(lens, sae, prompts, codes, whole_batch_size(batch_size), progress)
     truths = clips.truths
-    choosing, reporting = matching.halves(found["pooled"], truths, seed)
+    choosing, reporting = matching.halves(found["pooled"], truths, prompts, seed)
     attributes = matching.table(choosing, reporting, threshold, min(several, sae.width)) if truths else pd.DataFrame()
     seconds = min(seconds, codes.shape[-1] / lens.config.frame_rate)
     return FeatureIndex(

@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from analysis.features.sae import SAE, top
+from audiolens.errors import InputError
 
 Kind = Literal["topk", "batchtopk", "jumprelu"]
 AUXILIARY = 1 / 32
@@ -31,6 +32,8 @@ THRESHOLD_RATE = 0.01
 WARM_UP, DECAY = 0.02, 0.2
 """The shares of the training in which the learning rate rises from 0, and falls to 0."""
 NAMES = ("W_enc", "b_enc", "W_dec", "b_dec")
+_ALIKE = 1e-10
+"""The variance of activations that are alike up to rounding, relative to their squared norm."""
 
 
 class _Above(torch.autograd.Function):
@@ -85,10 +88,21 @@ class Learner:
     def begin(
         cls, kind: Kind, k: int, width: int, rate: float, n_vectors: int, first: Float[Tensor, "vector d_in"], seed: int
     ) -> Learner:
-        """Return a learner with random weights, fitted to the mean and the scale of the first vectors."""
+        """Return a learner with random weights, fitted to the mean and the scale of the first vectors.
+
+        Raises:
+            InputError: if the vectors are not finite, or are all alike.
+        """
+        if not bool(torch.isfinite(first).all()):
+            raise InputError(
+                "the activations contain NaN or infinite values: read them in a dtype with a larger range, such as "
+                "bfloat16 or float32."
+            )
         mean = first.mean(0)
         spread = float((first - mean).pow(2).sum(-1).mean())
-        scale = (first.shape[1] / max(spread, 1e-12)) ** 0.5
+        if not spread > _ALIKE * float(first.pow(2).sum(-1).mean()):
+            raise InputError("the activations of all clips and steps are alike: choose another site.")
+        scale = (first.shape[1] / spread) ** 0.5
         # Drawn on the CPU, so that a seed gives the same weights on every device.
         drawn = torch.randn(width, first.shape[1], generator=torch.Generator().manual_seed(seed)).to(first.device)
         decoder = drawn / drawn.norm(dim=-1, keepdim=True)
@@ -123,6 +137,18 @@ class Learner:
         self.silent = torch.where(active, 0, self.silent + len(x))
         self.step, self.seen = self.step + 1, self.seen + len(x)
         return {"unexplained": loss.detach(), "l0": (latents.detach() > 0).float().sum(-1).mean()}
+
+    def refuse_infinite(self) -> None:
+        """Raise an error if a weight is NaN or infinite, because no later step can change that.
+
+        Raises:
+            InputError: if one is.
+        """
+        if not all(bool(torch.isfinite(value).all()) for value in self.weights.values()):
+            raise InputError(
+                f"the weights of the SAE are NaN or infinite after {self.step} steps: give a smaller learning_rate "
+                f"than {self.rate:g}, or activations without NaN and infinity."
+            )
 
     def sae(self, **facts: Any) -> SAE:
         """Return the SAE for inputs that are not scaled: latents and biases shrink, and directions keep their norm."""

@@ -12,7 +12,7 @@ from safetensors.torch import load as tensors_of
 
 from analysis.features.described import CONFIG, WEIGHTS, check_sae
 from analysis.features.files import OWN
-from analysis.features.sae import SAE
+from analysis.features.sae import SAE, heads_at
 from audiolens.checks import checked_flags, checked_text, shown
 from audiolens.door import guarded
 from audiolens.errors import InputError
@@ -59,8 +59,8 @@ def load(
         verify: compare the weights with the hash that audiolens wrote.
 
     Raises:
-        InputError: if a file is missing or cannot be read, if the architecture is not supported, or if the SAE does not
-            fit the lens.
+        InputError: if a file is missing or cannot be read, if the architecture is not supported, if the SAE does not
+            fit the lens, or if another site than that of an SAE of audiolens is given.
         SiteError: if the file names a hook that audiolens does not have, and no site is given.
         DamagedError: (an InputError) if the weights are not those that audiolens wrote.
     """
@@ -82,14 +82,21 @@ def load(
     except SafetensorError as error:
         raise InputError(f"{folder / WEIGHTS} is not a complete safetensors file: {error}.") from None
     hook, block = _place(folder, metadata, site, layer)
+    if own is not None:
+        stated = _place(folder, metadata, None, None)
+        if (hook, stated[1] if block is None else block) != stated:
+            raise InputError(f"{folder} states that this SAE reads {Site(*stated).name}: leave out site= and layer=.")
+        hook, block = stated
     if lens is not None and block is not None:
         block = counted(block, lens.config.n_layers)
     model = str(metadata.get("model_name") or "")
     meta = Provenance.from_dict(own["meta"]) if own else None
     if meta is None and lens is not None:
         kind = f"sparse autoencoder ({facts['architecture']})"
-        meta_facts: Any = {"site": hook, "estimator": kind, "source": "another program"}
-        meta = Provenance(model=model or lens.name, weights="", n_layers=lens.config.n_layers, **meta_facts)
+        meta = Provenance(
+            model=model or lens.name, weights="", n_layers=lens.config.n_layers, site=hook, estimator=kind,
+            source="another program", n_heads=heads_at(lens, Site(hook, block)),
+        )  # fmt: skip
     sae = _made(folder, facts, tensors, hook, block, model, own, meta)
     if lens is not None:
         sae.refuse_other(lens, named=own is None)

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import roc_curve
 
+from analysis.features.source import grouped
 from audiolens import ranking
 
 
@@ -42,12 +43,20 @@ def aucs(pooled: Float[np.ndarray, "clip latent"], truth: np.ndarray) -> Float[n
     return ranking.area(sums, int(truth.sum()), int((~truth).sum()))
 
 
-def halves(pooled: np.ndarray, truths: Mapping[str, np.ndarray], seed: int) -> tuple[Half, Half]:
-    """Divide the clips into two halves at random."""
-    order = np.random.default_rng(seed).permutation(len(pooled))
-    parts = order[: len(order) // 2], order[len(order) // 2 :]
-    first, second = (Half(pooled[part], {name: one[part] for name, one in truths.items()}) for part in parts)
-    return first, second
+def halves(
+    pooled: np.ndarray, truths: Mapping[str, np.ndarray], prompts: Sequence[str | None], seed: int
+) -> tuple[Half, Half]:
+    """Divide the clips into two halves at random, so that clips of one prompt stay together.
+
+    Otherwise a latent that reads a prompt would be chosen on some of its clips, and reported on the others. If the
+    clips have too few different prompts, they are divided one by one (`source.grouped`).
+    """
+    groups = grouped(prompts)
+    order = np.random.default_rng(seed).permutation(groups.max() + 1)
+    reached = np.bincount(groups)[order].cumsum()
+    first = np.isin(groups, order[: int(np.searchsorted(reached, len(groups) // 2)) + 1])
+    one, two = (Half(pooled[part], {name: truth[part] for name, truth in truths.items()}) for part in (first, ~first))
+    return one, two
 
 
 def lacking(half: Half) -> str | None:
@@ -62,14 +71,14 @@ def lacking(half: Half) -> str | None:
 def table(choosing: Half, reporting: Half, threshold: float, several: int) -> pd.DataFrame:
     """Return one row per attribute; see `FeatureIndex.attributes`."""
     chosen, reported = choosing.aucs(), reporting.aucs()
-    _, matched = linear_sum_assignment(-chosen)
+    # The matching leaves attributes out if there are more of them than latents.
+    matched = dict(zip(*(one.tolist() for one in linear_sum_assignment(-chosen)), strict=True))
     rows = []
     for number, name in enumerate(choosing.truths):
         order = np.argsort(-chosen[number], kind="stable")[:several]
         best = int(order[0])
         truth = reporting.known(name)[1]
-        # The matching leaves attributes out if there are more of them than latents.
-        partner = int(matched[number]) if number < len(matched) else -1
+        partner = matched.get(number, -1)
         rows.append(
             {
                 "attribute": name, "with": int(truth.sum()), "without": int((~truth).sum()), "latent": best,

@@ -200,7 +200,8 @@ class SAE:
             vectors=self.W_dec[chosen].sum(0, keepdim=True),
             layers=(self.layer,),
             residual_norms=torch.tensor([self.residual_norm], device="cpu"),
-            meta=replace(self.meta, label=label),
+            # By the name that other directions of the site have, with which these can then be compared.
+            meta=replace(self.meta, label=label, site=Site(self.site, self.layer).short),
         )
 
     def numbers(self, name: str, latents: Any) -> list[int]:
@@ -321,3 +322,9 @@ def features_at(lens: AudioLens, site: str, layer: int | None) -> tuple[int, ...
     if not form.timed or form.square or None in sizes:
         raise SiteError(f"{found.name} does not have one vector per step: choose another site, such as resid_post.")
     return tuple(size for size in sizes if size is not None)
+
+
+def heads_at(lens: AudioLens, site: Site) -> int:
+    """Return the number of heads of a site with one vector per step and head, and 0 of a site without heads."""
+    sizes = features_at(lens, site.hook, site.layer)
+    return sizes[0] if len(sizes) > 1 else 0

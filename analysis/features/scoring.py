@@ -39,7 +39,7 @@ class Scores:
     """What a sparse autoencoder keeps of clips that it was not trained on.
 
     Attributes:
-        explained_variance: 1 - squared error / variance, over all vectors.
+        explained_variance: 1 - squared error / variance, over all vectors; NaN if they do not vary.
         l0: the mean number of active latents of a vector.
         dead: the share of latents that are active in none of the vectors. Of few vectors, it is too high.
         n_clips, n_vectors: the numbers of clips and of vectors.
@@ -61,13 +61,16 @@ class Scores:
 
     @property
     def loss_recovered(self) -> float:
-        """1 - (spliced - loss) / (zero - loss): 1 if nothing is lost, 0 if as much as without the activations."""
-        return 1 - (self.spliced - self.loss) / (self.zero - self.loss)
+        """1 - (spliced - loss) / (zero - loss): 1 if nothing is lost, 0 if as much as without the activations.
+
+        NaN if the predictions do not change without the activations.
+        """
+        return _kept(self.spliced - self.loss, self.zero - self.loss)
 
     @property
     def loss_recovered_of_mean(self) -> float:
         """The same, compared with activations replaced by their mean, which is the harder baseline."""
-        return 1 - (self.spliced - self.loss) / (self.mean - self.loss)
+        return _kept(self.spliced - self.loss, self.mean - self.loss)
 
     def as_dict(self) -> dict[str, float]:
         """Return all numbers as plain values."""
@@ -169,9 +172,14 @@ class _Sums:
     def found(self) -> dict[str, Any]:
         variance = self.squares - float(self.total.pow(2).sum()) / self.n
         return {
-            "explained_variance": 1 - self.error / variance, "l0": self.active / self.n,
+            "explained_variance": _kept(self.error, variance), "l0": self.active / self.n,
             "dead": float((~self.fired).float().mean()), "n_vectors": self.n,
         }  # fmt: skip
+
+
+def _kept(lost: float, whole: float) -> float:
+    """Return the share that is not lost, or NaN if there was nothing to lose."""
+    return 1 - lost / whole if whole else float("nan")
 
 
 def _losses(

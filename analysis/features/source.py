@@ -17,9 +17,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from analysis.features.sae import flat
+from analysis.features.sae import flat, heads_at
 from analysis.harvest.opened import Harvest
 from audiolens.checks import shown
+from audiolens.directions.samples import prompt_numbers
 from audiolens.errors import InputError
 from audiolens.files.integrity import tensor_hash
 from audiolens.model import text
@@ -37,6 +38,8 @@ KEPT_BYTES = 2**30
 """Activations up to this size are read once and kept in memory. Larger ones are read again in every epoch."""
 MIXED = 2**17
 """The least number of vectors that are mixed at a time."""
+FEWEST_PROMPTS = 10
+"""The fewest different prompts that are divided as wholes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +83,8 @@ class Source:
             "prompts": prompts_hash(self.prompts), "codes": tensor_hash(self.codes.cpu().long())[:16],
             "clips": len(self.prompts), "held_out": prompts_hash([str(row) for row in held]),
             "units": len(self.units),
+            # Batches follow from which clips are read at once, and not only from the number of groups.
+            "order": prompts_hash([str(unit.tolist()) for unit in self.units]),
         }  # fmt: skip
 
     def unit(self, number: int) -> Float[Tensor, "vector d_in"]:
@@ -162,8 +167,10 @@ def of_clips(
         return torch.cat([found for _, found in fit.each([rows], part)])
 
     steps = lens.timeline(codes.shape[-1]).steps
-    meta = of_lens(lens, site=site.hook, position="every step", n_prompts=(len(listed), 0),
-                   prompts=prompts_hash(listed), **told)  # fmt: skip
+    meta = of_lens(
+        lens, site=site.hook, position="every step", n_heads=heads_at(lens, site), n_prompts=(len(listed), 0),
+        prompts=prompts_hash(listed), **told,
+    )  # fmt: skip
     return Source(lens, site, listed, codes, steps, read, units, tuple(held), meta)
 
 
@@ -197,8 +204,8 @@ def of_harvest(lens: AudioLens, harvest: Harvest, site: str, layer: int | None, 
 
     found = Site.of(name)
     meta = of_lens(
-        lens, site=found.hook, position="every step", n_prompts=(len(codes), 0), prompts=prompts_hash(harvest.prompts),
-        source=facts["source"],
+        lens, site=found.hook, position="every step", n_heads=heads_at(lens, found), n_prompts=(len(codes), 0),
+        prompts=prompts_hash(harvest.prompts), source=facts["source"],
     )  # fmt: skip
     return Source(lens, found, harvest.prompts, codes, vectors.steps, read, units, tuple(held), meta)
 
@@ -215,19 +222,35 @@ def activations(
 def split(prompts: Sequence[str | None], share: float, seed: int) -> tuple[list[int], list[int]]:
     """Divide clips into those to train on and those held out, so that clips of one prompt stay together.
 
-    If the clips have fewer than ten different prompts, they are divided one by one.
+    If the clips have too few different prompts, they are divided one by one (`grouped`).
 
     Raises:
         InputError: if either part would be empty.
     """
-    named = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
-    groups = np.array([named[prompt] for prompt in prompts] if len(named) >= 10 else range(len(prompts)))
+    groups = grouped(prompts)
     order = np.random.default_rng([seed, 1]).permutation(np.unique(groups))
     count = round(share * len(order)) if share else 0
     chosen = np.isin(groups, order[: max(count, 1 if share else 0)])
     if chosen.all():
         raise InputError(f"held_out={share} of {len(prompts)} clips leaves none to train on: give more prompts.")
     return np.flatnonzero(~chosen).tolist(), np.flatnonzero(chosen).tolist()
+
+
+def grouped(prompts: Sequence[str | None]) -> Int[np.ndarray, " clip"]:
+    """Return the number of each clip's prompt, or of the clip if there are fewer than `FEWEST_PROMPTS` prompts.
+
+    A clip without a prompt is a group of its own.
+    """
+    numbers = prompt_numbers(prompts)
+    return numbers if len(np.unique(numbers)) >= FEWEST_PROMPTS else np.arange(len(prompts))
+
+
+def spread(count: int, most: int) -> list[int]:
+    """Return at most `most` of the numbers from 0 to `count` - 1, at equal distances.
+
+    Clips are often listed pole by pole, or genre by genre. The first of them would not stand for all.
+    """
+    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int)).tolist() if count else []
 
 
 def _forever() -> Iterator[int]:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -15,20 +16,23 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from analysis.features import checkpoint, described, files
-from analysis.features.described import CHECKPOINT, STATE, TRAINING
+from analysis.features.described import CHECKPOINT, MOST_VECTORS, STATE, TRAINING
+from analysis.features.interrupts import deferred
 from analysis.features.learning import Kind, Learner
 from analysis.features.loading import load
 from analysis.features.sae import SAE, features_at
 from analysis.features.scoring import score
-from analysis.features.source import Source, of_clips, of_harvest
+from analysis.features.source import Source, of_clips, of_harvest, spread
 from analysis.harvest.opened import Harvest
 from analysis.store.resumable import UNHELD, Held, drop
 from audiolens.checks import checked_amount, checked_count, checked_flags, checked_seed, shown
 from audiolens.door import guarded
 from audiolens.errors import DamagedError, InputError, SiteError
 from audiolens.files.atomic import as_path, aside
+from audiolens.model.sites import Site
 from audiolens.model.text import Prompt
 from audiolens.model.tokens import named_once
+from audiolens.model.weight_hash import content_hash
 from audiolens.tracing.sampling import SECONDS
 
 if TYPE_CHECKING:
@@ -36,12 +40,14 @@ if TYPE_CHECKING:
 
 WIDER = 8
 """The default number of latents per feature of the site."""
-MOST_VECTORS = 2**40
 _FIRST = 4096
 """The number of vectors to which a new SAE is fitted before it is trained."""
 _SCORED = 64
 """The most held-out clips that a finished SAE is scored on."""
+_NORMED = 4
+"""The most units from which the mean norm of the activations is computed."""
 _TOLD_EVERY = 20
+_REMEDY = "use the settings that it was begun with."
 
 
 @guarded
@@ -115,13 +121,15 @@ def train(
         found = lens.find_sites(site, layer)
         if len(found) != 1:
             raise SiteError(f"{shown(site)} exists in {len(found)} blocks: give layer=, one of them.")
-        features_at(lens, found[0].name, None)
+        settings = settings.fitted(lens, found[0])
+        if place is not None:
+            _refuse_begun(place, lens, found[0], settings)
         source = of_clips(
             lens, found[0], data, codes, seeds=checked_count("seeds", seeds), seconds=seconds,
             guidance_scale=guidance_scale, held_out=held_out, seed=settings.seed,
             batch_size=checked_count("reading_batch", reading_batch), progress=progress,
         )  # fmt: skip
-    settings = settings.fitted(source)
+    settings = settings.fitted(lens, source.site)
     if place is None:
         return _finished(source, _learn(source, settings, None, UNHELD, progress), settings, progress)
     with _opened(place, source, settings) as lock:
@@ -157,12 +165,14 @@ class _Settings:
             checked_seed(seed), checked_count("checkpoint_every", every),
         )  # fmt: skip
 
-    def fitted(self, source: Source) -> _Settings:
-        """Return the settings with the defaults that depend on the site."""
-        d_in = 1
-        for size in features_at(source.lens, source.site.hook, source.site.layer):
-            d_in *= size
-        width = self.width or WIDER * d_in
+    def fitted(self, lens: AudioLens, site: Site) -> _Settings:
+        """Return the settings with the defaults that depend on the site.
+
+        Raises:
+            InputError: if there are too few latents.
+            SiteError: if the site does not have one vector per step.
+        """
+        width = self.width or WIDER * prod(features_at(lens, site.hook, site.layer))
         if self.k > width // 2:
             raise InputError(f"k={self.k} of width={width}: expected at most half of the latents to be active.")
         return replace(self, width=width, rate=self.rate or 1e-3 / max(1.0, width / 2048) ** 0.5)
@@ -170,6 +180,16 @@ class _Settings:
     @property
     def facts(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "checkpoint_every"}
+
+
+def _refuse_begun(place: Path, lens: AudioLens, site: Site, settings: _Settings) -> None:
+    """Raise if a folder was begun with other settings, before clips are generated, which can take long."""
+    begun = TRAINING.read(place)
+    if begun is None:
+        return
+    source = {**(begun.get("source") or {}), "weights": content_hash(lens.model), "site": site.name}
+    facts = {"format": TRAINING.format, "source": source, "settings": settings.facts}
+    TRAINING.refuse(place, described.difference(begun, facts), _REMEDY)
 
 
 @contextmanager
@@ -180,7 +200,7 @@ def _opened(place: Path, source: Source, settings: _Settings) -> Iterator[Held]:
     def settled() -> dict[str, Any]:
         begun = TRAINING.read(place)
         if begun is not None:
-            TRAINING.refuse(place, described.difference(begun, facts), "use the settings that it was begun with.")
+            TRAINING.refuse(place, described.difference(begun, facts), _REMEDY)
         return facts
 
     with TRAINING.opened(place, settled, lambda: "The last checkpoint is kept.") as (lock, _):
@@ -203,6 +223,7 @@ def _learn(source: Source, settings: _Settings, state: Path | None, lock: Held, 
 
     def keep() -> None:
         if state is not None:
+            learner.refuse_infinite()
             lock.check()
             checkpoint.keep(learner, state)
             lock.keep(state)
@@ -213,14 +234,19 @@ def _learn(source: Source, settings: _Settings, state: Path | None, lock: Held, 
 
 def _run(source: Source, settings: _Settings, learner: Learner, keep: Callable[[], None], progress: bool) -> None:
     batches = source.batches(settings.batch_size, settings.seed, learner.step)
-    told = {"desc": f"training {settings.kind}", "unit": "vector", "unit_scale": True}
-    with tqdm(total=settings.n_vectors, initial=learner.seen, disable=not progress, **told) as bar:
+    named = {"desc": f"training {settings.kind}", "unit": "vector", "unit_scale": True}
+    with tqdm(total=settings.n_vectors, initial=learner.seen, disable=not progress, **named) as bar:
         try:
             while learner.seen < settings.n_vectors:
-                before, found = learner.seen, learner.learn(next(batches).to(source.lens.device))
+                vectors, before = next(batches).to(source.lens.device), learner.seen
+                with deferred():
+                    found = learner.learn(vectors)
+                told = learner.step % _TOLD_EVERY == 0
+                if told or learner.seen >= settings.n_vectors:
+                    learner.refuse_infinite()
                 if learner.step % settings.checkpoint_every == 0:
                     keep()
-                if progress and learner.step % _TOLD_EVERY == 0:
+                if progress and told:
                     bar.set_postfix(
                         {"unexplained": f"{float(found['unexplained']):.3f}", "l0": f"{float(found['l0']):.1f}"}
                     )
@@ -232,7 +258,7 @@ def _run(source: Source, settings: _Settings, learner: Learner, keep: Callable[[
 
 def _finished(source: Source, learner: Learner, settings: _Settings, progress: bool) -> SAE:
     """Return the trained SAE, with its scores on held-out clips."""
-    norms = torch.cat([source.unit(number).norm(dim=-1) for number in range(min(4, len(source.units)))])
+    norms = torch.cat([source.unit(number).norm(dim=-1) for number in spread(len(source.units), _NORMED)])
     options = {"kind": settings.kind, "k": str(settings.k), "width": str(settings.width),
                "vectors": str(learner.seen), "rate": f"{settings.rate:g}"}  # fmt: skip
     meta = replace(source.meta, estimator=f"sparse autoencoder ({settings.kind})", options=options)
@@ -240,7 +266,7 @@ def _finished(source: Source, learner: Learner, settings: _Settings, progress: b
         site=source.site.hook, layer=source.site.layer, model=source.lens.name, meta=meta,
         residual_norm=float(norms.mean()),
     )  # fmt: skip
-    rows = list(source.held_out[:_SCORED])
+    rows = [source.held_out[place] for place in spread(len(source.held_out), _SCORED)]
     if not rows:
         return sae
     prompts = [source.prompts[row] for row in rows]

@@ -75,7 +75,7 @@ def test_planted_attributes_are_matched_split_and_absorbed() -> None:
     pooled[:, 4] += truth[2] & ~third
     pooled[:, 3] += truth[2] & third
     truths = {name: one.astype(float) for name, one in zip("abc", truth, strict=True)}
-    choosing, reporting = matching.halves(pooled, truths, 0)
+    choosing, reporting = matching.halves(pooled, truths, [str(row) for row in range(1200)], 0)
     table = matching.table(choosing, reporting, 0.95, 2).set_index("attribute")
     assert (table.loc["a", "latent"], table.loc["a", "matched"], table.loc["a", "above"]) == (0, 0, 1)
     assert table.loc["b", "above"] == 2
@@ -86,11 +86,40 @@ def test_planted_attributes_are_matched_split_and_absorbed() -> None:
     assert table["absorbed"].drop("c").max() < 0.05
 
 
+def test_more_attributes_than_latents_are_matched_as_far_as_latents_reach() -> None:
+    """The first attribute has no latent, and the others have one each: no other attribute takes theirs."""
+    rng = np.random.default_rng(0)
+    truth = rng.random((3, 200)) < 0.5
+    pooled = truth[1:].T + 0.1 * rng.random((200, 2))
+    truths = {name: one.astype(float) for name, one in zip("abc", truth, strict=True)}
+    choosing, reporting = matching.halves(pooled, truths, [str(row) for row in range(200)], 0)
+    table = matching.table(choosing, reporting, 0.95, 2).set_index("attribute")
+    assert table["matched"].to_dict() == {"a": -1, "b": 0, "c": 1}
+    assert np.isnan(table.loc["a", "matched_auc"])
+    assert table.loc[["b", "c"], "matched_auc"].min() == 1
+
+
+def test_a_latent_that_knows_prompts_by_heart_is_not_reported_as_knowing_their_attribute() -> None:
+    """Every prompt has eight clips and a latent of its own, and its attribute is drawn."""
+    rng = np.random.default_rng(0)
+    prompts = [f"prompt {row % 20}" for row in range(160)]
+    truth = (rng.permutation(20) < 10)[np.arange(160) % 20].astype(float)
+    pooled = np.eye(20)[np.arange(160) % 20] + 0.01 * rng.random((160, 20))
+    first, second = matching.halves(np.arange(160.0)[:, None], {"a": truth}, prompts, 0)
+    there = [{prompts[int(row)] for row in half.pooled[:, 0]} for half in (first, second)]
+    assert not there[0] & there[1]
+    assert [len(half.pooled) for half in (first, second)] == [80, 80]
+    found = matching.table(*matching.halves(pooled, {"a": truth}, prompts, 0), 0.95, 5)
+    by_clip = matching.table(*matching.halves(pooled, {"a": truth}, [None] * 160, 0), 0.95, 5)
+    assert found["several_auc"][0] < 0.6 < by_clip["several_auc"][0]
+
+
 def test_labels_of_one_class_or_too_few_clips_are_refused(lens: Any, sae: features.SAE, clips: features.Clips) -> None:
     for labels, words in (
         ({"mode": ["major"] * N}, "mode has only 'major': expected at least two"),
         ({"mode": ["major"] * (N - 2) + ["minor"] * 2}, "'minor' in 2 clips: expected at least 4"),
         ({"size": [1.0] * N}, "the same number"),
+        ({"size": [1.0, 2.0] + [np.nan] * (N - 2)}, "high or low in 1 clips"),
         ({"size": [1.0] * 3}, "3 rows for 40 clips"),
     ):
         with pytest.raises(InputError, match=words):

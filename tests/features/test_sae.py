@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import audiolens as al
 from analysis import features, harvest, sweep
+from analysis.features import described, source, training
 from analysis.features.learning import Learner
 from analysis.sweep import planned
 from audiolens.errors import DamagedError, InputError, SiteError
@@ -80,6 +82,93 @@ def test_a_killed_training_goes_on_to_the_same_sae(
         features.train(lens, PROMPTS, **{**asked, "k": 5})
 
 
+def test_a_run_with_other_settings_is_refused_before_clips_are_generated(
+    lens: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    asked: dict[str, Any] = {**QUICK, "n_vectors": 60, "seconds": 0.4, "out": tmp_path / "sae"}
+    features.train(lens, PROMPTS, **asked)
+    read = {**asked, "reading_batch": 3}
+    monkeypatch.setattr(type(lens), "generate", None)
+    with pytest.raises(InputError, match="it was begun with k=4, but this one has 5"):
+        features.train(lens, PROMPTS, **{**asked, "k": 5})
+    with pytest.raises(InputError, match="at most half"):
+        features.train(lens, PROMPTS, **{**asked, "k": 40})
+    monkeypatch.undo()
+    # Four training clips are read in two groups of 3 and 1, or of 2 and 2, whose batches differ.
+    features.train(lens, PROMPTS, **{**read, "out": tmp_path / "groups"})
+    with pytest.raises(InputError, match="read in other groups, by another reading_batch"):
+        features.train(lens, PROMPTS, **{**read, "out": tmp_path / "groups", "reading_batch": 2})
+
+
+def test_a_run_of_a_version_that_did_not_state_its_order_is_resumed() -> None:
+    facts = {"format": "a", "source": {"units": 2, "order": "x"}, "settings": {"k": 3}}
+    assert described.difference({**facts, "source": {"units": 2}}, facts) is None
+    assert described.difference({**facts, "source": {"units": 3}}, facts) == (
+        "it was begun with units 3, but this one has 2"
+    )
+
+
+def test_ctrl_c_waits_for_the_end_of_a_step(lens: Any, codes: torch.Tensor, tmp_path: Path, monkeypatch: Any) -> None:
+    """A state in the middle of a step would be resumed to another SAE."""
+    whole = features.train(lens, PROMPTS, codes=codes, **{**QUICK, "n_vectors": 300})
+    move = Learner._move
+
+    def interrupted(self: Learner, loss: torch.Tensor) -> None:
+        move(self, loss)
+        if self.step == 4:
+            # The weights have moved, and the counters have not.
+            signal.raise_signal(signal.SIGINT)
+
+    asked = {**QUICK, "codes": codes, "n_vectors": 300, "out": tmp_path / "sae"}
+    with monkeypatch.context() as patch:
+        patch.setattr(Learner, "_move", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            features.train(lens, PROMPTS, **asked)
+    resumed = features.train(lens, PROMPTS, **asked)
+    assert torch.equal(resumed.W_enc, whole.W_enc)
+
+
+def test_weights_that_are_not_finite_stop_the_training_and_are_not_kept(
+    lens: Any, codes: torch.Tensor, tmp_path: Path, monkeypatch: Any
+) -> None:
+    learn = Learner.learn
+    monkeypatch.setattr(Learner, "learn", lambda self, x: learn(self, x * (torch.nan if self.step == 9 else 1)))
+    asked: dict[str, Any] = {**QUICK, "codes": codes, "checkpoint_every": 5, "out": tmp_path / "sae"}
+    with pytest.raises(InputError, match=r"after 10 steps: give a smaller learning_rate than 0.001"):
+        features.train(lens, PROMPTS, **asked)
+    monkeypatch.undo()
+    with torch.no_grad():
+        assert features.train(lens, PROMPTS, **asked).W_enc.isfinite().all()
+    for x, told in ((torch.full((9, 4), torch.inf), "NaN or infinite"), (torch.full((9, 4), 0.1), "are alike")):
+        with pytest.raises(InputError, match=told):
+            Learner.begin("topk", 1, 8, 1e-3, 100, x, 0)
+
+
+def test_what_stands_for_all_clips_is_taken_from_all_of_them(lens: Any, monkeypatch: Any) -> None:
+    """Prompts are often listed pole by pole."""
+    assert source.spread(5, 64) == [0, 1, 2, 3, 4]
+    assert source.spread(9, 3) == [0, 4, 8]
+    assert source.spread(0, 4) == []
+    scored: list[Any] = []
+    monkeypatch.setattr(training, "_SCORED", 2)
+    monkeypatch.setattr(training, "score", lambda _lens, _sae, prompts, *_a, **_b: scored.extend(prompts) or _Scored())
+    prompts = [f"{pole} {thing}" for pole in ("fast", "slow") for thing in ("piano", "song", "drums", "jazz", "music")]
+    codes = torch.randint(0, 32, (10, 4, 15), generator=torch.Generator().manual_seed(1))
+    features.train(lens, prompts, codes=codes, **{**QUICK, "n_vectors": 60, "held_out": 0.6})
+    assert {prompt.split()[0] for prompt in scored} == {"fast", "slow"}
+
+
+class _Scored:
+    def as_dict(self) -> dict[str, float]:
+        return {}
+
+
+def test_clips_without_a_prompt_are_held_out_one_by_one() -> None:
+    train, held = source.split([None] * 40 + [f"prompt {row}" for row in range(9)], 0.2, 0)
+    assert len(held) == 10
+    assert len(train) == 39
+
+
 def test_a_harvest_is_trained_on_as_the_lens_is(lens: Any, codes: torch.Tensor, tmp_path: Path) -> None:
     kept = harvest.harvest(lens, PROMPTS, codes=codes, layers=[1], out=tmp_path / "h", progress=False)
     found = features.train(lens, kept, **{**QUICK, "n_vectors": 300})
@@ -138,6 +227,10 @@ def test_a_foreign_or_damaged_sae_is_refused_in_one_line(
     folder = sae.save(tmp_path / "sae")
     with pytest.raises(InputError, match="train one on this model"):
         features.load(folder, lens=melody_lens)
+    for elsewhere in ({"layer": 2}, {"site": "mlp_out", "layer": 1}):
+        with pytest.raises(InputError, match=r"reads blocks.1.hook_resid_post: leave out site= and layer="):
+            features.load(folder, **elsewhere)
+    assert features.load(folder, site="resid_post").name == sae.name
     with pytest.raises(InputError, match="was read from|were read from"):
         melody_lens.run_with_interventions(PROMPTS, torch.zeros(5, 4, 15).long(), features.splice(sae))
     facts = json.loads((folder / "cfg.json").read_text())
@@ -194,6 +287,26 @@ def test_splicing_equals_the_reconstruction_and_edits_only_what_it_names(
     assert torch.equal(clamped[:, 5:], x[:, 5:])
     doubled = spliced(al.Add(2 * sae.directions(often)[1], layers=[1]))
     assert torch.allclose(doubled, x + 2 * sae.W_dec[often], atol=1e-4)
+
+
+def test_latents_are_directions_like_others(sae: features.SAE, lens: Any, codes: torch.Tensor) -> None:
+    latent = sae.directions(3)
+    read = al.difference_in_means(lens, PROMPTS[:2], PROMPTS[2:4], codes=codes[:2], layers=[1], progress=False)
+    expected = torch.cosine_similarity(read[1], sae.W_dec[3], dim=0)
+    assert torch.allclose(read.cosine(latent), expected)
+    # At a site with heads, a latent adds one vector per head.
+    heads = features.train(lens, PROMPTS, codes=codes, site="attn.z", **{**QUICK, "n_vectors": 60})
+    steps = al.steer(heads.directions(3), layer=1, strength=2.0)
+    found, plain = (
+        lens.run_with_cache(PROMPTS, codes, sites="attn.z", layers=1, interventions=edits)[1]["attn.z", 1].flatten(2)
+        for edits in (steps, ())
+    )
+    assert torch.allclose(found - plain, (2 * heads.W_dec[3]).expand_as(plain), atol=1e-5)
+
+
+def test_nothing_to_lose_gives_no_share_of_it() -> None:
+    found = features.Scores(0.5, 3.0, 0.0, 1, 9, loss=2.0, spliced=2.0, zero=2.0, mean=2.0)
+    assert np.isnan([found.loss_recovered, found.loss_recovered_of_mean]).all()
 
 
 def test_a_sweep_tells_splices_apart_also_after_their_use(sae: features.SAE) -> None:
