@@ -3,6 +3,7 @@
 For each concept, all methods of `analysis.methods` steer neutral test prompts at the same place and doses, next to
 prompts that name the pole, random directions and balanced shuffles. The tables go to docs/methods.md, and every number
 of them to `docs/methods/`. Stopped runs resume, concept by concept; `--concepts` takes those that are finished.
+`--quick` compares few methods with several controls of each kind, on few prompts, and has a section of its own.
 """
 
 from __future__ import annotations
@@ -29,39 +30,70 @@ TABLES = PAGE.with_suffix("")
 CONCEPTS = ("tempo", "timbre", "register", "loudness", "density", "mode", "bells", "strings")
 INSTRUMENTS = ("bells", "organ", "pluck", "strings")
 FIRST = "`difference_in_means`"
+CONTROLS = {"random": "random directions", "balanced": "balanced shuffles"}
+FULL: dict[str, Any] = {"concepts": CONCEPTS, "ways": tuple(methods.METHODS), "test": 12, "controls": 1, "read": 48}
+QUICK: dict[str, Any] = {
+    "concepts": CONCEPTS[:3], "ways": (REFERENCE, "gated", "latent"), "test": 6, "controls": 3, "read": 24,
+}  # fmt: skip
+"""The sizes of a comparison that takes minutes. It has too few prompts for p-values."""
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="Folder for the clips (resumable) and tables.")] = Path("runs/methods"),
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the clips (resumable) and tables [default: runs/methods].")
+    ] = None,
     model: Annotated[str, typer.Option(help="étude, or a folder from its training recipe.")] = "etude",
-    concepts: Annotated[str, typer.Option(help="Concepts, separated by commas.")] = ",".join(CONCEPTS),
-    test: Annotated[int, typer.Option(help="Neutral test prompts.")] = 12,
+    quick: Annotated[bool, typer.Option(help="Few concepts, methods and prompts: minutes instead of hours.")] = False,
+    concepts: Annotated[str | None, typer.Option(help="Concepts, separated by commas [default: all eight].")] = None,
+    ways: Annotated[str | None, typer.Option("--methods", help="Methods, separated by commas [default: all].")] = None,
+    test: Annotated[int | None, typer.Option(help="Neutral test prompts [default: 12].")] = None,
     seeds: Annotated[int, typer.Option(help="Clips per prompt.")] = 1,
     doses: Annotated[str, typer.Option(help="Doses, separated by commas.")] = "-1,-0.5,0.5,1",
-    controls: Annotated[int, typer.Option(help="Random directions, and balanced shuffles.")] = 1,
+    controls: Annotated[
+        int | None, typer.Option(help="Random directions, and as many balanced shuffles [default: 1].")
+    ] = None,
+    read: Annotated[int | None, typer.Option(help="Prompts per pole that are read [default: 48].")] = None,
     seconds: Annotated[float, typer.Option(help="Length of each clip.")] = 5.0,
     jobs: Annotated[int | None, typer.Option(help="Processes; 0: this one [default: one per core].")] = None,
-    update: Annotated[bool, typer.Option(help="Write the tables into docs/methods.md.")] = False,
+    update: Annotated[
+        bool, typer.Option(help="Write the tables into docs/methods.md; with --quick, into their own section.")
+    ] = False,
 ) -> None:
     """Compare the methods, and write the tables."""
     share_cores()
     lens = AudioLens.from_pretrained(model)
-    names = concepts.split(",")
+    given = {"concepts": _listed(concepts), "ways": _listed(ways), "test": test, "controls": controls, "read": read}
+    size = {name: value or (QUICK if quick else FULL)[name] for name, value in given.items()}
+    if controls == 0:
+        size["controls"] = 0
+    out = Path("runs/methods-quick" if quick else "runs/methods") if out is None else out
     found = methods.compare(
-        lens, names, measured={name: Likeness(name) for name in names if name in INSTRUMENTS},
-        doses=[float(one) for one in doses.split(",")], n_random=controls, n_shuffled=controls, prompts=test,
-        seeds=seeds, seconds=seconds, out=out, n_jobs=jobs,
+        lens, size["concepts"], methods=size["ways"],
+        measured={name: Likeness(name) for name in size["concepts"] if name in INSTRUMENTS},
+        doses=[float(one) for one in doses.split(",")], n_random=size["controls"], n_shuffled=size["controls"],
+        prompts=size["test"], seeds=seeds, read_prompts=size["read"], seconds=seconds, out=out, n_jobs=jobs,
     )  # fmt: skip
-    text = page(found, f"{test} test prompts x {seeds} seeds, clips of {seconds:g} s, doses {doses}")
+    told = (
+        f"{size['test']} test prompts x {seeds} seeds, clips of {seconds:g} s, doses {doses}, and at most "
+        f"{size['read']} prompts per pole to read"
+    )
+    text = page(found, told, brief=quick)
     (out / "methods.md").write_text(text, "utf-8")
-    for folder in [out, *([TABLES] if update else [])]:
+    for folder in [out, *([TABLES / "quick" if quick else TABLES] if update else [])]:
         folder.mkdir(exist_ok=True)
-        found.table.to_csv(folder / "methods.csv", index=False, float_format="%.4g")
-        found.conditions.to_csv(folder / "conditions.csv", index=False, float_format="%.4g")
+        for name in ("table", "conditions", "controls"):
+            path = folder / f"{'methods' if name == 'table' else name}.csv"
+            getattr(found, name).to_csv(path, index=False, float_format="%.4g")
     if update:
-        PAGE.write_text(renewed(PAGE.read_text("utf-8"), "methods", text), "utf-8")
+        section = "methods-quick" if quick else "methods"
+        PAGE.write_text(renewed(PAGE.read_text("utf-8"), section, text), "utf-8")
+    if update and not quick:
         found.plot().savefig(PAGE.with_suffix(".png"))
     typer.echo(text)
+
+
+def _listed(names: str | None) -> tuple[str, ...] | None:
+    return None if names is None else tuple(names.split(","))
 
 
 class Likeness:
@@ -83,9 +115,10 @@ def _classifier(lens: AudioLens) -> Instruments:
     return Instruments.of(lens)
 
 
-def page(found: methods.MethodsResult, told: str) -> str:
-    """The tables and what they say, in Markdown."""
-    return "\n".join([*verdict(found), "", *best(found, told), "", *areas(found), "", *kept(found)]) + "\n"
+def page(found: methods.MethodsResult, told: str, *, brief: bool = False) -> str:
+    """The tables and what they say, in Markdown. A brief comparison is too small for a verdict."""
+    parts = [*([] if brief else [verdict(found)]), best(found, told), areas(found), among(found), kept(found)]
+    return "\n\n".join("\n".join(lines) for lines in parts if lines) + "\n"
 
 
 def verdict(found: methods.MethodsResult) -> list[str]:
@@ -104,20 +137,30 @@ def verdict(found: methods.MethodsResult) -> list[str]:
     aim = "reaches" if concepts * 2 >= n else "misses"
     means = of_kind(found, "method").groupby("method")["area"].agg(["mean", "count"])
     top = means[means["count"] == n]["mean"]
-    random = of_kind(found, "random")
+    random = found.controls[found.controls["kind"] == "random"]
     beaten = int(((random["p_holm"] <= LEVEL) & (random["difference"] < 0)).sum())
-    return [
+    latent = of_method(found, "latent")
+    if len(latent):
+        fewer, more = int((latent["difference"] < 0).sum()), int((latent["difference"] > 0).sum())
+        sparse = f"a latent of a sparse autoencoder a smaller one on {fewer} of {len(latent)} and a larger on {more}"
+    else:
+        sparse = "latents of sparse autoencoders are not compared"
+    lines = [
         f"- In language models, prompting is better than the difference in means, which is better than sparse "
         f"autoencoders ([Wu et al. 2025](https://arxiv.org/abs/2501.17148)); here, prompting has the larger area on "
         f"{larger} of {n} concepts (significantly larger on {len(better)}, significantly smaller on {len(worse)}), and "
-        "latents of sparse autoencoders are not compared.",
+        f"{sparse}.",
         f"- At least one method is significantly better than the difference in means on {concepts} of {n} concepts, "
         f"which {aim} our aim of half of them: {told}, and the largest mean area over concepts is "
         f"{top.max():.2f} (`{top.idxmax()}`), that of the difference in means {first['area'].mean():.2f}.",
-        f"- A random direction of the same norm has a mean area of {random['area'].mean():.2f}, significantly less "
-        f"than the difference in means on {beaten} of {n} concepts, and the smallest mean area of an estimator is "
-        f"{top.min():.2f} (`{top.idxmin()}`).",
     ]
+    if len(random):
+        lines.append(
+            f"- A random direction of the same norm has a mean area of {random['area'].mean():.2f}, significantly less "
+            f"than the difference in means on {beaten} of {n} concepts, and the smallest mean area of a method is "
+            f"{top.min():.2f} (`{top.idxmin()}`)."
+        )
+    return lines
 
 
 def best(found: methods.MethodsResult, told: str) -> list[str]:
@@ -126,9 +169,9 @@ def best(found: methods.MethodsResult, told: str) -> list[str]:
         f"Measured on {found.model}: {told}. An area is the mean effect over drifts from that between two seeds of a "
         f"prompt ({found.seed_drift:.2f} nats per code) to {1 + found.limit:g} times as much, in standard deviations "
         f"of the unsteered clips' measure, averaged over both signs. Brackets show {COVERAGE} intervals over prompts. "
-        f"`p` is the p-value of the paired difference from {FIRST}, after Holm's correction for all methods, controls "
-        "and concepts. The best of many methods looks better than it is; the last column is the share of resamples in "
-        "which it is the best.",
+        f"`p` is the p-value of the paired difference from {FIRST}, after Holm's correction for all methods, kinds of "
+        "control and concepts. The best of many methods looks better than it is; the last column is the share of "
+        "resamples in which it is the best.",
         "",
         f"| concept | measure | place | largest area | {FIRST} | difference | p | prompting | best in |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -142,7 +185,8 @@ def best(found: methods.MethodsResult, told: str) -> list[str]:
             f"| {concept} | {found.measured[concept]} | {where} | `{row['method']}` {ranged(row, 'area')} "
             f"| {ranged(own.loc[REFERENCE], 'area')} | {'' if itself else ranged(row, 'difference')} "
             f"| {'' if itself else format(row['p_holm'], '.2g')} "
-            f"| {ranged(own.loc['prompting'], 'area')} | {row['best_share']:.0%} |"
+            f"| {ranged(own.loc['prompting'], 'area') if 'prompting' in own.index else 'n/a'} "
+            f"| {row['best_share']:.0%} |"
         )
     return lines
 
@@ -155,11 +199,41 @@ def areas(found: methods.MethodsResult) -> list[str]:
         f"| method | {' | '.join(found.concepts)} | mean |",
         "|---|" + "---|" * (len(found.concepts) + 1),
     ]
-    for name, mine in found.table.groupby("method", sort=False):
+    single = found.table[~found.table["kind"].isin(list(CONTROLS))]
+    named = [*single.groupby("method", sort=False), *found.controls.groupby("kind", sort=False)]
+    for name, mine in named:
         rows = mine.set_index("concept")
         cells = [_area(rows.loc[one]) if one in rows.index else "n/a" for one in found.concepts]
         whole = f"{mine['area'].mean():.2f}" if len(mine) == len(found.concepts) else ""
-        lines.append(f"| `{name}` | {' | '.join(cells)} | {whole} |")
+        label = f"{mine['draws'].max()} {CONTROLS[str(name)]} (mean)" if name in CONTROLS else f"`{name}`"
+        lines.append(f"| {label} | {' | '.join(cells)} | {whole} |")
+    return lines
+
+
+def among(found: methods.MethodsResult) -> list[str]:
+    """Where the areas of the difference in means and of the best method lie among those of the controls."""
+    if not len(found.controls):
+        return []
+    lines = [
+        f"The areas of the controls: the mean over the draws of a kind with its {COVERAGE} interval over draws (none "
+        "for a single draw), the range of the draws, and, for the difference in means and for the best method, the "
+        "rank p-value (1 + controls with at least this area) / (1 + controls), which is not corrected.",
+        "",
+        f"| concept | controls | mean area | lowest to highest | {FIRST} | p | largest area | p |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    best_of = found.best.set_index("concept")
+    first = of_method(found, REFERENCE).set_index("concept")
+    for row in found.controls.to_dict("records"):
+        concept, ranks = row["concept"], f"p_{row['kind']}"
+        mean = ranged(row, "area") if row["draws"] > 1 else f"{row['area']:.2f}"
+        lines.append(
+            f"| {concept} | {row['draws']} {CONTROLS[row['kind']]} | {mean} "
+            f"| {row['lowest']:.2f} to {row['highest']:.2f} "
+            f"| {first.loc[concept, 'area']:.2f} | {first.loc[concept, ranks]:.2g} "
+            f"| `{best_of.loc[concept, 'method']}` {best_of.loc[concept, 'area']:.2f} "
+            f"| {best_of.loc[concept, ranks]:.2g} |"
+        )
     return lines
 
 
@@ -167,29 +241,36 @@ def kept(found: methods.MethodsResult) -> list[str]:
     """What the clips of every method keep, averaged over concepts."""
     other = found.conditions[found.conditions["kind"] == "other seeds"]
     lines = [
-        "What else happens, averaged over concepts. `drift` is at doses of 1 and -1, as a multiple of that between two "
-        "seeds of a prompt. `loudness` is the mean absolute change of the level there. The Fréchet distance is that of "
-        "the codec's quantised features from the unsteered clips; clips of other seeds are at "
-        f"{other['frechet'].mean():.1f}. `selectivity` is the effect divided by the largest mean change of another "
-        "measure (medians over concepts). `monotone` is the share of steps between neighbouring doses that go up (.5 "
-        "by chance). `missed` is the mean distance from targets of half a standard deviation, at doses that were "
-        "chosen on the other half of the prompts. `seconds` is the time that the direction took to compute, on a busy "
-        "machine.",
+        "What else happens, averaged over concepts. `drift` is at the outermost doses, as a multiple of that between "
+        "two seeds of a prompt; prompted clips are scored under their own words. `loudness` is the mean absolute "
+        "change of the level there. The Fréchet distance is that of the codec's quantised features from the unsteered "
+        f"clips; clips of other seeds are at {other['frechet'].mean():.1f}. `selectivity` is the effect divided by the "
+        "largest mean change of another measure (medians over concepts). `monotone` is the share of steps between "
+        "neighbouring doses that go up (.5 by chance). `missed` is the mean distance from targets of half a standard "
+        "deviation, at doses that were chosen on the other half of the prompts. `seconds` is the time that the "
+        "direction took to compute, on a busy machine.",
         "",
         "| method | drift | loudness | failed | Fréchet | selectivity | monotone | missed | clips | seconds |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    outer = found.conditions[found.conditions["dose"].abs() == found.conditions["dose"].abs().max()]
-    loud = outer.assign(loud=outer["loudness_db"].abs()).groupby("method")["loud"].mean()
-    for name, mine in found.table.groupby("method", sort=False):
+    doses = found.conditions["dose"]
+    ends = found.conditions.groupby(["concept", "method"])["dose"]
+    outer = found.conditions[(doses == ends.transform("max")) | (doses == ends.transform("min"))]
+    loud = outer["loudness_db"].abs().groupby(labels(outer)).mean()
+    for name, mine in found.table.groupby(labels(found.table), sort=False):
         drift, seconds = mine[["drift_down", "drift_up"]].mean(axis=None), mine["seconds"].mean()
         lines.append(
-            f"| `{name}` | {drift:.2f} | {loud[name]:.1f} dB | {mine['failed'].mean():.1%} "
+            f"| {name} | {drift:.2f} | {loud[name]:.1f} dB | {mine['failed'].mean():.1%} "
             f"| {mine['frechet'].mean():.1f} | {mine['selectivity'].median():.2f} | {mine['monotone'].mean():.2f} "
             f"| {mine['calibration_error'].mean():.2f} | {mine['clips'].sum()} "
             f"| {'' if np.isnan(seconds) else f'{seconds:.0f}'} |"
         )
     return lines
+
+
+def labels(table: pd.DataFrame) -> pd.Series:
+    """What the rows of a table are called: the controls of a kind are one."""
+    return table["kind"].map(CONTROLS).fillna("`" + table["method"] + "`")
 
 
 def of_kind(found: methods.MethodsResult, kind: str) -> pd.DataFrame:

@@ -32,7 +32,7 @@ from audiolens.files.atomic import as_path, aside
 from audiolens.model.sites import Site
 from audiolens.model.text import Prompt
 from audiolens.model.tokens import named_once
-from audiolens.model.weight_hash import content_hash
+from audiolens.model.weight_hash import weights_hash
 from audiolens.tracing.sampling import SECONDS
 
 if TYPE_CHECKING:
@@ -187,7 +187,7 @@ def _refuse_begun(place: Path, lens: AudioLens, site: Site, settings: _Settings)
     begun = TRAINING.read(place)
     if begun is None:
         return
-    source = {**(begun.get("source") or {}), "weights": content_hash(lens.model), "site": site.name}
+    source = {**(begun.get("source") or {}), "weights": weights_hash(lens.model), "site": site.name}
     facts = {"format": TRAINING.format, "source": source, "settings": settings.facts}
     TRAINING.refuse(place, described.difference(begun, facts), _REMEDY)
 

@@ -5,9 +5,9 @@
 
 from analysis.methods.area import area_under
 from analysis.methods.experiment import compare
-from analysis.methods.reading import Place, Reading
+from analysis.methods.reading import NotApplicable, Place, Reading
 from analysis.methods.result import MethodsResult
-from analysis.methods.table import METHODS, Method, NotApplicable, estimator
+from analysis.methods.table import METHODS, Method, estimator
 
 __all__ = [
     "METHODS",

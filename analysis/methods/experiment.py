@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
@@ -22,10 +22,10 @@ from tqdm.auto import tqdm
 from analysis import sweep
 from analysis.methods.frechet import distances
 from analysis.methods.playing import play
-from analysis.methods.reading import Place, Reading, Steering, read
+from analysis.methods.reading import NotApplicable, Place, Reading, Steering, read
 from analysis.methods.result import MethodsResult
-from analysis.methods.scores import LIMIT, OTHER_SEEDS, Played, scored
-from analysis.methods.table import REFERENCE, Method, NotApplicable, checked_methods
+from analysis.methods.scores import LIMIT, Played, scored
+from analysis.methods.table import OTHER_SEEDS, PROMPTING, REFERENCE, Method, checked_methods
 from analysis.resampling import Resampling
 from analysis.study.settings import TEST_SEED
 from analysis.study.stages import STAGES, Stages, common_of
@@ -113,9 +113,11 @@ def compare(
             the generated clips that returns one number per clip. By default, it is the measure in which studies report
             effects on the concept, or the measure with the concept's name.
         doses: signed multiples of the strength that shifts the predictions as far as naming the pole does.
-        n_random, n_shuffled: numbers of random directions and of balanced shuffles of the prompts, at all doses.
-        prompts, seeds: number of test prompts of the first concept's set, and of clips per prompt. A paired test of n
-            prompts cannot give a p-value below 2 ** (1 - n); with the correction for all cells, it takes at least 12.
+        n_random, n_shuffled: numbers of random directions and of balanced shuffles of the prompts, at all doses. With
+            19 of a kind, a rank among them can reach a p-value of .05.
+        prompts, seeds: number of test prompts of the first concept's set, with which all concepts are tested, and of
+            clips per prompt. A paired test of n prompts cannot give a p-value below 2 ** (1 - n); with the correction
+            for all methods and concepts, it takes at least 12.
         read_prompts: the largest number of prompts per pole from which directions are read, over shared clips.
         places: where to steer a concept, by concept (default: `placement.place`, without its screen).
         limit: the largest drift of the area (see `MethodsResult`).
@@ -127,8 +129,9 @@ def compare(
 
     Raises:
         InputError: (or a subclass) before a model runs if a concept has no measure, no neutral prompts or too few, a
-            method is unknown, or a number is out of range; later, if a concept cannot be placed or the folder contains
-            a sweep with other settings.
+            test prompt is one that directions are read from, a method is unknown, or a number is out of range; later,
+            if a concept cannot be placed, its measure does not vary, or the folder contains a sweep with other
+            settings.
     """
     checked_flags(progress=progress)
     prompts, read_prompts = checked_count("prompts", prompts, 2), checked_count("read_prompts", read_prompts, 2)
@@ -150,6 +153,7 @@ def compare(
     first = next(iter(sets.values()))
     if len(first.test) < prompts:
         raise InputError(f"{first.concept} has {len(first.test)} neutral test prompts, and prompts={prompts}.")
+    _refuse_read(sets, first.test[:prompts])
     clips = sweep.clips(first.test[:prompts], seeds, TEST_SEED)
     folder = None if out is None else as_path(out)
     if folder is not None:
@@ -195,7 +199,7 @@ def _played(lens: AudioLens, sets: PromptSet, ear: Measured, place: Place | None
     reading = read(
         lens, sets, n_read=asked.n_read, place=place, measured=measured, stages=asked.stages, progress=asked.progress
     )
-    steered, left_out = _steered(lens, reading, asked)
+    steered, left_out, seconds = _steered(lens, reading, asked)
     conditions = [
         Condition(BASELINE, labels=_labels(name, "", BASELINE)),
         Condition(OTHER_SEEDS, labels=_labels(name, OTHER_SEEDS, OTHER_SEEDS), reseed=_reseed(name)),
@@ -211,12 +215,12 @@ def _played(lens: AudioLens, sets: PromptSet, ear: Measured, place: Place | None
         measures=measures, also={"nats": nats, **({} if isinstance(ear, str) else {own: ear})},
         progress=name if asked.progress else None,
     )  # fmt: skip
-    stage_of = {way: f"{name}-{'reading' if way == REFERENCE else way}" for way in asked.ways}
     table = pd.concat([one.table for one in swept], ignore_index=True)
     return Played(
         concept=name, measured=own, measures=tuple(dict.fromkeys([*measures, own])), place=reading.place,
         left_out=left_out,
-        seconds={way: asked.stages.seconds.get(stage, float("nan")) for way, stage in stage_of.items()},
+        # The reading is what the difference in means takes, and all other methods start from it.
+        seconds={**seconds, REFERENCE: asked.stages.seconds.get(f"{name}-reading", float("nan"))},
         frechet={condition: far for one in swept for condition, far in distances(lens, one).items()},
         table=table.drop_duplicates(["condition", "prompt", "seed"], ignore_index=True),
     )  # fmt: skip
@@ -236,6 +240,16 @@ def _sets(lens: AudioLens, concepts: Any) -> dict[str, PromptSet]:
     if not found:
         raise InputError("concepts is empty: give at least one.")
     return found
+
+
+def _refuse_read(sets: Mapping[str, PromptSet], tested: Sequence[str]) -> None:
+    """Raise an error if a direction would be read from, or over clips of, a prompt that it is tested with."""
+    for name, one in sets.items():
+        if both := [prompt for prompt in tested if prompt in {*one.positive, *one.negative, *one.development}]:
+            raise InputError(
+                f"the test prompt {shown(both[0])} is also one that {name} is read from: give concepts whose prompt "
+                "sets share their neutral prompts, or compare them one by one."
+            )
 
 
 def _ears(sets: Mapping[str, PromptSet], measured: Mapping[str, Measured]) -> dict[str, Measured]:
@@ -286,24 +300,30 @@ def _prompted(sets: PromptSet) -> list[Condition]:
         return []
     found = []
     for dose, pole in zip((1.0, -1.0), sets.poles, strict=True):
-        labels = _labels(sets.concept, "prompting", "prompting", dose)
-        found.append(Condition(f"prompting {dose:+g}", ask=partial(sets.prompted, pole=pole), labels=labels))
+        labels = _labels(sets.concept, PROMPTING, PROMPTING, dose)
+        found.append(Condition(f"{PROMPTING} {dose:+g}", ask=partial(sets.prompted, pole=pole), labels=labels))
     return found
 
 
-def _steered(lens: AudioLens, reading: Reading, asked: _Asked) -> tuple[list[Condition], dict[str, str]]:
-    """The conditions of every method, and why others were left out."""
+def _steered(
+    lens: AudioLens, reading: Reading, asked: _Asked
+) -> tuple[list[Condition], dict[str, str], dict[str, float]]:
+    """The conditions of every method, why others were left out, and how long each took to compute."""
     found: list[Condition] = []
     left_out: dict[str, str] = {}
+    seconds: dict[str, float] = {}
     concept = reading.sets.concept
     for name, way in tqdm(asked.ways.items(), desc=f"{concept}: methods", leave=False, disable=not asked.progress):
+        # Whatever a method keeps is its own, under any name.
+        taken: dict[str, float] = {}
         try:
-            steering = way(lens, reading)
+            steering = way(lens, replace(reading, _stages=replace(asked.stages, seconds=taken)))
         except NotApplicable as error:
             left_out[name] = str(error)
         else:
             found += _dosed(concept, name, "method", steering, asked.doses)
-    return found, left_out
+            seconds[name] = sum(taken.values()) if taken else float("nan")
+    return found, left_out, seconds
 
 
 def _controls(reading: Reading, asked: _Asked) -> list[Condition]:
@@ -317,4 +337,4 @@ def _controls(reading: Reading, asked: _Asked) -> list[Condition]:
 
 def _dosed(concept: str, name: str, kind: str, steering: Steering, doses: Sequence[float]) -> Iterator[Condition]:
     for dose in doses:
-        yield Condition(f"{name} {dose:+g}", tuple(steering(dose)), labels=_labels(concept, name, kind, dose))
+        yield Condition(f"{name} {dose:+.12g}", tuple(steering(dose)), labels=_labels(concept, name, kind, dose))

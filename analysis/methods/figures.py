@@ -44,7 +44,8 @@ def paper(result: MethodsResult) -> Figure:
                 axes.plot(row["area"], place, color=colour, marker=marker, markersize=4, linestyle="none")
                 if row["kind"] != "method" or not row["p_holm"] <= LEVEL:
                     continue
-                axes.annotate("*", (row["area_high"], place), xytext=(3, -4), textcoords="offset points")
+                end = np.fmax(row["area"], row["area_high"])
+                axes.annotate("*", (end, place), xytext=(3, -4), textcoords="offset points")
             axes.axvline(0.0, color=BLACK, linewidth=0.6)
             axes.axvline(reference(mine), color=BLUE, linewidth=0.8, linestyle="--")
             axes.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])

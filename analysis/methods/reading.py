@@ -38,6 +38,10 @@ Steering = Callable[[float], Sequence[Intervention]]
 """A method after it was fitted: from a signed dose to interventions. A positive dose points to the positive pole."""
 
 
+class NotApplicable(InputError):
+    """A method cannot be used for a concept. Its cells are left out, and the result states why."""
+
+
 @guarded
 @dataclass(frozen=True)
 class Place:
@@ -106,6 +110,8 @@ class Reading:
 
     def kept(self, name: str, make: Callable[..., Directions], *given: Any, **options: Any) -> Directions:
         """Return `make(*given, **options)`, or read it from the comparison's folder if it was computed before.
+
+        Samples are stored if the result has them.
 
         `name` and `options` identify the result, besides the concept's prompts, its place and the model. Only
         functions of audiolens and analysis have code that is checked for changes.

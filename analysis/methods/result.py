@@ -24,22 +24,32 @@ class MethodsResult:
     An effect on the concept's own measure is expressed in standard deviations of the unsteered clips (of logarithms, if
     the measure is a ratio), and is positive if it goes in the direction of the dose's sign. Drift is the mean absolute
     change in nats per code under the unsteered model, as a multiple of that between two seeds of a prompt
-    (`seed_drift`). A failed clip counts as no effect. All intervals resample prompts.
+    (`seed_drift`). A clip is scored under the prompt that it was generated from. A prompted clip is thus scored under
+    its own words, which keeps its drift small, and a steered one under words that do not name the pole. A failed clip
+    counts as no effect. Intervals resample prompts, and keep the spread of the unsteered clips and `seed_drift` fixed.
 
     Attributes:
         table: one row per concept and method, with random directions, shuffles and prompting among them (`kind`).
             `area` is the mean effect of both signs over drifts from that of other seeds to `limit` more (the mean over
             prompts of `area_under`), and `difference` is the area minus that of the difference in means, with the
-            sign-flip p-value `p` over prompts and `p_holm`, corrected for all rows. `best_share` is the share of
+            sign-flip p-value `p` over prompts and `p_holm`, corrected for all methods, prompting and kinds of control
+            of all concepts; single controls are not tested. `best_share` is the share of
             resamples in which the method has the largest area of the concept's methods. `change_down` and `change_up`
             are the effects at the outermost doses, in the direction of the measure, and `drift_down` and `drift_up`
             the drifts there. `selectivity` is the mean effect divided by the largest mean change of another measure,
             `monotone` the share of steps between neighbouring doses that go up (chance: .5), and `calibration_error`
             the mean distance from targets of half a standard deviation, at doses that the other half of the prompts
-            chose. `failed` is the share of failed clips, `frechet` the mean Fréchet distance at the outermost doses,
-            `clips` the number of steered clips and `seconds` the time it took to compute the method's direction.
+            chose. `failed` is the share of failed clips, `unmeasured` that of clips which did not fail but have no
+            own measure (they count as no effect, too), `frechet` the mean Fréchet distance at the outermost doses,
+            `clips` the number of steered clips, `prompts` the number of prompts whose unsteered clips could be
+            measured, and `seconds` the time it took to compute the method's direction. `p_random` and `p_balanced` are
+            the ranks of the area among those of the controls of a kind, (1 + as large ones) / (1 + controls), without
+            correction.
         conditions: one row per condition: `effect` in the measure's own unit (`sweep.effects`), `change`, `drift`,
-            `loudness_db`, `failed`, `frechet`, and the change of every measure (`on ...`).
+            `loudness_db`, `failed`, `unmeasured`, `frechet`, and the change of every measure (`on ...`).
+        controls: one row per concept and kind of control: the mean `area` over `draws`, with an interval that resamples
+            draws (not prompts), the `lowest` and the `highest` area of a draw, and the `difference` of the mean from
+            the difference in means, with `p` and `p_holm` as in `table`.
         limit: the largest drift of the area, beyond that of other seeds.
         seed_drift: the drift between two seeds of a prompt, in nats per code.
         n_prompts: number of test prompts.
@@ -54,6 +64,7 @@ class MethodsResult:
 
     table: pd.DataFrame
     conditions: pd.DataFrame
+    controls: pd.DataFrame
     model: str
     limit: float
     seed_drift: float

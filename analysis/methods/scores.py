@@ -1,7 +1,8 @@
 """Score the clips of a comparison: one row per condition, and one row per method and concept.
 
 All numbers of a concept are computed on the same bootstrap draws of its prompts, so that methods are compared on equal
-clips. The functions take tables of clips and need no model. `compare` calls `scored`.
+clips. The units of effects and areas (the spread of the unsteered clips, and the drift between seeds) are the same in
+every draw. The functions take tables of clips and need no model. `compare` calls `scored`.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from analysis.methods import controls
 from analysis.methods.area import weights
 from analysis.methods.reading import Place
 from analysis.methods.result import MethodsResult
-from analysis.methods.table import REFERENCE
-from analysis.resampling import Interval, interval_of, resampled
+from analysis.methods.table import OTHER_SEEDS, REFERENCE
+from analysis.resampling import Interval, Resampling, interval_of, resampled
 from analysis.statistics import correct, means
 from analysis.sweep import response
 from analysis.sweep.concept_measures import is_ratio
@@ -30,8 +32,6 @@ LIMIT = 0.5
 LEAST_RATIO = 0.01
 TARGETS = (-0.5, 0.5)
 """The targets of the calibration error, in standard deviations of the unsteered clips."""
-OTHER_SEEDS = "other seeds"
-"""The kind of the clips that are not steered either, and whose drift is the unit of drift."""
 _FEW = 1e-9
 
 
@@ -65,9 +65,11 @@ class _Clips:
     Attributes:
         labels: concept, method, kind and dose of each condition.
         changes: by measure, the change from the baseline in standard deviations of the unsteered clips. Ratios are
-            compared by their logarithms. A failed clip counts as no change; a clip without a baseline value is NaN.
+            compared by their logarithms. A clip that failed or could not be measured counts as no change; a clip
+            without a baseline value is NaN.
         drift: |nats per code - that of the baseline|.
         failed: the share of failed clips.
+        unmeasured: the share of clips that did not fail and have no own measure, although their baselines have one.
         prompts: the number of prompts.
     """
 
@@ -75,6 +77,7 @@ class _Clips:
     changes: Mapping[str, Float[np.ndarray, "condition prompt"]]
     drift: Float[np.ndarray, "condition prompt"]
     failed: Float[np.ndarray, "condition prompt"]
+    unmeasured: Float[np.ndarray, "condition prompt"]
     prompts: int
 
     @classmethod
@@ -97,9 +100,17 @@ class _Clips:
 
         at, failed, nats = names.index(BASELINE), grid("failed"), grid("nats")
         changes = {name: by_prompt(_change(grid(name), at, failed > 0, is_ratio(name))) for name in played.measures}
+        if not np.isfinite(changes[played.measured][at]).any():
+            raise InputError(
+                f"{played.concept}: {played.measured} has the same value, or none, in all unsteered clips, so effects "
+                "have no unit: give another measure, or more prompts."
+            )
+        own = grid(played.measured)
+        unmeasured = np.where(np.isfinite(own[at]), (failed == 0) & ~np.isfinite(own), np.nan)
         labels = table.drop_duplicates("condition")[["condition", "concept", "method", "kind", "dose"]]
         drift = np.abs(nats - nats[at])
-        return cls(labels.reset_index(drop=True), changes, by_prompt(drift), by_prompt(failed), len(texts))
+        parts = by_prompt(drift), by_prompt(failed), by_prompt(unmeasured)
+        return cls(labels.reset_index(drop=True), changes, *parts, len(texts))
 
     def rows(self, method: str) -> list[int]:
         """The conditions of a method by ascending dose."""
@@ -112,11 +123,12 @@ def _change(
 ) -> Float[np.ndarray, "condition clip"]:
     with np.errstate(divide="ignore", invalid="ignore"):
         scaled = np.log(values) if ratio else values
-    before = np.where(np.isfinite(scaled[at]), scaled[at], np.nan)
-    change = scaled - before
+        before = np.where(np.isfinite(scaled[at]), scaled[at], np.nan)
+        change = scaled - before
     if ratio:
+        # The logarithm of 0 is infinite, and would be taken for a clip that could not be measured.
         change = np.maximum(change, np.log(LEAST_RATIO))
-    change = np.where(failed | ~np.isfinite(scaled), 0.0, change)
+    change = np.where(failed | ~np.isfinite(values), 0.0, change)
     spread = np.nanstd(before, ddof=1) if np.isfinite(before).sum() > 1 else np.nan
     return np.where(np.isfinite(before) & (spread > _FEW), change / np.where(spread > _FEW, spread, 1.0), np.nan)
 
@@ -133,22 +145,26 @@ def scored(
     floor = _mean(draws, other).mean(1)
     if not floor[0] > 0:
         raise InputError("clips of other seeds have the same likelihood as the unsteered ones, so drift has no unit.")
-    conditions, cells, tests = [], [], []
+    conditions, cells, summaries, tests = [], [], [], []
     for one, mine in zip(played, clips, strict=True):
-        conditions.append(_conditions(one, mine, draws, floor))
+        conditions.append(_conditions(one, mine, draws, floor, Resampling(n_bootstrap=n_bootstrap, seed=seed)))
         found, areas = _cells(one, mine, draws, floor, limit)
         cells.append(found)
-        tests += _tested(one.concept, areas, n_permutations, seed)
-    table, tested = pd.concat(cells, ignore_index=True), pd.DataFrame(tests)
-    if len(tested):
-        known = tested["p"].notna().to_numpy()
-        holm = np.full(len(tested), np.nan)
-        if known.any():
-            holm[known] = correct(tested["p"].to_numpy()[known])
-        table = table.merge(tested.assign(p_holm=holm), on=["concept", "method"], how="left")
+        summaries += controls.summaries(one.concept, found, areas, n_bootstrap, seed)
+        tests += _tested(one.concept, controls.compared(found, areas), n_permutations, seed)
+    tested = pd.DataFrame(tests, columns=["concept", "method", "p"])
+    known = tested["p"].notna().to_numpy()
+    holm = np.full(len(tested), np.nan)
+    if known.any():
+        holm[known] = correct(tested["p"].to_numpy()[known])
+    tested = tested.assign(p_holm=holm)
+    table = pd.concat(cells, ignore_index=True).merge(tested, on=["concept", "method"], how="left")
+    summary = pd.DataFrame(summaries, columns=list(controls.COLUMNS)).merge(
+        tested.rename(columns={"method": "kind"}), on=["concept", "kind"], how="left"
+    )
     left_out = {(one.concept, name): why for one in played for name, why in one.left_out.items()}
     return MethodsResult(
-        table=table, conditions=pd.concat(conditions, ignore_index=True), model=model, limit=limit,
+        table=table, conditions=pd.concat(conditions, ignore_index=True), controls=summary, model=model, limit=limit,
         seed_drift=float(floor[0]), n_prompts=count, places={one.concept: one.place for one in played},
         measured={one.concept: one.measured for one in played}, left_out=left_out,
     )  # fmt: skip
@@ -176,10 +192,12 @@ def _named(name: str, values: Float[np.ndarray, " draw"], prompts: int) -> dict[
     return {name: float(values[0]), f"{name}_low": interval.low, f"{name}_high": interval.high}
 
 
-def _conditions(one: Played, clips: _Clips, draws: np.ndarray, floor: np.ndarray) -> pd.DataFrame:
+def _conditions(
+    one: Played, clips: _Clips, draws: np.ndarray, floor: np.ndarray, resampling: Resampling
+) -> pd.DataFrame:
     """One row per condition: effects in the measure's unit and in standard deviations, and what else changed."""
     table = one.table
-    natural = response.effects(table, one.measured, 1000 if len(draws) > 1 else 0, further=("nats",))
+    natural = response.effects(table, one.measured, further=("nats",), resampling=resampling)
     natural = natural.set_index("condition")[["effect", "low", "high", "median"]]
     loud = response.effects(table, "loudness", 0).set_index("condition")["mean_change"]
     drift, failed = _mean(draws, clips.drift), clips.failed.mean(1)
@@ -191,7 +209,8 @@ def _conditions(one: Played, clips: _Clips, draws: np.ndarray, floor: np.ndarray
             {
                 **labels, **natural.loc[name].to_dict(), **_named("change", own[:, at], clips.prompts),
                 **_named("drift", drift[:, at] / floor, clips.prompts),
-                "loudness_db": float(loud[name]), "failed": float(failed[at]), "frechet": one.frechet[name],
+                "loudness_db": float(loud[name]), "failed": float(failed[at]),
+                "unmeasured": float(np.nanmean(clips.unmeasured[at])), "frechet": one.frechet[name],
                 **{f"on {other}": float(_mean(draws[:1], values)[0, at]) for other, values in clips.changes.items()},
                 "clips": int((table["condition"] == name).sum()),
             }
@@ -206,16 +225,20 @@ def _cells(
     rows = {name: clips.rows(name) for name in dict.fromkeys(clips.labels["method"]) if name not in ("", OTHER_SEEDS)}
     single = {name: _areas(clips, at, one.measured, floor[0], limit) for name, at in rows.items()}
     areas = {name: _mean(draws, values) for name, values in single.items()}
-    methods = [name for name, at in rows.items() if clips.labels.loc[at[0], "kind"] == "method"]
-    together = np.stack([areas[name] for name in methods])[:, min(1, len(draws) - 1) :]
-    wins = dict(zip(methods, (together >= together.max(0)).mean(1), strict=True))
+    kinds = {name: str(clips.labels.loc[at[0], "kind"]) for name, at in rows.items()}
+    methods = [name for name, kind in kinds.items() if kind == "method"]
+    # In a draw of prompts that all lack the measure, no method is the best.
+    together = np.stack([areas[name] for name in methods])[:, 1:]
+    together = together[:, np.isfinite(together).all(0)]
+    wins = dict(zip(methods, (together >= together.max(0)).mean(1), strict=True)) if together.size else {}
     found = [
         {
-            "concept": one.concept, "method": name, "kind": str(clips.labels.loc[at[0], "kind"]),
+            "concept": one.concept, "method": name, "kind": kinds[name],
             **_named("area", areas[name], clips.prompts),
             **_named("difference", _mean(draws, single[name] - single[REFERENCE]), clips.prompts),
             "best_share": float(wins.get(name, np.nan)), **_described(one, clips, at, draws, floor),
-            "seconds": one.seconds.get(name, np.nan),
+            "prompts": int(np.isfinite(single[name]).sum()), "seconds": one.seconds.get(name, np.nan),
+            **controls.ranked({other: float(mine[0]) for other, mine in areas.items()}, kinds, name),
         }
         for name, at in rows.items()
     ]  # fmt: skip
@@ -238,6 +261,7 @@ def _described(one: Played, clips: _Clips, at: list[int], draws: np.ndarray, flo
         "monotone": _monotone(clips.changes[one.measured][at], doses),
         "calibration_error": _calibration(clips.changes[one.measured][at], doses),
         "failed": float(clips.failed[at].mean()),
+        "unmeasured": float(np.nanmean(clips.unmeasured[at])),
         "frechet": float(np.mean([one.frechet[str(labels["condition"].iloc[end])] for end in ends])),
         "clips": int(one.table["condition"].isin(labels["condition"]).sum()),
     }  # fmt: skip
@@ -266,20 +290,28 @@ def _selectivity(
     own = (_mean(draws, clips.changes[measured][list(at)]) * np.sign(doses)).mean(1)
     others = [values[list(at)] for name, values in clips.changes.items() if name != measured]
     rest = [np.abs(_mean(draws, values)).mean(1) for values in others]
-    return own, np.nanmax(rest, axis=0) if rest else np.full(len(own), np.nan)
+    # A measure without a value does not count, and without any other measure there is no selectivity.
+    return own, np.fmax.reduce([np.full(len(own), np.nan), *rest])
 
 
 def _monotone(changes: Float[np.ndarray, "dose prompt"], doses: Float[np.ndarray, " dose"]) -> float:
     """The share of steps between neighbouring doses, no dose among them, that go up; ties count half."""
-    steps = np.diff(np.insert(changes, int(np.searchsorted(doses, 0.0)), 0.0, axis=0), axis=0)
-    return float(np.nanmean(np.where(np.isnan(steps), np.nan, (np.sign(steps) + 1) / 2)))
+    known = changes[:, np.isfinite(changes).all(0)]
+    steps = np.diff(np.insert(known, int(np.searchsorted(doses, 0.0)), 0.0, axis=0), axis=0)
+    return float(((np.sign(steps) + 1) / 2).mean())
 
 
 def _calibration(changes: Float[np.ndarray, "dose prompt"], doses: Float[np.ndarray, " dose"]) -> float:
-    """The mean distance from the targets, at doses that the other half of the prompts chose."""
+    """The mean distance from the targets, at doses that the other half of the prompts chose.
+
+    NaN if fewer than two prompts have a value.
+    """
     place = int(np.searchsorted(doses, 0.0))
     steps = np.insert(doses, place, 0.0)
-    halves = [np.insert(np.nanmean(changes[:, start::2], axis=1), place, 0.0) for start in (0, 1)]
+    known = changes[:, np.isfinite(changes).all(0)]
+    if known.shape[1] < 2:
+        return float("nan")
+    halves = [np.insert(known[:, start::2].mean(1), place, 0.0) for start in (0, 1)]
     errors = []
     for first, second in (halves, halves[::-1]):
         # A target out of reach takes the outermost dose.

@@ -7,6 +7,7 @@ imported here.
 import json
 from pathlib import Path
 
+from analysis.study import storage
 from audiolens.directions.directions import Directions
 from audiolens.errors import InputTypeError
 from audiolens.files.bounded import read_object
@@ -23,12 +24,18 @@ def checked_directions(made: object) -> Directions:
 
 
 def write_directions(directions: Directions, folder: Path) -> None:
-    """Write directions without their samples."""
-    checked_directions(directions).save(folder / "directions.safetensors")
+    """Write directions, with their samples if they have any."""
+    made = checked_directions(directions)
+    if made.samples is not None:
+        storage.write_directions(made, folder)
+    else:
+        made.save(folder / "directions.safetensors")
 
 
 def read_directions(folder: Path) -> Directions:
     """Read directions that `write_directions` stored."""
+    if (folder / "samples.safetensors").is_file():
+        return storage.read_directions(folder)
     return Directions.load(folder / "directions.safetensors")
 
 

@@ -6,11 +6,16 @@ and the concept's `Reading`, fits whatever it needs, and returns a function from
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from analysis.methods.reading import Reading, Steering
+from analysis.methods.gated import gated
+from analysis.methods.latents import latent
+from analysis.methods.reading import NotApplicable, Reading, Steering
+from analysis.sweep.conditions import BASELINE
+from analysis.sweep.controls import BALANCED, RANDOM
 from audiolens.checks import checked_function, shown
 from audiolens.directions.difference_in_means import difference_in_means
 from audiolens.directions.estimators import estimate, estimators
@@ -26,6 +31,10 @@ Method = Callable[["AudioLens", Reading], Steering]
 """A way to steer. It raises `NotApplicable` if it cannot be used for a concept."""
 REFERENCE = "difference_in_means"
 """The method with which all others are compared."""
+PROMPTING, OTHER_SEEDS = "prompting", "other seeds"
+"""Prompts that name the pole, and clips of other seeds, which are not steered either and whose drift is the unit."""
+_TAKEN = re.compile(rf"{PROMPTING}|{OTHER_SEEDS}|{BASELINE}|({RANDOM}|{BALANCED})( \d+)?")
+"""The names of what is compared besides methods."""
 CLIPS_PER_PROMPT = 2
 """The clips of each development prompt from which directions by measure are read."""
 
@@ -35,10 +44,6 @@ HEADS, HEADS_STRENGTH = 12, 0.5
 
 Both were chosen on four development clips of étude's tempo (`benchmarks/heads.py`).
 """
-
-
-class NotApplicable(InputError):
-    """A method cannot be used for a concept. Its cells are left out, and the result states why."""
 
 
 @guarded
@@ -101,15 +106,18 @@ def heads(lens: AudioLens, reading: Reading) -> Steering:
     return steering
 
 
-METHODS: Mapping[str, Method] = {**{name: estimator(name) for name in estimators()}, "heads": heads}
-"""The methods that are compared by default: every estimator of a direction, and heads."""
+METHODS: Mapping[str, Method] = {
+    **{name: estimator(name) for name in estimators()}, "heads": heads, "gated": gated, "latent": latent,
+}  # fmt: skip
+"""The methods that are compared by default: every estimator of a direction, heads, a gate, and a latent of a sparse
+autoencoder."""
 
 
 def checked_methods(methods: Sequence[str] | Mapping[str, Method] | None) -> dict[str, Method]:
     """Return the methods by name, the reference first.
 
     Raises:
-        InputError, InputTypeError: if a name is unknown, or an entry is not a function.
+        InputError, InputTypeError: if a name is unknown or taken, or an entry is not a function.
     """
     if methods is None:
         methods = METHODS
@@ -127,6 +135,8 @@ def checked_methods(methods: Sequence[str] | Mapping[str, Method] | None) -> dic
         if not isinstance(name, str) or not name.strip():
             raise InputTypeError(f"methods: {shown(name)}: {shown(method)}: expected a name with a function.")
         checked_function(f"methods: {shown(name)}", method, "a function of (lens, reading)", None, None)
+        if _TAKEN.fullmatch(name) or (name == REFERENCE and method is not METHODS[REFERENCE]):
+            raise InputError(f"methods: {shown(name)} is always compared: give your method another name.")
     if not methods:
         raise InputError("methods is empty: give at least one besides the difference in means.")
     return {REFERENCE: METHODS[REFERENCE], **methods}

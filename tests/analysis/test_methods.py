@@ -1,5 +1,6 @@
-"""Methods are compared by planted effects and drifts, and a comparison of a tiny model resumes."""
+"""A comparison of methods on a tiny model resumes, and every kind of method does what it says."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,122 +8,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from plants import copied, head_plant
 
 import audiolens as al
-from analysis import methods, sweep
+from analysis import features, methods, sweep
+from analysis.methods import latents
 from analysis.methods import table as known
 from analysis.methods.reading import Steering
-from analysis.methods.scores import Played, scored
+from analysis.study.stages import Stages
 from audiolens import AudioLens, Generation
 from audiolens.errors import InputError, InputTypeError
 from audiolens.prompts import PromptSet
-
-PROMPTS, LIMIT, APART = 12, 0.5, 0.2
-DOSES = (-1.0, -0.5, 0.5, 1.0)
-
-
-def dense(drifts: Any, effects: Any, limit: float) -> float:
-    """The mean height of the polyline through (0, 0), which then stays level, on a dense grid of midpoints."""
-    grid = (np.arange(200_000) + 0.5) / 200_000 * limit
-    return float(np.interp(grid, [0.0, *drifts], [0.0, *effects]).mean())
-
-
-def test_the_area_is_the_mean_height_of_the_curve_up_to_the_limit() -> None:
-    curves = [([0.1, 0.3], [1.0, 2.0]), ([0.2, 0.9], [1.0, 3.0]), ([0.7, 0.8], [2.0, 1.0]), ([0.1, 0.4], [2.0, -1.0])]
-    drifts, effects = (np.array(one) for one in zip(*curves, strict=True))
-    found = methods.area_under(drifts, effects, LIMIT)
-    np.testing.assert_allclose(found, [dense(x, y, LIMIT) for x, y in curves], atol=1e-4)
-    # A dose without drift rises at once; a stronger one with less drift than it does not move the curve to the left.
-    assert methods.area_under(np.zeros(1), np.ones(1), LIMIT) == pytest.approx(1.0)
-    back, level = (methods.area_under(np.array([0.25, x]), np.array([1.0, 2.0]), LIMIT) for x in (0.1, 0.25))
-    assert back == level == pytest.approx(dense([0.25, 0.25 + 1e-9], [1.0, 2.0], LIMIT), abs=1e-4)
-    with pytest.raises(InputError, match="contain NaN"):
-        methods.area_under(np.array([np.nan]), np.zeros(1), LIMIT)
-
-
-def played(effect: dict[str, float], drift: dict[str, float], side: dict[str, float]) -> Played:
-    """A concept whose methods change the tempo by e ** (effect x dose), the loudness and the nats as planted.
-
-    The size of an effect varies between prompts, and the unsteered clips spread by one in the logarithm.
-    """
-    spread = np.linspace(-1, 1, PROMPTS)
-    base = pd.DataFrame(
-        {
-            "prompt": [f"prompt {n}" for n in range(PROMPTS)], "seed": range(PROMPTS),
-            "tempo_ioi": 100 * np.exp(spread / spread.std(ddof=1)), "loudness": -20 + spread / spread.std(ddof=1),
-            "mode": np.tile([0.2, -0.2], PROMPTS // 2), "nats": 3 + 0.1 * spread, "failed": False,
-            "rms_ratio": 1.0, "onsets": 9, "entropy_ratio": 1.0,
-        }
-    )  # fmt: skip
-    sign = np.tile([1.0, -1.0], PROMPTS // 2)
-    parts = [
-        base.assign(condition="baseline", kind="baseline", method="", dose=0.0),
-        base.assign(
-            condition="other", kind="other seeds", method="other seeds", dose=0.0, nats=base.nats + APART * sign
-        ),
-    ]
-    for name, slope in effect.items():
-        for dose in DOSES:
-            factor = np.exp(slope * dose * (1 + 0.3 * spread))
-            parts.append(
-                base.assign(
-                    condition=f"{name} {dose:+g}",
-                    kind="method",
-                    method=name,
-                    dose=dose,
-                    failed=False,
-                    tempo_ioi=base.tempo_ioi * factor,
-                    loudness=base.loudness + side[name] * abs(dose),
-                    nats=base.nats + APART * (1 + drift[name] * abs(dose)) * sign,
-                )  # fmt: skip
-            )
-    table = pd.concat(parts, ignore_index=True).assign(concept="tempo")
-    far = dict.fromkeys(table["condition"].unique(), 0.0)
-    measures = ("tempo_ioi", "loudness", "mode")
-    return Played("tempo", "tempo_ioi", measures, methods.Place("one-to-one", 1, 2.0), {}, {}, far, table)
-
-
-def result(**planted: Any) -> methods.MethodsResult:
-    return scored([played(**planted)], model="planted", limit=LIMIT, n_bootstrap=200, n_permutations=4999, seed=0)
-
-
-def test_planted_methods_are_scored_and_told_apart() -> None:
-    found = result(
-        effect={"difference_in_means": 0.4, "strong": 0.8, "costly": 0.4},
-        drift={"difference_in_means": 0.5, "strong": 0.5, "costly": 4.0},
-        side={"difference_in_means": 0.1, "strong": 0.1, "costly": 0.8},
-    )  # fmt: skip
-    assert found.seed_drift == pytest.approx(APART)
-    rows = found.table.set_index("method")
-    for name, slope, drift in (("difference_in_means", 0.4, 0.5), ("strong", 0.8, 0.5), ("costly", 0.4, 4.0)):
-        at = np.array([0.5, 1.0])
-        assert rows.area[name] == pytest.approx(dense(drift * at, slope * at, LIMIT), abs=1e-3)
-        assert rows.area_low[name] <= rows.area[name] <= rows.area_high[name]
-        assert rows.change_up[name] == pytest.approx(slope)
-        assert rows.change_down[name] == pytest.approx(-slope)
-        assert rows.monotone[name] == 1
-    # |dose| is .75 in the mean; the baseline's loudness spreads by 1 dB.
-    assert rows.selectivity["costly"] == pytest.approx(0.4 / 0.8)
-    assert rows.selectivity["strong"] == pytest.approx(0.8 / 0.1)
-    # Only the strong method reaches half a standard deviation: the others miss it by .1 at their largest dose.
-    assert rows.calibration_error["costly"] == pytest.approx(0.1, abs=0.03)
-    assert rows.calibration_error["strong"] < 0.05
-    assert rows.p_holm["strong"] < 0.05
-    assert list(found.better()["method"]) == ["strong"]
-    assert list(found.best["method"]) == ["strong"]
-    assert rows.best_share["strong"] == 1
-    assert rows.difference_high["costly"] < 0
-    assert "strong on 1" in repr(found)
-
-
-def test_failed_clips_have_no_effect() -> None:
-    own = {"effect": {"difference_in_means": 0.4}, "drift": {"difference_in_means": 0.5}}
-    one = played(**own, side={"difference_in_means": 0.0})
-    table = one.table
-    table.loc[table["kind"] == "method", "failed"] = True
-    found = scored([one], model="planted", limit=LIMIT, n_bootstrap=0, n_permutations=0, seed=0).table.iloc[0]
-    assert found.area == 0
-    assert found.failed == 1
 
 
 def poles() -> PromptSet:
@@ -213,9 +109,76 @@ def test_heads_are_read_on_their_own_clips_and_steered_as_al_steer_does(
     assert not torch.equal(found, lens.generate(["piano", "song"], 0.4, seeds=0, sites="logits").cache["logits"])
 
 
+def test_a_gate_steers_as_the_difference_in_means_only_while_the_pole_is_missing(lens: AudioLens) -> None:
+    sets, place = poles(), methods.Place("one-to-one", 1, 0.5)
+    shared: dict[str, Any] = {"codes": "shared", "neutral": list(sets.development), "progress": False}
+    read = al.difference_in_means(lens, sets.positive, sets.negative, **shared, layers=[1], keep_samples=True)
+    reading = methods.Reading(sets, 3, read, place, "loudness")
+    own = al.difference_in_means(lens, sets.positive, sets.negative, layers=[1], keep_samples=True, progress=False)
+    away = methods.Reading(sets, 3, al.estimate(samples=replace(read.samples, values=-read.samples.values)), place, "x")
+    same = float(torch.cosine_similarity(read[1], own[1], dim=0)) > 0
+    fitting, other = (reading, away) if same else (away, reading)
+    steering = methods.METHODS["gated"](lens, fitting)
+    wanted = al.gate(fitting.directions, own, strength=-1.0, layer=1)
+    clips = [
+        lens.generate(["piano", "song"], 0.4, seeds=0, interventions=steps, decode=False)
+        for steps in (steering(-2.0), wanted)
+    ]
+    assert torch.equal(clips[0].codes, clips[1].codes)
+    assert torch.equal(clips[0].gates, clips[1].gates)
+    assert {type(step.gate) for step in steering(2.0)} == {al.Gate}
+    with pytest.raises(methods.NotApplicable, match=r"the music of speed shows no level along the direction"):
+        methods.METHODS["gated"](lens, other)
+
+
+def test_a_latent_is_chosen_by_the_training_prompts_and_points_to_the_positive_pole(
+    lens: AudioLens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant = head_plant(copied(lens), 1, 2)
+    sets = PromptSet("speed", ("fast", "slow"), plant.positive, plant.negative, ("piano",), ("guitar", "drums"))
+    read = al.difference_in_means(
+        plant.lens, plant.positive, plant.negative, layers=[1], keep_samples=True, progress=False
+    )  # fmt: skip
+    reading = methods.Reading(sets, 3, read, methods.Place("one-to-one", 1, 2.0), "loudness")
+    trained, train = set(), features.train
+
+    def seen(lens: AudioLens, prompts: Any, **asked: Any) -> Any:
+        trained.update(prompts)
+        return train(lens, prompts, width=24, learning_rate=0.01, **asked)
+
+    monkeypatch.setattr(latents.features, "train", seen)
+    for name, value in (("SECONDS", 0.4), ("VECTORS", 80_000), ("ACTIVE", 2)):
+        monkeypatch.setattr(latents, name, value)
+    (step,) = methods.METHODS["latent"](plant.lens, reading)(1.5)
+    assert trained == {*plant.positive, *plant.negative}
+    vector = torch.as_tensor(step.vector) * torch.as_tensor(step.strength)
+    # Of 24 random directions in 48 dimensions, hardly one comes closer than .5.
+    assert float(torch.cosine_similarity(vector, plant.direction, dim=0)) > 0.8
+    assert float(vector.norm()) == pytest.approx(1.5 * 2.0 * float(read.norms[0]), rel=1e-4)
+    everywhere = replace(reading, place=methods.Place("all-to-all", None, 2.0))
+    with pytest.raises(methods.NotApplicable, match="is that of one block"):
+        methods.METHODS["latent"](plant.lens, everywhere)
+
+
+def test_a_method_that_keeps_samples_finds_them_again(lens: AudioLens, tmp_path: Path) -> None:
+    sets = poles()
+    read = al.difference_in_means(lens, sets.positive, sets.negative, layers=[1], keep_samples=True, progress=False)
+    asked: dict[str, Any] = {"layers": [1], "keep_samples": True, "progress": False}
+    (tmp_path / "stages").mkdir()
+    reading = methods.Reading(
+        sets, 3, read, methods.Place("one-to-one", 1, 0.5), "loudness", _stages=Stages(tmp_path)
+    )  # fmt: skip
+    found = reading.kept("own", al.difference_in_means, lens, *reading.poles, **asked)
+    assert found.samples is not None
+    assert torch.equal(found.samples.values, read.samples.values)
+
+
 @pytest.mark.parametrize(
     ("change", "error", "told"),
     [
+        ({"methods": {"random 3": methods.METHODS["probe"]}}, InputError, "'random 3' is always compared"),
+        ({"methods": {"prompting": methods.METHODS["probe"]}}, InputError, "'prompting' is always compared"),
+        ({"methods": {"difference_in_means": methods.METHODS["probe"]}}, InputError, "is always compared"),
         ({"methods": ["prob"]}, InputError, "method 'prob': not known. Did you mean 'probe'"),
         ({"methods": "probe"}, InputTypeError, "expected a list of names"),
         ({"methods": {"mine": 3}}, InputTypeError, "'mine'=3: expected a function of .lens, reading."),
@@ -232,3 +195,26 @@ def test_heads_are_read_on_their_own_clips_and_steered_as_al_steer_does(
 def test_refused_before_a_model_runs(lens: AudioLens, change: Any, error: Any, told: str) -> None:
     with pytest.raises(error, match=told):
         methods.compare(lens, [poles()], **{"measured": {"speed": "loudness"}, "prompts": 2, **change})
+
+
+def test_prompts_that_another_concept_is_read_from_are_not_test_prompts(lens: AudioLens) -> None:
+    """All concepts are tested with the test prompts of the first."""
+    one = poles()
+    other = PromptSet(**{**vars(one), "concept": "level", "development": one.test, "test": one.development})
+    with pytest.raises(InputError, match="the test prompt 'the song' is also one that level is read from"):
+        methods.compare(lens, [one, other], measured={"speed": "loudness", "level": "loudness"}, prompts=2)
+
+
+def test_the_time_of_a_method_is_its_own_under_any_name(lens: AudioLens) -> None:
+    named: Any = {"stiff": methods.estimator("ridge", penalty=10.0), "ridge": lambda _lens, reading: reading.along(
+        reading.directions
+    )}  # fmt: skip
+    found = methods.compare(
+        lens, [poles()], methods=named, measured={"speed": "loudness"}, prompts=2, seconds=0.4, doses=(-1, 1),
+        places={"speed": methods.Place("one-to-one", 1, 0.5)}, progress=False, n_jobs=0, engine="fast", n_bootstrap=0,
+        n_permutations=0, n_random=0, n_shuffled=0,
+    )  # fmt: skip
+    seconds = found.table.set_index("method").seconds
+    assert seconds["stiff"] > 0
+    assert np.isnan(seconds["ridge"])
+    assert seconds["difference_in_means"] > 0

@@ -1,0 +1,49 @@
+"""Steer along the difference in means only while the music lacks the pole (self-monitored steering)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from torch.nn.functional import cosine_similarity
+
+from analysis.methods.reading import NotApplicable, Reading, Steering
+from audiolens.control.gating import LEAST_COSINE, gate
+from audiolens.directions.difference_in_means import difference_in_means
+from audiolens.directions.steering import steered_blocks
+from audiolens.interventions import Intervention
+
+if TYPE_CHECKING:
+    from audiolens import AudioLens
+
+
+def gated(lens: AudioLens, reading: Reading) -> Steering:
+    """Steer as the difference in means does, through a gate with the default levels (`al.gate`).
+
+    The gate's probe is the difference in means over the poles' own clips. It must be read before the first change, and
+    is read at the first block that the place changes.
+
+    Raises:
+        NotApplicable: if the probe does not point the same way as what is added, so that its level does not rise
+            towards the pole that is steered towards.
+    """
+    place, directions = reading.place, reading.directions
+    first = min(steered_blocks(reading.along(directions)(1.0)))
+    probe = reading.kept(
+        "gated", difference_in_means, lens, *reading.poles, site=directions.meta.site, layers=[first], codes="own",
+        keep_samples=True, label=reading.sets.concept, progress=False,
+    )  # fmt: skip
+    added = directions[first if place.layer is None else place.layer]
+    if not (cosine := float(cosine_similarity(added, probe[first], dim=0))) >= LEAST_COSINE:
+        raise NotApplicable(
+            f"at block {first}, the first that is steered, the music of {reading.sets.concept} shows no level along "
+            f"the direction (cosine {cosine:.2f}), so a gate cannot be read."
+        )
+
+    def steering(dose: float) -> Sequence[Intervention]:
+        return gate(
+            directions, probe, strength=dose * place.strength, strategy=place.strategy, layer=place.layer,
+            probe_layer=first,
+        )  # fmt: skip
+
+    return steering
