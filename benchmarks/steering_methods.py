@@ -117,7 +117,8 @@ def _classifier(lens: AudioLens) -> Instruments:
 
 def page(found: methods.MethodsResult, told: str, *, brief: bool = False) -> str:
     """The tables and what they say, in Markdown. A brief comparison is too small for a verdict."""
-    parts = [*([] if brief else [verdict(found)]), best(found, told), areas(found), among(found), kept(found)]
+    parts = [*([] if brief else [verdict(found)]), best(found, told), areas(found), missing(found), among(found)]
+    parts.append(kept(found))
     return "\n\n".join("\n".join(lines) for lines in parts if lines) + "\n"
 
 
@@ -210,14 +211,20 @@ def areas(found: methods.MethodsResult) -> list[str]:
     return lines
 
 
+def missing(found: methods.MethodsResult) -> list[str]:
+    """Why cells of the table of areas are empty."""
+    told = [f"`{name}` on {concept}: {why}" for (concept, name), why in found.left_out.items()]
+    return [f"Left out: {' '.join(told)}"] if told else []
+
+
 def among(found: methods.MethodsResult) -> list[str]:
     """Where the areas of the difference in means and of the best method lie among those of the controls."""
     if not len(found.controls):
         return []
     lines = [
-        f"The areas of the controls: the mean over the draws of a kind with its {COVERAGE} interval over draws (none "
-        "for a single draw), the range of the draws, and, for the difference in means and for the best method, the "
-        "rank p-value (1 + controls with at least this area) / (1 + controls), which is not corrected.",
+        f"The areas of the controls: the mean over the draws of a kind with Student's {COVERAGE} interval over draws "
+        "(none for a single draw), the range of the draws, and, for the difference in means and for the best method, "
+        "the rank p-value (1 + controls with at least this area) / (1 + controls), which is not corrected.",
         "",
         f"| concept | controls | mean area | lowest to highest | {FIRST} | p | largest area | p |",
         "|---|---|---|---|---|---|---|---|",

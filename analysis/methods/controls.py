@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
+from scipy import stats
 
 from analysis.methods.table import REFERENCE
-from analysis.resampling import interval_of, resampled
+from analysis.resampling import CONFIDENCE
 from analysis.statistics import rank_test
 from analysis.sweep.controls import BALANCED, RANDOM
 
@@ -22,16 +23,14 @@ COLUMNS = ("concept", "kind", "draws", "area", "area_low", "area_high", "lowest"
 Areas = Mapping[str, Float[np.ndarray, " prompt"]]
 
 
-def summaries(concept: str, cells: pd.DataFrame, areas: Areas, n_bootstrap: int, seed: int) -> list[dict[str, Any]]:
-    """Return one row per kind of control: the mean area over its draws, with an interval that resamples draws."""
+def summaries(concept: str, cells: pd.DataFrame, areas: Areas) -> list[dict[str, Any]]:
+    """Return one row per kind of control: the mean area over its draws, with its interval over draws."""
     rows = []
     for kind, single in _by_kind(cells, areas).items():
         drawn = np.nanmean(single, axis=1)
-        spread = np.array([drawn[at].mean() for at in resampled(np.arange(len(drawn)), n_bootstrap, seed)])
-        interval = interval_of(spread, max(len(drawn), 2), n_clusters=len(drawn))
         values = (
-            concept, kind, len(drawn), float(drawn.mean()), interval.low, interval.high, float(drawn.min()),
-            float(drawn.max()), float(np.nanmean(single - areas[REFERENCE])),
+            concept, kind, len(drawn), float(drawn.mean()), *_interval(drawn), float(drawn.min()), float(drawn.max()),
+            float(np.nanmean(single - areas[REFERENCE])),
         )  # fmt: skip
         rows.append(dict(zip(COLUMNS, values, strict=True)))
     return rows
@@ -56,6 +55,18 @@ def ranked(areas: Mapping[str, float], kinds: Mapping[str, str], name: str) -> d
         tested = len(drawn) > 0 and kinds[name] not in CONTROLS
         found[f"p_{kind}"] = rank_test(areas[name], drawn).p if tested else float("nan")
     return found
+
+
+def _interval(drawn: Float[np.ndarray, " draw"]) -> tuple[float, float]:
+    """Return Student's interval of the mean over draws, which are independent; NaN for a single draw.
+
+    Resampling two or three draws would give no more than the range of these.
+    """
+    if len(drawn) < 2:
+        return float("nan"), float("nan")
+    error = drawn.std(ddof=1) / np.sqrt(len(drawn))
+    reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(drawn) - 1) * error)
+    return float(drawn.mean()) - reach, float(drawn.mean()) + reach
 
 
 def _by_kind(cells: pd.DataFrame, areas: Areas) -> dict[str, Float[np.ndarray, "draw prompt"]]:

@@ -47,7 +47,7 @@ class MethodsResult:
             correction.
         conditions: one row per condition: `effect` in the measure's own unit (`sweep.effects`), `change`, `drift`,
             `loudness_db`, `failed`, `unmeasured`, `frechet`, and the change of every measure (`on ...`).
-        controls: one row per concept and kind of control: the mean `area` over `draws`, with an interval that resamples
+        controls: one row per concept and kind of control: the mean `area` over `draws`, with Student's interval over
             draws (not prompts), the `lowest` and the `highest` area of a draw, and the `difference` of the mean from
             the difference in means, with `p` and `p_holm` as in `table`.
         limit: the largest drift of the area, beyond that of other seeds.

@@ -150,7 +150,7 @@ def scored(
         conditions.append(_conditions(one, mine, draws, floor, Resampling(n_bootstrap=n_bootstrap, seed=seed)))
         found, areas = _cells(one, mine, draws, floor, limit)
         cells.append(found)
-        summaries += controls.summaries(one.concept, found, areas, n_bootstrap, seed)
+        summaries += controls.summaries(one.concept, found, areas)
         tests += _tested(one.concept, controls.compared(found, areas), n_permutations, seed)
     tested = pd.DataFrame(tests, columns=["concept", "method", "p"])
     known = tested["p"].notna().to_numpy()

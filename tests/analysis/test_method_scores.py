@@ -7,9 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import benchmark_script
+from scipy import stats
 
 from analysis import methods
 from analysis.methods.scores import Played, scored
+from analysis.resampling import CONFIDENCE
 from audiolens.errors import InputError
 
 PROMPTS, LIMIT, APART = 12, 0.5, 0.2
@@ -141,8 +143,8 @@ def test_more_controls_do_not_make_methods_less_significant() -> None:
     assert summary.area["random"] == pytest.approx(drawn.mean())
     assert (summary.lowest["random"], summary.highest["random"]) == (drawn.min(), drawn.max())
     # The interval is that of a mean over draws.
-    error = drawn.std(ddof=1) / np.sqrt(39)
-    assert summary.area_high["random"] - summary.area_low["random"] == pytest.approx(4 * error, rel=0.25)
+    low, high = stats.t.interval(CONFIDENCE, 38, drawn.mean(), drawn.std(ddof=1) / np.sqrt(39))
+    assert (summary.area_low["random"], summary.area_high["random"]) == (pytest.approx(low), pytest.approx(high))
     assert summary.p_holm["random"] < 0.05
     assert few.controls[["area_low", "area_high"]].isna().all(axis=None)
 
@@ -160,13 +162,15 @@ def test_the_page_is_written_with_many_controls_none_and_any_doses() -> None:
         asked = asked.assign(method="prompting", kind="prompting", condition="prompting" + asked["condition"].str[6:])
         wider = one.table.assign(dose=2 * one.table["dose"])
         far = dict.fromkeys([*one.frechet, *asked["condition"]], 0.0)
-        one = replace(one, table=pd.concat([wider, asked], ignore_index=True), frechet=far)
+        left_out = {"gated": "no gate."}
+        one = replace(one, table=pd.concat([wider, asked], ignore_index=True), frechet=far, left_out=left_out)
         found = scored([one], model="planted", limit=LIMIT, n_bootstrap=50, n_permutations=99, seed=0)
         for brief in (True, False):
             page = script.page(found, "sizes", brief=brief)
             assert ("| 3 random directions (mean) |" in page) == ("| tempo | 3 balanced shuffles |" in page) == (n == 3)
             assert ("In language models" in page) != brief
             assert "nan" not in page
+            assert "`gated` on tempo: no gate." in page
         assert "a latent of a sparse autoencoder a smaller one on 1 of 1 and a larger on 0" in page
 
 
