@@ -36,8 +36,8 @@ def gated(lens: AudioLens, reading: Reading) -> Steering:
     added = directions[first if place.layer is None else place.layer]
     if not (cosine := float(cosine_similarity(added, probe[first], dim=0))) >= LEAST_COSINE:
         raise NotApplicable(
-            f"at block {first}, the first that is steered, the music of {reading.sets.concept} shows no level along "
-            f"the direction (cosine {cosine:.2f}), so a gate cannot be read."
+            f"at block {first}, the first that is steered, the music of {reading.sets.concept} has a level that "
+            f"does not rise along the direction (cosine {cosine:.2f}), so a gate cannot be read."
         )
 
     def steering(dose: float) -> Sequence[Intervention]:
