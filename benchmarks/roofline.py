@@ -19,6 +19,8 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from checkpoint_times import random_model
+from checkpoints import SIZES
 from pages import renewed
 from torch.profiler import ProfilerActivity, profile, record_function
 from tqdm.auto import tqdm
@@ -26,6 +28,7 @@ from tracing import random_lens
 
 import audiolens as al
 from audiolens import AudioLens
+from audiolens.etude.training.text import build_tokenizer
 from audiolens.prompts import load
 from audiolens.tracing.noise import NOISE, RowNoise
 
@@ -33,6 +36,8 @@ PAGE = Path(__file__).parents[1] / "docs" / "speed.md"
 ROWS = (1, 8, 32, 64)
 AIMS = {1: 1.9, 8: 1.6, 32: 1.4, 64: 1.35}
 GUIDANCE = 3.0
+SMALL_SECONDS = 0.5
+"""Length of the clips of musicgen-small's sizes."""
 PARTS = {
     "matrix products": ("aten::mm", "aten::addmm", "aten::bmm"),
     "attention": ("aten::_scaled_dot_product_flash_attention_for_cpu", "aten::_scaled_dot_product_attention_math"),
@@ -47,7 +52,9 @@ def main(
     out: Annotated[Path, typer.Option(help="JSON file for the figures.")] = Path("runs/roofline.json"),
     seconds: Annotated[float, typer.Option(help="Length of each clip.")] = 5.0,
     repeats: Annotated[int, typer.Option(help="Runs of each engine.")] = 5,
-    wide: Annotated[bool, typer.Option(help="Also time a random model of width 512 and 12 blocks.")] = True,
+    wide: Annotated[
+        bool, typer.Option(help="Also time random models: width 512 and 12 blocks, and musicgen-small's sizes.")
+    ] = True,
     clips: Annotated[int, typer.Option(help="Further clips whose codes are compared, steered and not.")] = 0,
     update: Annotated[bool, typer.Option(help="Write the tables into docs/speed.md.")] = False,
 ) -> None:
@@ -61,6 +68,11 @@ def main(
         other = random_lens(12)
         few = ["a calm song with drums"]
         lines += [timed(other, "width 512", few, rows, 2.0, max(2, repeats // 2), peak) for rows in (1, 16)]
+        for dtype in ("float32", "bfloat16"):
+            small = AudioLens(random_model(SIZES[0], "cpu", dtype), build_tokenizer(), name=SIZES[0].name)
+            name = f"musicgen-small, {dtype}"
+            lines += [timed(small, name, few, rows, SMALL_SECONDS, 2, peak) for rows in (1, 8)]
+            del small
     parts = {rows: shares(etude, prompts, rows, seconds) for rows in ROWS}
     compared = flips(etude, prompts, seconds, clips) if clips else None
     facts = {"seconds": seconds, "repeats": repeats, "peak_gflops": peak, "lines": lines, "parts": parts,
@@ -131,14 +143,14 @@ def peak_rate() -> float:
 
 
 def shares(lens: AudioLens, prompts: Sequence[Any], rows: int, seconds: float) -> dict[str, float]:
-    """The share of each part in the profiled time of the fast engine."""
+    """The share of each part in the profiled time of the fast engine. A profile has elapsed times."""
     chosen = [prompts[row % len(prompts)] for row in range(rows)]
     given: dict[str, Any] = {"seeds": list(range(rows)), "decode": False, "engine": "fast"}
     lens.generate(chosen, 0.4, **given)
     with profile(activities=[ProfilerActivity.CPU]) as profiled, noise_named():
-        start = time.process_time()
+        start = time.perf_counter()
         lens.generate(chosen, seconds, **given)
-        whole = time.process_time() - start
+        whole = time.perf_counter() - start
     events = profiled.key_averages()
     own = {event.key: event.self_cpu_time_total / 1e6 for event in events}
     found = {part: sum(own.get(key, 0.0) for key in keys) / whole for part, keys in PARTS.items()}
