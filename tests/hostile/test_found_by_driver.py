@@ -17,7 +17,7 @@ import audiolens as al
 from analysis import patching, probing, study, sweep
 from analysis.commands import early
 from analysis.statistics import rank_test
-from analysis.sweep import experiment
+from analysis.sweep import response
 from analysis.sweep.concept_measures import measure_of
 from audiolens import measure
 from audiolens.checks import checked_text
@@ -70,7 +70,7 @@ CALLS: dict[str, tuple[Callable[[Any], object], str]] = {
 
 
 MISSPELT: dict[str, Callable[[Any], object]] = {
-    "measures": lambda _: experiment._names(["tempoo"], {}),
+    "measures": lambda _: response.checked_names(["tempoo"], {}),
     "measures of a table": lambda _: measure.table(np.zeros((1, 1, 16_000)), 16_000, measures=["tempoo"]),
     "measure of a grid": lambda _: patching.Sound("tempoo"),
     "measure of a study": lambda _: measure_of("tempo", "tempoo"),
