@@ -156,6 +156,7 @@ def test_concepts_are_named_in_words_and_a_caption_is_not_said_twice(study: Stud
     bare.canvas.draw()
     left, right = (axes.xaxis.label.get_window_extent() for axes in bare.axes)
     assert left.x1 < right.x0
+    assert "tempo_ioi" not in str(crossing.screen(table).to_json())
 
 
 def test_a_concepts_own_effect_is_filled_and_every_effect_is_where_the_table_has_it(study: Study) -> None:
@@ -179,7 +180,6 @@ def test_cosines_are_lines_and_those_that_are_most_alike_are_told_apart() -> Non
     assert lines[0].get_ydata() == pytest.approx(1)
     assert [line.get_label() for line in lines[7:]] == 8 * ["other pairs"]
     assert len({(line.get_color(), line.get_marker()) for line in lines[:7]}) == 7
-    assert "tempo_ioi" not in crossing.screen(table).to_json()
 
 
 def test_a_title_keeps_its_large_lines() -> None:
