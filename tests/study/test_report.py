@@ -149,7 +149,7 @@ def test_concepts_are_named_in_words_and_a_caption_is_not_said_twice(study: Stud
     table = Several((study, replace(study, concept="timbre", measure="brightness"))).to_frame()
     bare, whole = crossing.paper(table, caption=False), crossing.paper(table)
     assert not bare.get_supxlabel()
-    assert "95% interval" in whole.get_supxlabel()
+    assert "95% interval" in " ".join(whole.get_supxlabel().split())
     assert [axes.get_xlabel() for axes in bare.axes] == [
         f"change in {NAMES['tempo_ioi']}", f"change in {NAMES['brightness']}",
     ]  # fmt: skip
