@@ -198,7 +198,7 @@ def test_all_studies_are_looked_at_before_the_first_is_drawn(
         study.redraw(place)
     (place / "timbre" / "figures").unlink()
     linked(place / "cosines.svg", outside / "victim")
-    with pytest.raises(InputError, match=r"cosines\.png is a symbolic link"):
+    with pytest.raises(InputError, match=r"cosines\.svg is a symbolic link"):
         study.redraw(place)
 
 
