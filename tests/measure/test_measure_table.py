@@ -30,9 +30,11 @@ def test_table_does_not_depend_on_the_number_of_processes():
     np.testing.assert_array_equal(alone, together)
 
 
-@pytest.mark.parametrize("measures", [["tempo", "swing"], "tempo"])
-def test_table_refuses_unknown_measures_and_says_which_there_are(measures):
-    with pytest.raises(ValueError, match="pulse_clarity"):
+@pytest.mark.parametrize(
+    ("measures", "message"), [(["tempo", "swing"], "pulse_clarity"), ("tempo", "expected a list of names, such as")]
+)
+def test_table_refuses_unknown_measures_and_says_which_there_are(measures, message):
+    with pytest.raises(ValueError, match=message):
         measure.table(noise(), RATE, measures)
 
 
