@@ -53,7 +53,7 @@ def gate(
     gate, and reads the overlap.
 
     The level of the pole that is steered towards follows from the sign of the strength and from whether the directions
-    and the probe point the same way (the sign of their cosine at the probe's block).
+    and the probe point the same way (the sign of the cosine between the probe's vector and the first that is added).
 
     Args:
         directions: what to steer along, as in `steer`.
@@ -70,7 +70,8 @@ def gate(
 
     Raises:
         InputError: (or a subclass) if the probe has no samples, does not read the music of its poles in the conditional
-            branch, does not separate its poles, is orthogonal to the directions, or would be read after the first
+            branch, does not separate its poles, is orthogonal to the directions, points the other way
+            although it has their label, or would be read after the first
             change, or if a level or an argument of `steer` is invalid.
     """
     if steering.get("operator") == "ablate":
@@ -88,7 +89,10 @@ def gate(
     threshold = checked_amount("threshold", threshold)
     release = threshold + CLOSED_FROM - OPEN_BELOW if release is None else checked_amount("release", release)
     layer = _layer(probe, steps, probe_layer)
-    level = _Level.of(probe, layer, _sign(strength) * _orientation(steps, probe[layer]))
+    same = bool(probe.meta.label) and probe.meta.label == directions.meta.label
+    level = _Level.of(probe, layer)
+    if _sign(strength) * _orientation(steps, probe[layer], same=same) < 0:
+        level = level.of_the_other_pole()
     condition = Gate(
         weights=level.weights, offset=level.offset, site=probe.meta.site, layer=level.layer, threshold=threshold,
         release=release, smoothing=smoothing, meta=probe.meta,
@@ -105,7 +109,7 @@ class _Level:
     layer: int
 
     @classmethod
-    def of(cls, probe: Directions, layer: int, sign: int) -> _Level:
+    def of(cls, probe: Directions, layer: int) -> _Level:
         why = _unfit(probe.meta)
         if why:
             raise InputError(
@@ -125,10 +129,10 @@ class _Level:
                 f"the probe {shown(probe.meta.label)} does not separate its poles at layer {layer}: give another "
                 "probe, or another probe_layer."
             )
-        weights, offset = weights / (positive - negative), -negative / (positive - negative)
-        if sign < 0:
-            weights, offset = -weights, 1 - offset
-        return cls(weights.float(), offset, layer)
+        return cls((weights / (positive - negative)).float(), -negative / (positive - negative), layer)
+
+    def of_the_other_pole(self) -> _Level:
+        return replace(self, weights=-self.weights, offset=1 - self.offset)
 
 
 def _unfit(meta: Provenance) -> str:
@@ -142,8 +146,12 @@ def _unfit(meta: Provenance) -> str:
     return "includes the prefix, but a gate reads steps" if meta.prefix else ""
 
 
-def _orientation(steps: Sequence[Intervention], weights: Tensor) -> int:
-    """Return whether the vectors that are added and the probe's vector point the same way (1) or not (-1)."""
+def _orientation(steps: Sequence[Intervention], weights: Tensor, *, same: bool) -> int:
+    """Return whether the vectors that are added and the probe's vector point the same way (1) or not (-1).
+
+    `same`: whether both have the same label. They should then point the same way, but the vectors of two blocks, or of
+    the text and the music, need not.
+    """
     first = steps[0]
     vector = first.vector if isinstance(first, Add) else first.direction if isinstance(first, Clamp) else weights
     cosine = float(cosine_similarity(torch.as_tensor(vector).double(), weights.double(), dim=0))
@@ -151,6 +159,11 @@ def _orientation(steps: Sequence[Intervention], weights: Tensor) -> int:
         raise InputError(
             f"the probe and the directions are nearly orthogonal (cosine {cosine:.3f}), so the probe does not show to "
             "which pole is steered: give a probe of the same concept."
+        )
+    if same and cosine < 0:
+        raise InputError(
+            f"the probe and the directions have the same label but point opposite ways (cosine {cosine:.2f}), so it is "
+            "unclear at which pole the level is 1: give another probe_layer, or a probe of another label."
         )
     return 1 if cosine > 0 else -1
 

@@ -208,6 +208,7 @@ def refused(lens: Any, vector: Tensor, probe: al.Directions) -> dict[str, tuple[
         "shared codes": (lambda: al.gate(shared, layer=1), InputError, "reads the text and not the music"),
         "no samples": (lambda: al.gate(probe * 1.0, layer=1), InputError, "keep_samples=True"),
         "turned": (lambda: al.gate(probe, probe=_turned(probe), layer=1), InputError, "does not separate"),
+        "opposite": (lambda: al.gate(_turned(probe), probe, layer=1), InputError, "the same label but point opposite"),
         "null branch": (lambda: al.gate(probe, _read(lens, branch="null"), layer=1), InputError, "conditional branch"),
         "start token": (lambda: al.gate(probe, _read(lens, position="first"), layer=1), InputError, "no music yet"),
         "orthogonal": (lambda: al.gate(_orthogonal(probe), probe, layer=1), InputError, "nearly orthogonal"),
