@@ -200,7 +200,7 @@ def _stored(folder: Path, todo: Plan, numbers: range, whole: bool = False) -> No
     # Each is at most some batches late.
     order = order[np.argsort(order + np.random.default_rng(0).integers(0, 16, len(order)), kind="stable")]
     with ledger(folder, facts(todo), todo.labels, columns()) as kept:
-        into_folder(kept, heard(todo, order.tolist()), todo, None, tqdm(disable=True))
+        into_folder(kept, heard(todo, order.tolist()), todo, None, tqdm(disable=True), hand=lambda _: None)
         if whole:
             kept.close()
 

@@ -88,8 +88,8 @@ def worded(cell: Any) -> list[str]:
     return [" ".join(re.sub(r"0x[#a-f]+|-{3,}", "#", one).split()) for one in words]
 
 
-def test_all_six_are_there(runner: ModuleType) -> None:
-    assert [path.stem[0] for path in PATHS] == list("123456")
+def test_all_seven_are_there(runner: ModuleType) -> None:
+    assert [path.stem[0] for path in PATHS] == list("1234567")
     assert runner.notebooks() == PATHS
 
 
