@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from audiolens import measure
 from audiolens.checks import shown
 from audiolens.errors import InputError, nearest, shortened
-from audiolens.measure.table import known_measure
+from audiolens.measure.table import EXTRA_MEASURES, MEASURES, UNITS, known_measure
 from audiolens.prompts import PromptSet, concepts
 
 MEASURED: Mapping[str, str] = {
@@ -27,14 +26,14 @@ FEWEST_PROMPTS = 2
 
 def is_ratio(measured: str) -> bool:
     """Return whether a measure has a true zero, so that its change is a ratio. Otherwise its change is a difference."""
-    return measure.UNITS.get(measured, "") in _RATIOS or measured == "pulse_clarity"
+    return UNITS.get(measured, "") in _RATIOS or measured == "pulse_clarity"
 
 
 def unit_of_change(measured: str) -> str:
     """Return the unit of `effects`: either "ratio" or the measure's own unit (dB for dBFS)."""
     if is_ratio(measured):
         return "ratio"
-    return {"dBFS": "dB"}.get(unit := measure.UNITS.get(measured, ""), unit)
+    return {"dBFS": "dB"}.get(unit := UNITS.get(measured, ""), unit)
 
 
 def refuse_unknown(concept: object, measured: str | None = None) -> None:
@@ -61,14 +60,14 @@ def measure_of(concept: str, measured: str | None = None, measured_by: Mapping[s
         InputError: if the concept has no measure, or if its measure has no true zero, because ratios would be
             meaningless.
     """
-    known = [name for name in (*measure.MEASURES, *measure.EXTRA_MEASURES) if is_ratio(name)]
+    known = [name for name in (*MEASURES, *EXTRA_MEASURES) if is_ratio(name)]
     name = measured or (measured_by or {}).get(concept) or MEASURED.get(concept)
     if name is None:
         raise InputError(
             f"{shown(concept)} has no measure, so a study could not report an effect. Concepts with a measure are "
             f"{', '.join(MEASURED)}; for any other, choose one (--measure, measured=) of {', '.join(known)}."
         )
-    if known_measure("measure", name, [*measure.MEASURES, *measure.EXTRA_MEASURES]) not in known:
+    if known_measure("measure", name, [*MEASURES, *EXTRA_MEASURES]) not in known:
         raise InputError(
             f"measure {shown(name)}: expected one whose change is a ratio. Choose from: {', '.join(known)}."
         )

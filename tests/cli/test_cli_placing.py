@@ -136,7 +136,7 @@ def test_a_file_of_prompts_is_heard_where_it_names_a_measure(tmp_path: Path) -> 
         (("--site", "resid_post", "--by", "token"), "has no token axis"),
         (("--site", "cross_attn.k"), "use by='token'"),
         (("--seconds", 0.12), "windows=8: there are 6 steps"),
-        (("--sound", "tempoo"), "--sound 'tempoo'. Did you mean 'tempo'"),
+        (("--sound", "tempoo"), "--sound='tempoo': no such measure. Did you mean 'tempo'"),
         (("--sound", "tempo", "--no-sound"), "both given"),
     ],
 )

@@ -242,14 +242,14 @@ UNMEASURED = {"effect": float("nan"), "low": float("nan"), "high": float("nan"),
         (UNMEASURED, UNMEASURED, "No measurable change"),
     ],
 )
-@pytest.mark.parametrize("concept", ["tempo", "pace"])
+@pytest.mark.parametrize(("concept", "poles"), [("tempo", ("fast", "slow")), ("pace", ("quick", "calm"))])
 def test_the_finding_is_one_short_sentence_with_its_numbers_first(
-    concept: str, fast: dict[str, float], slow: dict[str, float], effects: str
+    concept: str, poles: tuple[str, str], fast: dict[str, float], slow: dict[str, float], effects: str
 ) -> None:
     study_ = planted.study()
     up, down = study_.outcomes
-    found = replace(study_, concept=concept, outcomes=(replace(up, **fast), replace(down, **slow)))
-    words = ("faster", "slower") if concept == "tempo" else ("more fast", "more slow")
+    found = replace(study_, concept=concept, poles=poles, outcomes=(replace(up, **fast), replace(down, **slow)))
+    words = ("faster", "slower") if concept == "tempo" else ("more quick", "more calm")
     expected = effects.replace("WORD", words[0]).replace("OTHER", words[1])
     size = f"{found.settings.test} neutral prompts x {found.settings.test_seeds} seeds"
     assert found.finding == f"{expected} on {size}, steering {concept} at strength ±{found.choice.strength:g}."
