@@ -61,6 +61,10 @@ def _verify(path: Path, facts: Mapping[str, Any]) -> None:
         raise InputError(f"{path} cannot be used: it was begun with {facts['model']['threads']} threads.")
     if facts["model"].get("engine", "exact") not in ENGINES:
         raise InputError(f"{path} cannot be used: it was begun with engine {shown(facts['model']['engine'])}.")
+    # The versions that record the codec's dtype record these too.
+    lacking = {"engine", "dtype"} - facts["model"].keys() if "codec_dtype" in facts["model"] else set[str]()
+    if lacking:
+        raise InputError(f"{path} cannot be used: it does not state the {min(lacking)} that the clips were made with.")
     runs.check(path, facts)
     if not RATES_HZ[0] <= facts["sample_rate"] <= RATES_HZ[1]:
         raise InputError(f"{path} cannot be used: its sample rate is {facts['sample_rate']} Hz.")

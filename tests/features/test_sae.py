@@ -120,10 +120,15 @@ def test_ctrl_c_waits_for_the_end_of_a_step(lens: Any, codes: torch.Tensor, tmp_
             signal.raise_signal(signal.SIGINT)
 
     asked = {**QUICK, "codes": codes, "n_vectors": 300, "out": tmp_path / "sae"}
-    with monkeypatch.context() as patch:
-        patch.setattr(Learner, "_move", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            features.train(lens, PROMPTS, **asked)
+    # A shell that starts the tests in the background lets them ignore Ctrl-C.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(Learner, "_move", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                features.train(lens, PROMPTS, **asked)
+    finally:
+        signal.signal(signal.SIGINT, before)
     resumed = features.train(lens, PROMPTS, **asked)
     assert torch.equal(resumed.W_enc, whole.W_enc)
 
