@@ -1,7 +1,7 @@
 """Fixtures: tiny checkpoints with random weights, written once per session with save_pretrained."""
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -185,3 +185,20 @@ def stereo_melody_lens(tmp_path_factory: pytest.TempPathFactory) -> Any:
     from audiolens import AudioLens
 
     return AudioLens.from_pretrained(write_model(tmp_path_factory.mktemp("stereo-melody"), channels=2, melody=True))
+
+
+@pytest.fixture(scope="session")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of the playground, as the command serves it."""
+    from visitors import serving
+
+    with serving(tmp_path_factory.mktemp("play")) as (found, _):
+        yield found
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    from chromium import launched
+
+    with launched() as opened:
+        yield opened
