@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from torch.nn.functional import cosine_similarity
-
 from analysis.methods.reading import NotApplicable, Reading, Steering
-from audiolens.control.gating import LEAST_COSINE, gate
+from audiolens.control.gating import LEAST_COSINE, cosine_with, gate
 from audiolens.directions.difference_in_means import difference_in_means
 from audiolens.directions.steering import steered_blocks
 from audiolens.interventions import Intervention
@@ -28,13 +26,13 @@ def gated(lens: AudioLens, reading: Reading) -> Steering:
             towards the pole that is steered towards.
     """
     place, directions = reading.place, reading.directions
-    first = min(steered_blocks(reading.along(directions)(1.0)))
+    ungated = reading.along(directions)(1.0)
+    first = min(steered_blocks(ungated))
     probe = reading.kept(
         "gated", difference_in_means, lens, *reading.poles, site=directions.meta.site, layers=[first], codes="own",
         keep_samples=True, label=reading.sets.concept, progress=False,
     )  # fmt: skip
-    added = directions[first if place.layer is None else place.layer]
-    if not (cosine := float(cosine_similarity(added, probe[first], dim=0))) >= LEAST_COSINE:
+    if not (cosine := cosine_with(ungated, probe[first])) >= LEAST_COSINE:
         raise NotApplicable(
             f"at block {first}, the first that is steered, the music of {reading.sets.concept} has a level that "
             f"does not rise along the direction (cosine {cosine:.2f}), so a gate cannot be read."

@@ -152,9 +152,7 @@ def _orientation(steps: Sequence[Intervention], weights: Tensor, *, same: bool) 
     `same`: whether both have the same label. They should then point the same way, but the vectors of two blocks, or of
     the text and the music, need not.
     """
-    first = steps[0]
-    vector = first.vector if isinstance(first, Add) else first.direction if isinstance(first, Clamp) else weights
-    cosine = float(cosine_similarity(torch.as_tensor(vector).double(), weights.double(), dim=0))
+    cosine = cosine_with(steps, weights)
     if abs(cosine) < LEAST_COSINE:
         raise InputError(
             f"the probe and the directions are nearly orthogonal (cosine {cosine:.3f}), so the probe does not show to "
@@ -166,6 +164,13 @@ def _orientation(steps: Sequence[Intervention], weights: Tensor, *, same: bool) 
             "unclear at which pole the level is 1: give another probe_layer, or a probe of another label."
         )
     return 1 if cosine > 0 else -1
+
+
+def cosine_with(steps: Sequence[Intervention], weights: Tensor) -> float:
+    """Return the cosine between the first vector that is added and a probe's vector."""
+    first = steps[0]
+    vector = first.vector if isinstance(first, Add) else first.direction if isinstance(first, Clamp) else weights
+    return float(cosine_similarity(torch.as_tensor(vector).double(), weights.double(), dim=0))
 
 
 def _sign(strength: Any) -> int:
