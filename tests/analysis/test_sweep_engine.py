@@ -81,9 +81,10 @@ def test_a_sweep_resumes_with_its_own_engine(lens: Any, exact: Path, tmp_path: P
 
 
 def older_facts(*given: Any, **named: Any) -> dict[str, Any]:
-    """The description of a sweep by an earlier version: its only engine and its random numbers had no name."""
+    """The description of a sweep by an earlier version: its engine, dtypes and random numbers had no name."""
     facts = facts_of(*given, **named)
-    model = {name: value for name, value in facts["model"].items() if name != "engine"}
+    later = {"engine", "dtype", "codec_dtype"}
+    model = {name: value for name, value in facts["model"].items() if name not in later}
     return {**{name: value for name, value in facts.items() if name != "noise"}, "model": model}
 
 

@@ -46,12 +46,15 @@ class Outcome:
         return self.kind in FINE
 
 
-def outcome(call: Callable[[], Any], *, by_python: bool = False, given: Any = None) -> Outcome:
+def outcome(
+    call: Callable[[], Any], *, by_python: bool = False, given: Any = None, slow: float = SLOW_SECONDS
+) -> Outcome:
     """Make the call.
 
     Args:
         by_python: Python's own TypeError, for a missing or unknown argument, is expected.
         given: the value passed in place of a function; it may fail when it is called.
+        slow: seconds of processor time above which a refusal is a fault.
     """
     start = time.process_time()
     try:
@@ -61,11 +64,13 @@ def outcome(call: Callable[[], Any], *, by_python: bool = False, given: Any = No
         return Outcome("hang", f"no end after {LONGEST_SECONDS} s", place(error.__traceback__))
     except BaseException as error:
         seconds = time.process_time() - start
-        return judged(error, seconds, by_python, given)
+        return judged(error, seconds, by_python, given, slow)
     return Outcome("worked", seconds=time.process_time() - start)
 
 
-def judged(error: BaseException, seconds: float, by_python: bool, given: Any = None) -> Outcome:
+def judged(
+    error: BaseException, seconds: float, by_python: bool, given: Any = None, slow: float = SLOW_SECONDS
+) -> Outcome:
     told, where = message(error), place(error.__traceback__)
     frames = list(traceback.walk_tb(error.__traceback__))
     last = frames[-1][0].f_code.co_filename
@@ -82,7 +87,7 @@ def judged(error: BaseException, seconds: float, by_python: bool, given: Any = N
         return Outcome("several lines", told, where, seconds)
     if len(told) > LONGEST_MESSAGE:
         return Outcome("long message", told, where, seconds)
-    if seconds > SLOW_SECONDS:
+    if seconds > slow:
         return Outcome("slow refusal", f"{seconds:.1f} s: {told}", where, seconds)
     return Outcome("refused", told, where, seconds)
 
