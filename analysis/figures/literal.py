@@ -39,7 +39,9 @@ def literally(function: Callable[P, go.Figure]) -> Callable[P, go.Figure]:
     def figure(*args: P.args, **kwargs: P.kwargs) -> go.Figure:
         found: Any = function(*args, **kwargs)
         for part in (*found.data, found.layout):
-            part.update({name: _shown(value) for name, value in part.to_plotly_json().items() if name != "type"})
+            told = part.to_plotly_json().items()
+            # A template has none of our text, and plotly would check each of its hundreds of properties.
+            part.update({name: _shown(value) for name, value in told if name not in ("type", "template")})
         return found
 
     return figure

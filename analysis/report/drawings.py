@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from analysis.figures.captions import heat, screen_heat
 from analysis.figures.finding import finding
 from analysis.figures.literal import literally
 from analysis.figures.style import name_of, styled
-from analysis.report import screens
+from analysis.report import screens, vector
 from analysis.report.tables import by_prompt, directions
 from analysis.resampling import COVERAGE
 from analysis.statistics import LEVEL
@@ -51,6 +52,11 @@ class Drawing:
     tables: tuple[str, ...] = ()
     screen: go.Figure | None = None
     narrow: Figure | None = None
+
+    @cached_property
+    def svg(self) -> bytes:
+        """The figure for print as SVG, which the page also shows."""
+        return vector.file_of(self.figure, "svg", self.name)
 
 
 def drawings(study: Study, shown: Sequence[PageSound]) -> list[Drawing]:

@@ -11,7 +11,7 @@ from urllib.parse import quote
 import pandas as pd
 
 from analysis.figures.canvas import DOUBLE, in_column
-from analysis.report import crossing, live, page, vector
+from analysis.report import crossing, live, page
 from analysis.report.downloads import downloads
 from analysis.report.drawings import Drawing, in_both, the_finding
 from analysis.report.templates import template, text
@@ -83,7 +83,7 @@ def write(several: Several, folder: Path, command: str = "", names: Sequence[str
     links = [_link(name) for name in names]
     tables, drawn = _crossed(several) if several.is_crossed else ({}, [])
     for drawing in drawn:
-        put(folder / f"{drawing.name}.svg", vector.file_of(drawing.figure, "svg", drawing.name))
+        put(folder / f"{drawing.name}.svg", drawing.svg)
         put(folder / f"{drawing.name}.csv", csv_of(tables[drawing.name]).encode("utf-8"))
     concepts, models = (
         list(dict.fromkeys(getattr(one, name) for one in several.studies)) for name in ("concept", "model")

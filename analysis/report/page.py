@@ -156,7 +156,7 @@ def fields(drawing: Drawing) -> dict[str, Any]:
         screen = drawing.screen.update_layout(autosize=True, width=None)
         shown = live.figure(screen, f"live-{drawing.name}", drawing.title)
     else:
-        svg = vector.inline(vector.file_of(drawing.figure, "svg", drawing.name), drawing.name, drawing.title)
+        svg = vector.inline(drawing.svg, drawing.name, drawing.title)
         if drawing.narrow is not None:
             content = vector.file_of(drawing.narrow, "svg", drawing.name)
             slim = vector.inline(content, f"{drawing.name}-slim", drawing.title)

@@ -24,7 +24,7 @@ def main() -> int:
     parser.add_argument("--calls", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="names that contain this")
-    parser.add_argument("--quick", action="store_true", help="no valid calls first, nothing that takes seconds, no limit on time")
+    parser.add_argument("--quick", action="store_true", help="no valid calls first, nothing slow, no limit on time")
     parser.add_argument("--report", type=Path, help="a JSON file of all that went wrong")
     asked = parser.parse_args()
     if asked.report:
