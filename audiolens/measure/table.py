@@ -126,7 +126,7 @@ def table_of_files(
 
 
 def checked_measures(measures: Sequence[str] | None) -> list[str]:
-    """Return the names of measures, by default those in `MEASURES`.
+    """Return the names of measures, each once, by default those in `MEASURES`.
 
     Raises:
         InputError: if a name is unknown; the message lists the known names.
@@ -136,7 +136,7 @@ def checked_measures(measures: Sequence[str] | None) -> list[str]:
     names = [] if isinstance(measures, str) else list(measures)
     if not names:
         raise InputError(f"measures={shown(measures)}: expected a list of names, such as ['tempo_ioi', 'brightness'].")
-    return [known_measure("measures", name, [*MEASURES, *EXTRA_MEASURES]) for name in names]
+    return [*dict.fromkeys(known_measure("measures", name, [*MEASURES, *EXTRA_MEASURES]) for name in names)]
 
 
 def known_measure(argument: str, name: Any, known: Sequence[str] = tuple(MEASURES)) -> str:

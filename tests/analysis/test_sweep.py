@@ -1,5 +1,6 @@
 """Every row of a sweep equals the clip that its condition generates alone, measured against its own baseline."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from plants import tables as planted
+from small_runs import played
 
 import audiolens as al
 from analysis import sweep
@@ -55,6 +57,11 @@ def test_every_row_is_the_clip_its_condition_makes_alone(lens: Any, swept: sweep
         condition = by_name[row["condition"]]
         alone = lens.generate(row["asked"], 1.0, seeds=[row["seed"]], interventions=condition.interventions)
         np.testing.assert_allclose(swept.audio[int(str(place))], alone.audio[0].numpy(), atol=1e-4)
+
+
+def test_a_sweep_with_a_measure_that_is_named_twice_has_one_column(lens: Any, tmp_path: Path) -> None:
+    found = played(lens, tmp_path / "sweep", measures=("loudness", "loudness"))
+    assert [*found.table.columns].count("loudness") == 1
 
 
 def test_a_prompted_condition_asks_something_else_with_the_same_seed(swept: sweep.SweepResult) -> None:

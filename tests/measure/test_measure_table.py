@@ -22,6 +22,11 @@ def test_table_holds_what_the_single_measures_say():
     np.testing.assert_array_equal(frame["tempo_ioi"], measure.tempo(audio, RATE, method="ioi"))
 
 
+def test_a_measure_that_is_named_twice_is_measured_once() -> None:
+    twice = measure.table([drums(132)], RATE, measures=["loudness", "brightness", "loudness"])
+    assert list(twice.columns) == ["loudness", "brightness"]
+
+
 def test_table_does_not_depend_on_the_number_of_processes():
     clips = [drums(60 + 10 * i, seed=i)[: 40_000 + 1000 * i] for i in range(6)]
     names = ["tempo", "onset_rate", "brightness"]
