@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from analysis.methods.reading import NotApplicable, Reading, Steering
-from audiolens.control.gating import LEAST_COSINE, cosine_with, gate
+from analysis.methods.reading import Reading, Steering
+from audiolens.control.gating import gate
 from audiolens.directions.difference_in_means import difference_in_means
 from audiolens.directions.steering import steered_blocks
 from audiolens.interventions import Intervention
@@ -20,23 +20,13 @@ def gated(lens: AudioLens, reading: Reading) -> Steering:
 
     The gate's probe is the difference in means over the poles' own clips. It must be read before the first change, and
     is read at the first block that the place changes.
-
-    Raises:
-        NotApplicable: if the probe does not point the same way as what is added, so that its level does not rise
-            towards the pole that is steered towards.
     """
     place, directions = reading.place, reading.directions
-    ungated = reading.along(directions)(1.0)
-    first = min(steered_blocks(ungated))
+    first = min(steered_blocks(reading.along(directions)(1.0)))
     probe = reading.kept(
         "gated", difference_in_means, lens, *reading.poles, site=directions.meta.site, layers=[first], codes="own",
-        keep_samples=True, label=reading.sets.concept, progress=False,
+        keep_samples=True, label=directions.meta.label, progress=False,
     )  # fmt: skip
-    if not (cosine := cosine_with(ungated, probe[first])) >= LEAST_COSINE:
-        raise NotApplicable(
-            f"at block {first}, the first that is steered, the music of {reading.sets.concept} has a level that "
-            f"does not rise along the direction (cosine {cosine:.2f}), so a gate cannot be read."
-        )
 
     def steering(dose: float) -> Sequence[Intervention]:
         return gate(

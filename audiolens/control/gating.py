@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,18 +13,22 @@ from torch.nn.functional import cosine_similarity
 
 from audiolens.checks import checked_amount, shown, whole_number
 from audiolens.directions.directions import Directions
+from audiolens.directions.samples import Samples
 from audiolens.directions.steering import steer, steered_blocks
 from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError, SiteError
 from audiolens.gates import Gate
 from audiolens.interventions import Add, Clamp, Intervention, Numbers
-from audiolens.model.provenance import Provenance
+from audiolens.model.provenance import Provenance, prompts_hash
 from audiolens.model.timeline import Real
 
 OPEN_BELOW, CLOSED_FROM = 0.8, 1.0
 """The default levels at which a gate opens and closes, relative to the poles of the probe."""
 LEAST_COSINE = 0.02
 """The smallest cosine between directions and probe from which the pole that is steered towards is known."""
+_SCALED = re.compile(r"(?:-|unit|-?[\d.]+(?:e[-+]?\d+)? \* )\((.*)\)", re.DOTALL)
+_COMBINED = re.compile(r"\(| \+ ")
+"""The labels of directions that were scaled, and what is in those of all other arithmetic."""
 SMOOTHING = 0.5
 """The default time constant of the level, in seconds."""
 
@@ -52,8 +57,12 @@ def gate(
     which steps the gate of each row was open. A clip that is generated in windows begins each of them with a closed
     gate, and reads the overlap.
 
-    The level of the pole that is steered towards follows from the sign of the strength and from whether the directions
-    and the probe point the same way (the sign of the cosine between the probe's vector and the first that is added).
+    The pole that is steered towards follows from the sign of the strength and from the prompts: if the directions and
+    the probe were read from the same poles (also if one of them from fewer prompts, or with the poles exchanged), they
+    say which pole is which, also for `-d`, `d.unit()` and `2 * d`. Otherwise, it follows from whether both point the
+    same way, the sign of the cosine between the probe's vector and the first that is added. In the first blocks, a
+    direction over shared codes and a probe of the music can point opposite ways although their poles are the same, so
+    give a probe that was read from the prompts of the directions.
 
     Args:
         directions: what to steer along, as in `steer`.
@@ -70,9 +79,9 @@ def gate(
 
     Raises:
         InputError: (or a subclass) if the probe has no samples, does not read the music of its poles in the conditional
-            branch, does not separate its poles, is orthogonal to the directions, points the other way
-            although it has their label, or would be read after the first
-            change, or if a level or an argument of `steer` is invalid.
+            branch, does not separate its poles, or would be read after the first change, if it was read from other
+            prompts and is orthogonal to the directions, or points the other way although it has their label, or if a
+            level or an argument of `steer` is invalid.
     """
     if steering.get("operator") == "ablate":
         raise InputError(
@@ -89,9 +98,9 @@ def gate(
     threshold = checked_amount("threshold", threshold)
     release = threshold + CLOSED_FROM - OPEN_BELOW if release is None else checked_amount("release", release)
     layer = _layer(probe, steps, probe_layer)
-    same = bool(probe.meta.label) and probe.meta.label == directions.meta.label
     level = _Level.of(probe, layer)
-    if _sign(strength) * _orientation(steps, probe[layer], same=same) < 0:
+    towards = _by_prompts(directions, probe) or _by_cosine(steps, probe[layer], _expected(directions, probe))
+    if _sign(strength) * towards < 0:
         level = level.of_the_other_pole()
     condition = Gate(
         weights=level.weights, offset=level.offset, site=probe.meta.site, layer=level.layer, threshold=threshold,
@@ -146,31 +155,73 @@ def _unfit(meta: Provenance) -> str:
     return "includes the prefix, but a gate reads steps" if meta.prefix else ""
 
 
-def _orientation(steps: Sequence[Intervention], weights: Tensor, *, same: bool) -> int:
-    """Return whether the vectors that are added and the probe's vector point the same way (1) or not (-1).
+def _by_prompts(directions: Directions, probe: Directions) -> int:
+    """Return 1 if directions point to the positive pole of a probe, -1 to the negative, 0 if their prompts do not say.
 
-    `same`: whether both have the same label. They should then point the same way, but the vectors of two blocks, or of
-    the text and the music, need not.
+    A direction points to its positive pole by definition, and arithmetic keeps the record of the prompts. Vectors that
+    were replaced by hand need not be those of their samples.
     """
-    cosine = cosine_with(steps, weights)
+    if (own := directions.samples) is not None and bool((directions.vectors * own.difference()).sum(-1).lt(0).any()):
+        return 0
+    sign, name = _unscaled(directions, probe)
+    if name != probe.meta.label and _COMBINED.search(name):
+        return 0
+    return sign * (_pole(directions.meta, probe.samples) or _pole(probe.meta, directions.samples))
+
+
+def _pole(meta: Provenance, samples: Samples | None) -> int:
+    """Return 1 if the positive pole that `meta` records is that of the samples, -1 if it is their negative one.
+
+    The samples can be of more prompts. 0 if the prompts are others, or unknown.
+    """
+    if samples is None or not meta.prompts:
+        return 0
+    labels = samples.labels.tolist()
+    positive, negative = (
+        [prompt for prompt, label in zip(samples.prompts, labels, strict=True) if label is wanted]
+        for wanted in (True, False)
+    )
+    n_positive, n_negative = meta.n_prompts
+    for sign, first, second in ((1, positive, negative), (-1, negative, positive)):
+        if meta.prompts == prompts_hash(first[:n_positive], second[:n_negative]):
+            return sign
+    return 0
+
+
+def _unscaled(directions: Directions, probe: Directions) -> tuple[int, str]:
+    """Return the sign of the factor with which directions were scaled, and their label before that."""
+    sign, label = 1, directions.meta.label
+    while label != probe.meta.label and (scaled := _SCALED.fullmatch(label)):
+        sign, label = -sign if label.startswith("-") else sign, scaled[1]
+    return sign, label
+
+
+def _expected(directions: Directions, probe: Directions) -> int:
+    """Return the sign of the cosine between directions and a probe that their labels let expect; 0 if none."""
+    sign, name = _unscaled(directions, probe)
+    return sign if name and name == probe.meta.label else 0
+
+
+def _by_cosine(steps: Sequence[Intervention], weights: Tensor, expected: int) -> int:
+    """Return whether the first vector that is added and the probe's vector point the same way (1) or not (-1).
+
+    The vectors of two blocks, or of the text and the music, need not have the `expected` sign.
+    """
+    first = steps[0]
+    vector = first.vector if isinstance(first, Add) else first.direction if isinstance(first, Clamp) else weights
+    cosine = float(cosine_similarity(torch.as_tensor(vector).double(), weights.double(), dim=0))
     if abs(cosine) < LEAST_COSINE:
         raise InputError(
             f"the probe and the directions are nearly orthogonal (cosine {cosine:.3f}), so the probe does not show to "
-            "which pole is steered: give a probe of the same concept."
+            "which pole is steered: give a probe that was read from the prompts of the directions."
         )
-    if same and cosine < 0:
+    if expected * cosine < 0:
         raise InputError(
-            f"the probe and the directions have the same label but point opposite ways (cosine {cosine:.2f}), so it is "
-            "unclear at which pole the level is 1: give another probe_layer, or a probe of another label."
+            f"the probe and the directions have the same label but point opposite ways (cosine {expected * cosine:.2f})"
+            ", and were read from other prompts, so it is unclear at which pole the level is 1: give a probe that was "
+            "read from the prompts of the directions, another probe_layer, or a probe of another label."
         )
     return 1 if cosine > 0 else -1
-
-
-def cosine_with(steps: Sequence[Intervention], weights: Tensor) -> float:
-    """Return the cosine between the first vector that is added and a probe's vector."""
-    first = steps[0]
-    vector = first.vector if isinstance(first, Add) else first.direction if isinstance(first, Clamp) else weights
-    return float(cosine_similarity(torch.as_tensor(vector).double(), weights.double(), dim=0))
 
 
 def _sign(strength: Any) -> int:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -184,6 +185,61 @@ def test_the_level_of_a_gate_is_0_and_1_at_the_means_of_the_poles(lens: Any, pro
     lens.generate(PROMPTS, interventions=[late], **GIVEN)
 
 
+def test_the_prompts_say_to_which_pole_directions_point_and_else_the_vectors_do(
+    lens: Any, probe: al.Directions
+) -> None:
+    def towards(directions: al.Directions, probe: al.Directions) -> int:
+        """1 if the level is that of the probe's positive pole."""
+        (gate,) = {step.gate for step in al.gate(directions, probe, layer=2, probe_layer=0)}
+        assert gate is not None
+        return 1 if torch.cosine_similarity(gate.weights, probe[0], dim=0) > 0 else -1
+
+    fast, slow = ["fast song", "fast piano"], ["slow song", "slow dark"]
+    shared: dict[str, Any] = {"codes": "shared", "neutral": ["song"], "seconds": 0.4, "progress": False}
+    read = [
+        (al.difference_in_means(lens, *poles, label=label, **shared), sign)
+        for poles, label, sign in (
+            ((fast, slow), "tempo", 1), ((fast, slow), "", 1), ((slow, fast), "tempo", -1),
+            ((fast[:1], slow[:1]), "tempo", 1),
+        )
+    ]  # fmt: skip
+    # Random vectors and their opposites, so that the cosine says nothing.
+    drawn = probe.random_like(0).vectors
+    assert abs(torch.cosine_similarity(drawn[2], probe[0], dim=0)) > 0.02
+    for vectors in (drawn, -drawn):
+        for one, sign in read:
+            directions = replace(one, vectors=vectors)
+            assert towards(directions, probe) == sign
+            assert towards(2 * (-directions), probe) == -sign
+            assert towards((-0.5 * (-directions)).unit(), probe) == sign
+    # The prompts of a combination are not those of its poles.
+    turned = -1.0 * probe
+    assert towards((turned + 0.1 * probe), probe) == -1
+    assert towards(_others(probe, 1), probe) == towards(-1 * -_others(probe, 1), probe) == 1
+
+
+def test_on_etude_the_level_at_block_0_is_that_of_the_pole_although_the_vectors_point_opposite_ways() -> None:
+    etude = al.AudioLens.from_pretrained("etude")
+    sets = al.prompts.load("timbre")
+    poles = sets.positive[:8], sets.negative[:8]
+    d = al.difference_in_means(
+        etude, *poles, codes="shared", neutral=sets.development, seconds=1.0, label="timbre", progress=False
+    )
+    probe = al.difference_in_means(
+        etude, *poles, layers=[0], keep_samples=True, seconds=1.0, label="timbre", progress=False
+    )
+    assert torch.cosine_similarity(d[5], probe[0], dim=0) < -0.1
+    (step,) = al.gate(d, probe, strategy="one-to-all", layer=5)
+    gate = step.gate
+    assert gate is not None
+    held_out = [*sets.positive[8:16], *sets.negative[8:16]]
+    made = etude.generate(held_out, 1.0, seeds=0, sites="resid_post", layers=[0], decode=False)
+    assert made.cache is not None
+    bright, dark = (made.cache["resid_post", 0] @ gate.weights + gate.offset).mean(1).chunk(2)
+    assert bright.mean() > 0.7
+    assert dark.mean() < 0.3
+
+
 def refused(lens: Any, vector: Tensor, probe: al.Directions) -> dict[str, tuple[Callable[[], Any], type, str]]:
     def run(**options: Any) -> Any:
         return lens.generate(PROMPTS, interventions=al.Add(vector, **options), **GIVEN)
@@ -208,7 +264,14 @@ def refused(lens: Any, vector: Tensor, probe: al.Directions) -> dict[str, tuple[
         "shared codes": (lambda: al.gate(shared, layer=1), InputError, "reads the text and not the music"),
         "no samples": (lambda: al.gate(probe * 1.0, layer=1), InputError, "keep_samples=True"),
         "turned": (lambda: al.gate(probe, probe=_turned(probe), layer=1), InputError, "does not separate"),
-        "opposite": (lambda: al.gate(_turned(probe), probe, layer=1), InputError, "the same label but point opposite"),
+        "turned by hand": (
+            lambda: al.gate(_turned(probe), probe, layer=1),
+            InputError,
+            "same label but point opposite",
+        ),
+        "opposite": (lambda: al.gate(_others(probe, -1), probe, layer=1), InputError, "the same label but point opp"),
+        "-opposite": (lambda: al.gate(-_others(probe, -1), probe, layer=1), InputError, "the same label but point opp"),
+        "twice opposite": (lambda: al.gate(2 * _others(probe, -1), probe, layer=1), InputError, "the same label but"),
         "null branch": (lambda: al.gate(probe, _read(lens, branch="null"), layer=1), InputError, "conditional branch"),
         "start token": (lambda: al.gate(probe, _read(lens, position="first"), layer=1), InputError, "no music yet"),
         "orthogonal": (lambda: al.gate(_orthogonal(probe), probe, layer=1), InputError, "nearly orthogonal"),
@@ -221,9 +284,12 @@ def refused(lens: Any, vector: Tensor, probe: al.Directions) -> dict[str, tuple[
 
 
 def _turned(probe: al.Directions) -> al.Directions:
-    from dataclasses import replace
-
     return replace(probe, vectors=-probe.vectors)
+
+
+def _others(probe: al.Directions, sign: int) -> al.Directions:
+    """Directions of other prompts with the probe's label, which point its way or the other."""
+    return replace(probe, vectors=sign * probe.vectors, samples=None, meta=replace(probe.meta, prompts="others"))
 
 
 def _orthogonal(probe: al.Directions) -> al.Directions:
