@@ -166,9 +166,9 @@ def study(
     changes: dict[str, Any] = {**chosen, **{name: value for name, value in options.items() if value is not None}}
     early.check_study(changes.get("seconds", 5.0), changes.get("seed", 0))
     early.check_choice("codes", codes, early.CODES)
-    early.check_jobs(jobs)
+    early.check_jobs(changes.get("n_jobs"))
     kinds = () if figures is None else early.checked_figures(figures)
-    cluster = early.checked_ray(ray, workers, gpus_per_worker, jobs)
+    cluster = early.checked_ray(ray, workers, gpus_per_worker, changes.get("n_jobs"))
     rows = early.check_batch_size(batch)
     if verify:
         changes["verify"] = True

@@ -97,7 +97,9 @@ def sweep(
     ] = 0,
     others: Annotated[
         str | None,
-        typer.Option(help="Other concepts, or files, whose directions are controls; separate several with commas."),
+        typer.Option(
+            help="Other concepts, or files, whose directions are controls, with commas between them [default: none]."
+        ),
     ] = None,
     control_strengths: Annotated[
         str | None, typer.Option(help="Strengths at which controls are run [default: all].")
@@ -166,6 +168,7 @@ def sweep(
 
         audiolens sweep --config runs/tempo/sweep.toml --set seeds=4 -o runs/more
     """
+    from analysis.store.settings_file import NONE
     from analysis.sweep import config as configs
     from analysis.sweep import ledger
 
@@ -177,7 +180,7 @@ def sweep(
             "name what to sweep: a concept (audiolens sweep tempo), a file of prompts or directions, or a file of "
             "settings (--config sweep.toml)."
         )
-    rivals = stated.others if others is None else tuple(_listed(others))
+    rivals = stated.others if others is None else () if others.strip() == NONE else tuple(_listed(others))
     model = with_stated(model, given, stated.model, stated.revision)
     chosen = {**stated.settings, **given_once(configs.assigned(assigned or ()), given, _OPTIONS)}
     options: dict[str, Any] = {
@@ -276,6 +279,10 @@ def _check(settings: Settings, concepts: Sequence[str]) -> None:
         early.check_choice("branch", one, early.BRANCHES)
     early.check_length(settings.seconds)
     early.check_guidance(settings.guidance_scale)
+    if "null" in settings.branches:
+        from audiolens.interventions import checked_branch
+
+        checked_branch("null", settings.guidance_scale > 1)
     early.check_jobs(settings.n_jobs)
     files = [Path(source).suffix == ".safetensors" for source in concepts]
     if settings.n_shuffled and any(files):

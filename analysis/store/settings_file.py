@@ -13,6 +13,8 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from audiolens.checks import encodes, shown
 from audiolens.errors import InputError, InputTypeError, nearest
 from audiolens.files.bounded import read_text, toml_of
@@ -66,7 +68,7 @@ class Form:
             if wrong := next((name for name in settings if name in (*self.texts, *self.lists)), None):
                 raise InputError(f"{path}: {wrong} is in the table [{_TABLE}]: it belongs above it.")
             refuse_unknown(f"{path}: {_TABLE}", settings, self.names())
-            settings = tuples(settings, missing=NONE)
+            settings = {name: _stated(value) for name, value in settings.items()}
             try:
                 self.kind()(**settings)
             except (InputError, InputTypeError) as error:
@@ -93,9 +95,11 @@ class Form:
             if name in found:
                 raise InputError(f"--set {name} was given twice: give it once.")
             try:
-                found[name] = tuples(tomllib.loads(f"value = {value}")["value"], missing=NONE)
+                read = tomllib.loads(f"value = {value}")
             except (ValueError, RecursionError):
-                found[name] = tuples(value.strip(), missing=NONE)
+                read = {}
+            # A text of several lines can hold several entries.
+            found[name] = _stated(read["value"] if len(read) == 1 else value.strip())
         return found
 
 
@@ -123,6 +127,23 @@ def refuse_unknown(where: str, given: Iterable[str], known: Sequence[str]) -> No
     for name in given:
         if name not in known:
             raise InputError(f"{where}: unknown {shown(name)}.{nearest(name, known)} Known: {', '.join(known)}.")
+
+
+def plain(value: Any) -> Any:
+    """Return the value of a setting with numbers of NumPy as those of Python, and lists as tuples.
+
+    A file then states every setting, and gives it back as it was.
+    """
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return tuple(map(plain, value))
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _stated(value: Any) -> Any:
+    """Return the value of a setting that a file or `--set` states."""
+    return None if value == NONE else tuples(value)
 
 
 def _value(value: Any) -> str:

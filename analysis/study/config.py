@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from analysis.store import settings_file
 from audiolens.door import guarded
 from audiolens.files.atomic import as_path
-from audiolens.prompts import concepts
+from audiolens.prompts import concepts, load
+from audiolens.prompts.files import VOCABULARIES
 
 if TYPE_CHECKING:
     from analysis.study.result import Study
@@ -44,15 +45,32 @@ class Config:
 
 
 def text_of(study: Study) -> str:
-    """Return the contents of the file that states a study's concept, model and all settings."""
+    """Return the contents of the file that states a study's concept, model and all settings.
+
+    A concept is named if the study's prompts are the bundled ones, because those of its name would be taken again.
+    """
     known = concepts(None)
     top = {
-        "concept": study.concept if study.concept in known else "", "model": study.model,
+        "concept": study.concept if _is_bundled(study) else "", "model": study.model,
         "revision": study.directions.meta.revision, "others": ",".join(study.others) or settings_file.NONE,
     }  # fmt: skip
     if any(name not in known for name in study.others):
         del top["others"]
     return settings_file.text_of(_NOTES, top, study.settings)
+
+
+def _is_bundled(study: Study) -> bool:
+    """Return whether a study's prompts are those of the bundled concept of that name, in one of its vocabularies."""
+    from audiolens.model.provenance import prompts_hash
+
+    meta, neutral = study.directions.meta, {*study.clips.query("condition == 'baseline'")["prompt"]}
+    n_positive, n_negative = meta.n_prompts
+    bundled = [load(study.concept, one) for one in VOCABULARIES if study.concept in concepts(one)]
+    return any(
+        meta.prompts == prompts_hash(one.positive[:n_positive], one.negative[:n_negative])
+        and neutral <= {*one.development, *one.test}
+        for one in bundled
+    )
 
 
 def read(path: Path) -> Config:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import InitVar, dataclass, field
+from dataclasses import InitVar, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from analysis import sweep
+from analysis.store.settings_file import plain
 from analysis.sweep.concept_measures import FEWEST_PROMPTS, measure_of, refuse_too_few
 from audiolens import measure
 from audiolens.checks import MOST_JOBS, checked_amount, checked_count, checked_flags, shown
@@ -17,7 +18,7 @@ from audiolens.directions.strategies import Strategy, described
 from audiolens.door import checked_kinds, guarded
 from audiolens.errors import InputError, InputTypeError
 from audiolens.groups import takes
-from audiolens.interventions import Branch
+from audiolens.interventions import Branch, checked_branch
 from audiolens.measure import beats
 from audiolens.measure.rhythm import FASTEST_BPM, FEWEST_ONSETS
 from audiolens.model import text
@@ -25,7 +26,7 @@ from audiolens.model.timeline import longest_seconds
 from audiolens.prompts import PromptSet
 from audiolens.tracing.engines import Engine, checked_engine
 from audiolens.tracing.recording import refuse_prefix
-from audiolens.tracing.sampling import Sampling
+from audiolens.tracing.sampling import Sampling, checked_settings
 
 if TYPE_CHECKING:
     from audiolens import AudioLens
@@ -259,6 +260,11 @@ class Settings:
         if self.codes not in ("own", "shared"):
             raise InputError(f"codes={shown(self.codes)}: expected 'own' or 'shared'.")
         checked_kinds(self)
+        checked_settings(self.guidance_scale, self.temperature, self.top_k)
+        if self.branch == "null":
+            checked_branch(self.branch, self.guidance_scale > 1)
+        for one in fields(self):
+            object.__setattr__(self, one.name, plain(getattr(self, one.name)))
 
     def blocks(self, n_layers: int) -> list[int]:
         """Return the blocks to scan."""

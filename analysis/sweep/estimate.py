@@ -13,9 +13,10 @@ from analysis.sweep.conditions import Plan, PromptSeed, clips, packed
 from analysis.sweep.factorial import Factors, conditions, named
 from analysis.sweep.playing import clips_per_second
 from analysis.sweep.storage import SoundFormat, size_of
-from audiolens.checks import checked_count, checked_seed, in_order, one_or_listed, shown
+from audiolens.checks import checked_amount, checked_count, checked_seed, in_order, one_or_listed, shown
 from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError
+from audiolens.interventions import checked_branch
 from audiolens.model import tokens
 from audiolens.model.timeline import clip_timeline
 from audiolens.prompts import PromptSet, load
@@ -107,6 +108,8 @@ class Prepared:
         names = {entry.name for entry in fields(Factors)}
         given = {name: value for name, value in asked.items() if name in names}
         factors = Factors(**{**given, "others": others})
+        if "null" in factors.branches:
+            checked_branch("null", checked_amount("guidance_scale", asked.get("guidance_scale", 3.0)) > 1)
         plan = packed(conditions(own, factors, words), _pairs(prompts, seeds), batch_size)
         tokens.note_unread(plan.asked(), lens.tokenizer)
         return cls(plan, float(seconds))

@@ -67,6 +67,8 @@ class Factors:
             object.__setattr__(self, "layers", layers_once(self.layers))
             if self.layers == []:
                 raise InputError("layers=[]: expected at least one layer to steer, or None for all.")
+            if isinstance(self.layers, list) and len(set(self.layers)) < len(self.layers):
+                raise InputError(f"layers={shown(self.layers)}: expected each layer once.")
             if not any(described(one).uses_one_layer for one in self.strategies):
                 raise InputError(
                     f"layers={shown(self.layers)}: the strategies {list(self.strategies)} use every block's own "

@@ -29,13 +29,11 @@ def refuse_other(path: str | PathLike[str], value: Any, shape: Any, where: str =
         raise InputError(f"{path} cannot be used: {difference}.")
 
 
-def tuples(value: Any, *, missing: str | None = None) -> Any:
-    """Return a value from JSON or TOML with its lists converted to tuples, and the text `missing` to `None`."""
+def tuples(value: Any) -> Any:
+    """Return a value from JSON or TOML with its lists converted to tuples."""
     if isinstance(value, dict):
-        return {name: tuples(item, missing=missing) for name, item in value.items()}
-    if isinstance(value, list):
-        return tuple(tuples(item, missing=missing) for item in value)
-    return None if missing is not None and value == missing else value
+        return {name: tuples(item) for name, item in value.items()}
+    return tuple(map(tuples, value)) if isinstance(value, list) else value
 
 
 def _difference(value: Any, shape: Any, where: str) -> str | None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from audiolens.lens import AudioLens
 
 _NEUTRAL = "neutral"
-_VOCABULARIES = ("etude", "english")
+VOCABULARIES = ("etude", "english")
 _READ_FIRST = "tempo"
 """The concept whose English prompts show whether a tokenizer was made for English."""
 MOST_TOKENS = 2
@@ -36,7 +36,7 @@ SUFFIXES = (".csv", ".json", ".toml")
 def concepts(vocabulary: str | None = "etude") -> tuple[str, ...]:
     """Return the concepts that have a bundled prompt set in a vocabulary; `None` means in any vocabulary."""
     if vocabulary is None:
-        return tuple(sorted({name for one in _VOCABULARIES for name in concepts(one)}))
+        return tuple(sorted({name for one in VOCABULARIES for name in concepts(one)}))
     folder = _folder(vocabulary)
     found = (entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
     return tuple(sorted(name for name in found if name != _NEUTRAL))
@@ -153,7 +153,7 @@ def _vocabulary(concept: str, lens: "AudioLens | None") -> str:
         raise InputError(
             f"no prompts for concept {shown(concept)}.{nearest(str(concept), known)} Concepts: {shortened(known, 20)}."
         )
-    here = [one for one in _VOCABULARIES if concept in concepts(one)]
+    here = [one for one in VOCABULARIES if concept in concepts(one)]
     if lens is None:
         return here[0]
     if "english" in here and _reads_english(lens, concept):

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from command_line import Run
 
@@ -34,6 +35,10 @@ def hash_of(folder: Path) -> str:
             engine="exact", sound="flac", poles=5, codes="own", measured="brightness",
         ),
         config.Settings(strategies=("heads",), heads=3),
+        config.Settings(
+            strengths=[np.float32(0.3)], layers=[np.int64(2)], seeds=np.int64(3), seconds=np.float32(4.3),
+            opposed=np.bool_(True), band=[0, np.int64(1)], n_jobs=np.int32(1),
+        ),
     ],
 )  # fmt: skip
 def test_settings_are_read_as_they_were_written(settings: config.Settings, tmp_path: Path) -> None:
@@ -44,7 +49,7 @@ def test_settings_are_read_as_they_were_written(settings: config.Settings, tmp_p
     assert (found.concepts, found.model, found.revision, found.others) == (
         stated.concepts, stated.model, stated.revision, stated.others,
     )  # fmt: skip
-    assert asdict(config.Settings(**found.settings)) == asdict(settings)
+    assert repr(config.Settings(**found.settings)) == repr(settings)
 
 
 def test_a_name_that_no_file_can_state_is_left_out(tmp_path: Path) -> None:
@@ -166,6 +171,8 @@ def test_a_given_option_changes_one_setting_of_a_file_alone(run: Run, planned: l
         ("[settings]\nseeds = 3", "name what to sweep"),
         ("concepts = ['tempi']", "Did you mean 'tempo'"),
         ("concepts = [", "not TOML"),
+        ("concepts = ['tempo']\n[settings]\nlayers = [2, 2]", "expected each layer once"),
+        ("concepts = ['tempo']\n[settings]\nbranches = 'null'\nguidance_scale = 1", "needs guidance"),
     ],
 )
 def test_a_wrong_file_is_refused_in_one_line(run: Run, tmp_path: Path, text: str, words: str) -> None:
@@ -175,6 +182,24 @@ def test_a_wrong_file_is_refused_in_one_line(run: Run, tmp_path: Path, text: str
     assert words in err
     assert err.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_file_with_other_concepts_is_taken_without_them(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def sources_of(names: Any, *_: Any) -> Any:
+        asked.append(names)
+        if len(asked) == 2:
+            raise InputError("far enough")
+
+    monkeypatch.setattr("analysis.sweep.sources.sources_of", sources_of)
+    (tmp_path / "own.toml").write_text("concepts = ['tempo']\nothers = ['timbre']")
+    for options, others in (((), ("timbre",)), (("--others", "none"), ()), (("--others", "register"), ("register",))):
+        asked.clear()
+        assert "far enough" in run("sweep", "--config", "own.toml", *options, "-o", "out")[2]
+        assert asked == [("tempo",), others]
 
 
 def test_set_and_an_option_are_not_both_given(run: Run) -> None:

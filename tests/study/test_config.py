@@ -1,15 +1,19 @@
 """A study's settings are written as TOML and read back as they were, and any of them can be set by name."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from command_line import Run, run  # noqa: F401
 from plants import tables as planted
 
-from analysis.study import Settings, config, load_arguments
+from analysis.study import Settings, Study, config, load_arguments
+from audiolens import prompts
 from audiolens.errors import InputError
+from audiolens.model.provenance import prompts_hash
 
 
 @pytest.mark.parametrize(
@@ -17,21 +21,69 @@ from audiolens.errors import InputError
     [
         Settings(),
         Settings.full(codes="own", seed=3),
-        Settings(top_k=None, measured_by={"tempo": "tempo"}, substitutes=('a "b" ü\\n',)),
+        Settings(top_k=None, measured_by={"tempo": "tempo"}, substitutes=('a "b" ü\\n', "none")),
+        Settings(
+            seconds=np.float32(4.3),
+            seed=np.int64(1),
+            top_k=np.int32(9),
+            verify=np.bool_(True),
+            doses=[0.5, np.float64(1)],
+            strengths={"one-to-one": [np.float32(0.3)]},
+            position=[0.5, 1.5],
+        ),
     ],
 )
 def test_settings_are_read_as_they_were_written(settings: Settings, tmp_path: Path) -> None:
-    study = replace(planted.study(), settings=settings, model='a "model"')
+    study = replace(planted_study(), settings=settings, model='a "model"')
     path = tmp_path / config.FILE
     path.write_text(config.text_of(study), "utf-8")
     found = config.read(path)
     assert (found.concept, found.model) == ("tempo", 'a "model"')
     assert asdict(Settings(**found.settings)) == asdict(settings)
+    assert repr(Settings(**found.settings)) == repr(settings)
+
+
+def planted_study(sets: prompts.PromptSet | None = None, neutral: Mapping[str, str] | None = None) -> Study:
+    """A planted study that records the prompts of a set, by default the bundled ones."""
+    found, sets = planted.study(), sets or prompts.load("tempo")
+    meta = replace(
+        found.directions.meta, n_prompts=(24, 24), prompts=prompts_hash(sets.positive[:24], sets.negative[:24])
+    )
+    clips = found.clips.assign(prompt=found.clips["prompt"].replace(neutral or {}))
+    return replace(found, directions=replace(found.directions, meta=meta), clips=clips)
+
+
+def test_a_concept_is_named_only_if_its_name_gives_the_same_prompts() -> None:
+    bundled = prompts.load("tempo")
+    english = prompts.load("tempo", "english")
+    for sets, neutral, named in (
+        (bundled, {}, True),
+        # Its neutral prompts are those of étude.
+        (english, {}, False),
+        (bundled.opposite, {}, False),
+        (replace(bundled, positive=bundled.positive[1:], negative=bundled.negative[1:]), {}, False),
+        (bundled, {bundled.test[0]: "my own prompt"}, False),
+    ):
+        text = config.text_of(planted_study(sets, neutral))
+        assert ('concept = "tempo"' in text) is named
+        assert 'model = "planted"' in text
+
+
+def test_settings_that_no_clip_can_be_generated_with_are_refused_when_they_are_made() -> None:
+    refused: tuple[tuple[dict[str, Any], str], ...] = (
+        ({"temperature": float("inf")}, "temperature=inf"), ({"temperature": -1.0}, "temperature=-1"),
+        ({"top_k": -1}, "top_k=-1"), ({"guidance_scale": 0.5}, "guidance_scale=0.5"),
+        ({"branch": "null", "guidance_scale": 1.0}, "needs guidance"),
+    )  # fmt: skip
+    for wrong, words in refused:
+        with pytest.raises(InputError, match=words):
+            Settings(**wrong)
+    assert Settings(branch="both", guidance_scale=1.0).guidance_scale == 1
 
 
 def test_python_repeats_a_study_from_its_file(tmp_path: Path) -> None:
     path = tmp_path / config.FILE
-    path.write_text(config.text_of(replace(planted.study(), settings=Settings(poles=24, top_k=None))), "utf-8")
+    path.write_text(config.text_of(replace(planted_study(), settings=Settings(poles=24, top_k=None))), "utf-8")
     assert load_arguments(path, seed=2) == {
         "concept": "tempo", "others": [], "settings": Settings(poles=24, top_k=None, seed=2),
     }  # fmt: skip
@@ -59,6 +111,8 @@ def test_settings_are_assigned_by_name() -> None:
     for text, words in (("poles", "expected NAME=VALUE"), ("pole=3", "Did you mean 'poles'"), ("=3", "NAME=VALUE")):
         with pytest.raises(InputError, match=words):
             config.assigned([text])
+    # A text of several lines is not one value.
+    assert config.assigned(["seconds=4\nseed = 3"]) == {"seconds": "4\nseed = 3"}
     with pytest.raises(InputError, match="given twice"):
         config.assigned(["seed=1", "seed=2"])
 
