@@ -87,8 +87,12 @@ def scalars(rows: pd.DataFrame) -> Iterator[Logged]:
 
     from analysis.sweep.factorial import LABELS
 
+    if "condition" not in rows:
+        raise InputError(f"rows: no column 'condition' in {shown([*rows])}: expected rows of a sweep.")
     labels = {*LABELS, "heads", "stage", "condition", "prompt", "asked", "seed", "file"}
     measured = [name for name in rows if name not in labels and is_numeric_dtype(rows[name])]
+    # Columns that can lack a number, as pandas stores whole numbers and truth values, become floats.
+    rows = rows.astype(dict.fromkeys(measured, float))
     for number, row in zip(rows.index, rows.to_dict("records"), strict=True):
         done = _done(row)
         stage = [stage] if isinstance(stage := row.get("stage"), str) else []

@@ -63,9 +63,7 @@ def main(
     share_cores()
     lens = AudioLens.from_pretrained(model)
     given = {"concepts": _listed(concepts), "ways": _listed(ways), "test": test, "controls": controls, "read": read}
-    size = {name: value or (QUICK if quick else FULL)[name] for name, value in given.items()}
-    if controls == 0:
-        size["controls"] = 0
+    size = {name: (QUICK if quick else FULL)[name] if value is None else value for name, value in given.items()}
     out = Path("runs/methods-quick" if quick else "runs/methods") if out is None else out
     found = methods.compare(
         lens, size["concepts"], methods=size["ways"],

@@ -112,7 +112,9 @@ def train_sae(
     if layer is None and not harvested:
         raise InputError("--layer is missing: give the block whose activations the SAE reads.")
     described.check(out)
-    activations = out.with_name(f"{out.name}-activations")
+    # The current folder has no name in "." alone.
+    beside = out if out.name else out.absolute()
+    activations = beside.with_name(f"{beside.name}-activations")
     if ray is not None:
         if harvested:
             raise InputError(f"--ray {ray}: {source} already contains the activations, and one process trains on them.")

@@ -82,9 +82,9 @@ def prompts_build(
     from audiolens.files.atomic import written
     from audiolens.prompts import counterfactuals
 
-    table = out.with_name(f"{out.stem}.rejected.csv")
     if out.suffix.lower() not in (".toml", ".json"):
         raise InputError(f"--out {out}: expected the name of a .toml or .json file.")
+    table = out.with_name(f"{out.stem}.rejected.csv")
     for file in (out, table):
         folder.check_file(file, overwrite=force)
     found = counterfactuals(

@@ -58,17 +58,23 @@ def check(folder: Path) -> None:
     Raises:
         InputError: if there is such a link or directory, which the error names.
     """
-    for name in ("index.html", SUMMARY, *(f"{name}.{kind}" for name in _TABLES for kind in ("svg", "csv"))):
+    for name in ("index.html", SUMMARY, *_files()):
         refuse_special(folder / name)
 
 
+def _files() -> list[str]:
+    """Return the names of the tables and figures that compare studies."""
+    return [f"{name}.{kind}" for name in _TABLES for kind in ("svg", "csv")]
+
+
 def refuse_foreign(folder: Path, remedy: str) -> None:
-    """Raise an `InputError` if a folder has an `index.html` that is no index of studies. `remedy` says what to do."""
-    if (folder / "index.html").exists() and not is_ours(folder):
-        raise InputError(
-            f"{folder / 'index.html'} exists, but it is not an index of studies, or its {SUMMARY} is damaged: choose "
-            f"another folder, or {remedy}."
-        )
+    """Raise an `InputError` if a folder has a page or summary that is no index of studies. `remedy` says what to do."""
+    for name in ("index.html", SUMMARY):
+        if (folder / name).exists() and not is_ours(folder):
+            raise InputError(
+                f"{folder / name} exists, but it is not an index of studies, or its {SUMMARY} is damaged: choose "
+                f"another folder, or {remedy}."
+            )
 
 
 def write(several: Several, folder: Path, command: str = "", names: Sequence[str] = ()) -> None:
@@ -82,6 +88,10 @@ def write(several: Several, folder: Path, command: str = "", names: Sequence[str
     names = list(names) or [one.concept for one in several.studies]
     links = [_link(name) for name in names]
     tables, drawn = _crossed(several) if several.is_crossed else ({}, [])
+    if not drawn and is_ours(folder):
+        # What an earlier index drew is of other studies.
+        for name in _files():
+            (folder / name).unlink(missing_ok=True)
     for drawing in drawn:
         put(folder / f"{drawing.name}.svg", drawing.svg)
         put(folder / f"{drawing.name}.csv", csv_of(tables[drawing.name]).encode("utf-8"))

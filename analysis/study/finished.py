@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -21,10 +22,11 @@ from analysis.study.settings import Settings
 from analysis.study.stages import STUDY
 from analysis.sweep import SweepResult
 from audiolens.door import guarded
-from audiolens.errors import DamagedError, InputError
+from audiolens.errors import AudioLensWarning, DamagedError, InputError, shortened
 from audiolens.files.atomic import as_path, inside, refuse_links, remove_unfinished
 from audiolens.files.integrity import read_json
 from audiolens.files.json_shapes import refuse_other, tuples
+from audiolens.model.tokens import callers_level
 
 _UNSEALED = (STUDY.unsealed, UNSEALED_STUDY, "audiolens.studies.1")
 _SHAPE = {
@@ -126,23 +128,28 @@ def redraw(folder: str | os.PathLike[str], *, figures: Sequence[str] = ()) -> St
 def write_index(folder: str | os.PathLike[str]) -> Several:
     """Write a page that lists all finished studies in a folder, and return them. Their own pages stay as they are.
 
-    Every subfolder that contains a finished study is listed, in the order of the names. If the studies are of different
-    concepts on one model, the page also shows the effect of each on the others.
+    Every subfolder that contains a finished study is listed, in the order of the names. A warning names those with a
+    study that is not finished, or whose summary is damaged. If the studies are of different concepts on one model, the
+    page also shows the effect of each on the others.
 
     Raises:
         InputError: if there is no finished study in the folder, one of them is damaged, or the folder has another
-            `index.html`.
+            `index.html` or `summary.json`.
     """
     from analysis.report import index
     from analysis.study.study_set import Several
 
     place = as_path(folder)
     studies = studies_in(place)
+    begun = sorted(one.name for one in place.iterdir() if one not in studies and (one / stages.BEGUN).is_file())
     index.check(place)
     index.refuse_foreign(place, "remove it")
     found = Several(tuple(load_folder(one) for one in studies))
     command = _object(place / SUMMARY).get("command", "") if index.is_ours(place) else ""
     index.write(found, place, str(command), [one.name for one in studies])
+    if begun:
+        told = f"{place / 'index.html'} leaves out {shortened(begun)}: not finished, or the summary is damaged."
+        warnings.warn(AudioLensWarning(told), stacklevel=callers_level())
     return found
 
 

@@ -25,6 +25,8 @@ from audiolens.model.tokens import callers_level
 from audiolens.model.traced_model import TracedModel
 
 T = TypeVar("T")
+_SHOWN = 200
+"""The number of characters of the device's own message that an error repeats."""
 _AROUND: ContextVar[Fitting | None] = ContextVar("around", default=None)
 """The batch inside which this code runs."""
 
@@ -85,6 +87,7 @@ class Fitting:
             except Exception as error:
                 if not ran_out(error) or self._leaves(rows.stop - rows.start):
                     raise
+                told = _told(error)
             else:
                 # No reference is kept here, so that the next part does not need memory for this one as well.
                 yield rows, made.pop()
@@ -94,7 +97,7 @@ class Fitting:
             if undo is not None:
                 undo(rows)
             freed(self.device)
-            self._halve(rows.stop - rows.start)
+            self._halve(rows.stop - rows.start, told)
 
     def each(
         self, batches: Iterable[Sequence[Any]], call: Callable[[Any], T], undo: Callable[[slice], None] | None = None
@@ -128,16 +131,17 @@ class Fitting:
         mine = self.whole is None and self._size > 1
         return mine or (self._around is not None and self._around._divisible)
 
-    def _halve(self, size: int) -> None:
+    def _halve(self, size: int, told: str) -> None:
         there = f"in the free memory of {memory_text(self.device)}"
         if size == 1:
             raise TooLittleMemoryError(
                 f"one of the {self.rows} does not fit {there}: it needs {self._needed}. Use {self.instead}, or another "
-                "device."
+                f"device. ({told})"
             )
         if self.whole is not None:
             raise TooLittleMemoryError(
                 f"{size} {self.rows} do not fit {there} (one needs {self._needed}) and cannot be divided: {self.whole}."
+                f" ({told})"
             )
         self.at_once = -(-size // 2)
         if self._around is not None:
@@ -197,6 +201,12 @@ def sound_fit(traced: TracedModel, seconds: float, doing: str, batch_size: int |
         Need.of, traced.model, traced.config, positions=0, samples=round(seconds * traced.config.sample_rate)
     )
     return Fitting(traced.device, f"clips of {seconds:g} s being {doing}", need, at_once=batch_size)
+
+
+def _told(error: Exception) -> str:
+    """Return what an exception says. nnsight puts the traceback of the model in front of it."""
+    lines = str(error).strip().splitlines()
+    return lines[-1].strip()[:_SHOWN] if lines else type(error).__name__
 
 
 def divided(size: int, at_once: int, rows: str, device: str) -> AudioLensWarning:

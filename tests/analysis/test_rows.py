@@ -127,6 +127,9 @@ SERIES = [
 
 def test_series_are_a_measure_and_what_was_done() -> None:
     assert [*trackers.scalars(ROWS)] == SERIES
+    assert [*trackers.scalars(ROWS.convert_dtypes())] == SERIES
+    with pytest.raises(InputError, match="no column 'condition'"):
+        [*trackers.scalars(ROWS[["onsets"]])]
     staged = ROWS.assign(stage="scan")
     assert [*trackers.scalars(staged)][0][1]["onsets/scan/baseline"] == 8.0
 

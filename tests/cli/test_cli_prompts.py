@@ -88,6 +88,7 @@ def test_what_cannot_be_built_is_a_line_and_leaves_nothing(
 
 def test_a_file_that_is_no_prompt_file_is_refused(run: Run, tmp_path: Path) -> None:
     (tmp_path / "caps.csv").write_text(CAPTIONS)
-    code, _, err = run("prompts", "build", "caps.csv", "--words", "fast,slow", "-o", "made.txt")
-    assert code == 2
-    assert "expected the name of a .toml or .json file" in err
+    for name in ("made.txt", "."):
+        code, _, err = run("prompts", "build", "caps.csv", "--words", "fast,slow", "-o", name)
+        assert (code, err.count("\n")) == (2, 1)
+        assert "expected the name of a .toml or .json file" in err

@@ -46,6 +46,13 @@ def test_train_sae_stops_and_resumes_and_features_writes_a_page(
     assert "expected different latents between 0 and 15" in err
 
 
+def test_the_current_folder_can_be_the_output(run: Run) -> None:
+    # Nothing is generated, because no cluster has this address.
+    code, _, err = run("train-sae", "tempo", "--layer", 1, "-o", ".", "--ray", "here")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "ray='here': expected 'auto'" in err
+
+
 def test_with_ray_the_activations_are_harvested_first(run: Run, checkpoint: Path, lens: Any, monkeypatch: Any) -> None:
     cluster, asked, recorded = Ray(workers=2), [], harvest.harvest
 

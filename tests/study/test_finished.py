@@ -143,13 +143,18 @@ def test_a_page_lists_all_finished_studies_of_a_folder(run: Run, out: Path, tmp_
     code, told, err = run("report", runs, "--index")
     assert code == 0, err
     assert "lists 2 studies" in told
+    assert "leaves out begun: not finished" in err
     page = (runs / "index.html").read_text("utf-8")
     assert [name for name in ("tempo", "again", "begun") if f'href="{name}/index.html"' in page] == ["tempo", "again"]
     assert (runs / "tempo" / "index.html").read_text() == "the page of tempo"
     # A folder with such a page is an index of studies: its studies can be compared and drawn again.
     assert [one.name for one in finished.study_folders(runs)] == ["again", "tempo"]
     first = page
+    # An earlier index was one of other studies.
+    (runs / "cross_effects.svg").write_text("old")
+    (runs / "cosines.csv").write_text("old")
     assert run("report", runs, "--index", "--json")[0] == 0
+    assert {one.name for one in runs.iterdir() if one.is_file()} == {"index.html", "summary.json"}
     assert (runs / "index.html").read_text("utf-8") == first
 
 
@@ -157,10 +162,13 @@ def test_a_folder_without_studies_or_with_another_page_is_left_alone(run: Run, o
     (tmp_path / "empty").mkdir()
     shutil.copytree(out, tmp_path / "runs" / "tempo")
     (tmp_path / "runs" / "index.html").write_text("mine")
+    shutil.copytree(out, tmp_path / "noted" / "tempo")
+    (tmp_path / "noted" / "summary.json").write_text("mine")
     for options, words in (
         (("empty", "--index"), "contains no finished studies"),
         (("nowhere", "--index"), "contains no finished studies"),
         (("runs", "--index"), "is not an index of studies"),
+        (("noted", "--index"), "is not an index of studies"),
         (("runs", "--index", "--figures", "pdf"), "were both given"),
     ):
         code, told, err = run("report", *options)
@@ -168,6 +176,7 @@ def test_a_folder_without_studies_or_with_another_page_is_left_alone(run: Run, o
         assert words in err
         assert err.count("\n") == 1
     assert (tmp_path / "runs" / "index.html").read_text() == "mine"
+    assert (tmp_path / "noted" / "summary.json").read_text() == "mine"
     assert not list((tmp_path / "empty").iterdir())
 
 
