@@ -24,7 +24,7 @@ from analysis.sweep.response import KEYS
 from audiolens import Directions
 from replication.estimates import Estimate, changes, mean, steered
 from replication.measuring import Model, Numbers
-from replication.sizes import MAIN, SCANNED
+from replication.sizes import MAIN, PAPER_DOSES, SCANNED
 
 _CALLED = ("seconds", "development", "test", "call_seeds", "called", "labelled")
 _SCANNED = ("seconds", "development", "development_seeds", "poles")
@@ -171,11 +171,11 @@ def by_the_paper(model: Model) -> Numbers:
             numbers |= of_paper(study, model.lens.config.n_layers)
         return numbers, None
 
-    return model.kept("paper", _PAPER, make)[0]
+    return model.kept("paper", _PAPER, make, list(PAPER_DOSES))[0]
 
 
 def of_paper(study: studies.Study, n_layers: int) -> Numbers:
-    """Medians, changes, source layer, and the strength at which quality falls, from one study."""
+    """Medians, changes at every strength, source layer, and the strength at which quality falls, from one study."""
     numbers, concept = Numbers(), study.concept
     test = study.clips[study.clips["split"] == "test"]
     before = test[test["condition"] == BASELINE]
@@ -190,10 +190,14 @@ def of_paper(study: studies.Study, n_layers: int) -> Numbers:
         mine = mine[np.sign(mine["strength"]) == np.sign(outcome.strength)].sort_values("strength", key=np.abs)
         too_far = (mine["failed"] > MOST_FAILED) | (mine["drift"] > MOST_DRIFT * float(own["drift"].iloc[0]))
         fallen = mine.loc[too_far, "strength"].abs()
-        most = float(mine["strength"].abs().max())
+        tried = mine["strength"].abs()
         numbers[f"paper-falls/{outcome.pole}"] = Estimate(
-            float(fallen.min()) if len(fallen) else float("nan"), unit="strength", note=f"tried up to {most:g}"
-        )
+            float(fallen.min()) if len(fallen) else float("nan"), unit="strength",
+            note=f"tried from {tried.min():g} to {tried.max():g}",
+        )  # fmt: skip
+        for strength in mine["strength"]:
+            here = test[(test["kind"] == "steered") & (test["strength"] == strength)]
+            numbers[f"paper-dose/{outcome.pole}/{abs(strength):g}"] = steered(here, before, study.measure)
     depth = (study.choice.layer or 0) / max(n_layers - 1, 1)
     numbers[f"paper-source/{concept}"] = Estimate(depth, unit="depth", note=f"block {study.choice.layer} of {n_layers}")
     return numbers

@@ -211,7 +211,7 @@ def paper(measured: Mapping[str, Measured]) -> str:
             cells.append([concept, PAPER_LAYER[concept], f"{source.note} ({source.value:.0%})",
                           *(_known(numbers, f"{key}/{concept}") for key in _COMPARED)])  # fmt: skip
         heads = ["concept", "best source layer, paper", f"best source layer, {name}", *_COMPARED.values()]
-        lines += _table(heads, cells)
+        lines += [*_table(heads, cells), "", *_doses(numbers)]
     return "\n".join(lines[1:]) + "\n" if lines else "No model of this form has been measured yet.\n"
 
 
@@ -219,6 +219,22 @@ _COMPARED = {
     "strategies": "span, one-to-all relative to one-to-one", "prompts-25": "cosine similarity from 25 prompts",
     "span/eos": "span, last token relative to mean", "span/last": "span, last step relative to mean",
 }  # fmt: skip
+
+
+def _doses(numbers: Mapping[str, Estimate]) -> list[str]:
+    """The change towards every pole at every strength that was tried, as a table."""
+    keys = [key.split("/") for key in numbers if key.startswith("paper-dose/")]
+    strengths = sorted({strength for _, _, strength in keys}, key=float)
+    cells = [[strength, *(_lossy(numbers.get(f"paper-dose/{pole}/{strength}")) for pole in PAPER)]
+             for strength in strengths]  # fmt: skip
+    return _table(["strength", *PAPER], cells) if cells else []
+
+
+def _lossy(found: Estimate | None) -> str:
+    """A number, and the share of clips that failed, if any did."""
+    if found is None:
+        return _NONE
+    return shown(found) + (f", {found.failed:.0%} failed" if found.failed > 0 else "")
 
 
 def _falls(found: Estimate) -> str:

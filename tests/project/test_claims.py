@@ -249,6 +249,9 @@ def test_the_papers_protocol_is_told_with_the_strength_at_which_quality_falls(st
     timbre |= {f"paper/{pole}": Estimate(1.0) for pole in ("bright", "dark")} | {"paper-source/timbre": Estimate(0.2)}
     text = page.paper({"etude-melody": model_of({**numbers, **timbre}, prefix=True)})
     assert f"| fast | 176.0 BPM | {study.outcomes[0].median:,.1f} BPM | +30.1% |" in text
+    here = f"{study.choice.strength:g}"
+    assert numbers[f"paper-dose/fast/{here}"] == numbers["paper/fast"]
+    assert f"| {here} | {page.shown(numbers['paper/fast'])} | {page.shown(numbers['paper/slow'])} | – | – |" in text
 
 
 def heard(todo: list[Any], factor: Any) -> tuple[pd.DataFrame, pd.DataFrame]:
