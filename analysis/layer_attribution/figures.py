@@ -80,7 +80,9 @@ def screen(result: LayerAttribution, normalised: bool) -> go.Figure:
         )  # fmt: skip
         if one.chance:
             figure.add_hline(y=one.chance / by, line_dash="dot", line_width=1, line_color=BLACK, row=row, col=1)  # pyright: ignore[reportArgumentType]
-        figure.update_yaxes(title_text="share of the largest" if normalised else one.unit, row=row, col=1)
+        figure.update_yaxes(
+            title_text="share of the largest" if normalised else one.unit, rangemode="tozero", row=row, col=1
+        )
     figure.update_xaxes(title_text="block", row=count, col=1)
     figure.update_layout(height=420 if normalised else 160 + 170 * count)
     return screen_plain(figure, _caption(normalised))
