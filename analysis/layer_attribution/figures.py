@@ -72,6 +72,7 @@ def screen(result: LayerAttribution, normalised: bool) -> go.Figure:
             marker={"symbol": SYMBOLS[marker], "size": 8}, name=one.name, row=row, col=1,
             error_y={"type": "data", "symmetric": False, "array": above, "arrayminus": below},
             hovertemplate=f"block %{{x}}: %{{customdata:.4g}} {one.unit}<extra>{one.name}</extra>",
+            showlegend=normalised,  # else the panels have names
         )  # fmt: skip
         figure.add_scatter(
             x=[one.peak], y=[one.values[one.layers.index(one.peak)] / by], mode="markers", hoverinfo="skip",
