@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.figures.canvas import wants_caption
-from analysis.figures.style import DIVERGING
+from analysis.figures.style import DIVERGING, on_white
 
 SEQUENTIAL = "cividis"
 
@@ -79,7 +79,7 @@ def screen_heat(values: np.ndarray, x: Any, y: Any, unit: str, *, signed: bool =
 def screen_plain(figure: go.Figure, caption: str, *, width: int = 110) -> go.Figure:
     """Style an interactive figure and add a caption below it."""
     lines = textwrap.wrap(caption, width)
-    figure.update_layout(template="simple_white", margin={"l": 70, "r": 20, "t": 60, "b": 75 + 16 * len(lines)})
+    on_white(figure).update_layout(margin={"l": 70, "r": 20, "t": 60, "b": 75 + 16 * len(lines)})
     return figure.add_annotation(
         text="<br>".join(lines), xref="paper", yref="paper", x=0, y=0, yshift=-50, xanchor="left", yanchor="top",
         align="left", showarrow=False, font={"size": 11, "color": "#333333"},

@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 from analysis.figures.literal import literally
 from analysis.figures.plots import CONTROL_MARKS, lines
 from analysis.figures.style import BLACK, GREEN, SEVERAL, SYMBOLS, change_of, plain, screen_errors
+from analysis.statistics import MOST_FAILED
 
 
 @literally
@@ -30,8 +31,19 @@ def dose_response(table: pd.DataFrame, measured: str, poles: Sequence[str]) -> g
             hovertemplate="strength %{x:+g}: %{y:+.1%}, %{customdata:.0%} failed<extra>" + str(strategy) + "</extra>",
             mode="lines+markers",
             line_color=colour,
-            marker={"symbol": SYMBOLS[marker], "size": 8},
+            marker={
+                "symbol": mine["failed"].gt(MOST_FAILED).map({True: f"{SYMBOLS[marker]}-open", False: SYMBOLS[marker]}),
+                "size": 8,
+            },
             name=str(strategy),
+        )
+    if chosen["failed"].gt(MOST_FAILED).any():
+        figure.add_scatter(
+            x=[None],
+            y=[None],
+            mode="markers",
+            marker={"color": BLACK, "symbol": "circle-open", "size": 8},
+            name=f"more than {MOST_FAILED:.0%} of the clips failed",
         )
     for kind, (colour, marker, words) in CONTROL_MARKS.items():
         mine = table[table["kind"] == kind]

@@ -127,7 +127,15 @@ def screen_errors(value: Any, low: Any, high: Any) -> dict[str, Any]:
 
 def plain(figure: go.Figure) -> go.Figure:
     """Apply the style of interactive figures to a figure."""
-    return figure.update_layout(template="simple_white", margin={"l": 70, "r": 20, "t": 50, "b": 60})
+    return on_white(figure).update_layout(margin={"l": 70, "r": 20, "t": 50, "b": 60})
+
+
+def on_white(figure: go.Figure) -> go.Figure:
+    """Apply plotly's white template without its lines, which are transparent and, by default, 0 pixels wide."""
+    figure.update_layout(template="simple_white")
+    layout: Any = figure.layout
+    layout.template.layout.shapedefaults = None
+    return figure
 
 
 def sliding(

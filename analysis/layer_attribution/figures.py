@@ -72,6 +72,7 @@ def screen(result: LayerAttribution, normalised: bool) -> go.Figure:
             marker={"symbol": SYMBOLS[marker], "size": 8}, name=one.name, row=row, col=1,
             error_y={"type": "data", "symmetric": False, "array": above, "arrayminus": below},
             hovertemplate=f"block %{{x}}: %{{customdata:.4g}} {one.unit}<extra>{one.name}</extra>",
+            showlegend=normalised,  # else the panels have names
         )  # fmt: skip
         figure.add_scatter(
             x=[one.peak], y=[one.values[one.layers.index(one.peak)] / by], mode="markers", hoverinfo="skip",
@@ -80,7 +81,9 @@ def screen(result: LayerAttribution, normalised: bool) -> go.Figure:
         )  # fmt: skip
         if one.chance:
             figure.add_hline(y=one.chance / by, line_dash="dot", line_width=1, line_color=BLACK, row=row, col=1)  # pyright: ignore[reportArgumentType]
-        figure.update_yaxes(title_text="share of the largest" if normalised else one.unit, row=row, col=1)
+        figure.update_yaxes(
+            title_text="share of the largest" if normalised else one.unit, rangemode="tozero", row=row, col=1
+        )
     figure.update_xaxes(title_text="block", row=count, col=1)
     figure.update_layout(height=420 if normalised else 160 + 170 * count)
     return screen_plain(figure, _caption(normalised))

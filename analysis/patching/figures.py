@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from analysis.figures.canvas import canvas, wants_caption
 from analysis.figures.literal import literally
-from analysis.figures.style import BLACK, DIVERGING, GREY, axis_of, styled
+from analysis.figures.style import BLACK, DIVERGING, GREY, axis_of, on_white, styled
 from analysis.statistics import LEVEL
 from audiolens.model.sites import named
 
@@ -173,8 +173,7 @@ def screen(result: PatchingResult, codebook: int | str = "total") -> go.Figure:
         small = [f"<sup>{line}</sup>" for line in caption(result).splitlines()]
         heading = "<br>".join([*title(result, name).splitlines(), *small])
         steps.append({"method": "update", "label": name, "args": [{"visible": shown}, {"title.text": heading}]})
-    figure.update_layout(
-        template="simple_white",
+    on_white(figure).update_layout(
         title=steps[first]["args"][1]["title.text"],
         xaxis={"title": _AXES[result.by], "type": "category"},
         yaxis={"title": "block", "type": "category"},

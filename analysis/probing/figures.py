@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from analysis.figures.canvas import canvas, wants_caption
 from analysis.figures.literal import literally
-from analysis.figures.style import BLACK, BLUE, GREEN, GREY, ORANGE, errors, screen_errors, styled
+from analysis.figures.style import BLACK, BLUE, GREEN, GREY, ORANGE, errors, on_white, screen_errors, styled
 from analysis.probing.result import UNGROUPED
 from analysis.resampling import COVERAGE
 
@@ -31,9 +31,7 @@ def paper(result: ProbeResult) -> Figure:
 def screen(result: ProbeResult) -> go.Figure:
     """Draw the interactive version (plotly). Hovering shows the numbers."""
     figure = _heads_on_screen(result) if _is_map(result) else _blocks_on_screen(result)
-    return figure.update_layout(
-        template="simple_white", title=_title(result), margin={"l": 70, "r": 20, "t": 60, "b": 60}
-    )
+    return on_white(figure).update_layout(title=_title(result), margin={"l": 70, "r": 20, "t": 60, "b": 60})
 
 
 def caption(result: ProbeResult) -> str:

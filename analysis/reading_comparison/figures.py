@@ -17,7 +17,7 @@ from plotly.subplots import make_subplots
 
 from analysis.figures.canvas import canvas, wants_caption
 from analysis.figures.literal import literally
-from analysis.figures.style import BLACK, SEVERAL, SYMBOLS, styled
+from analysis.figures.style import BLACK, SEVERAL, SYMBOLS, on_white, styled
 
 if TYPE_CHECKING:
     from analysis.reading_comparison.comparison import Readings
@@ -83,9 +83,7 @@ def screen(result: Readings) -> go.Figure:
         title = label.format(reference=", ".join(result.reference)).replace("\n", "<br>")
         figure.update_yaxes(title_text=title, range=limits, col=index)
         figure.update_xaxes(title_text="block", col=index)
-    return figure.update_layout(
-        template="simple_white", title=caption(result).replace("\n", "<br>"), title_font_size=13
-    )
+    return on_white(figure).update_layout(title=caption(result).replace("\n", "<br>"), title_font_size=13)
 
 
 def caption(result: Readings) -> str:

@@ -66,9 +66,12 @@ def cross_effects(table: pd.DataFrame) -> go.Figure:
             rows = table[(table["strength"] == strength) & (same if unit else ~same)]
             if len(rows):
                 _intervals(figure, rows, [_named(row) for row in rows.itertuples()], colour, marker, f"{strength:+g}",
-                           xaxis=axis, showlegend=axis == "x")  # fmt: skip
+                           xaxis=axis, showlegend=axis == "x", offsetgroup=f"{strength:+g}")  # fmt: skip
     figure.update_layout(
         legend_title="strength",
+        # Intervals of one measure would otherwise lie on top of each other.
+        scattermode="group",
+        scattergap=0.5,
         xaxis={"title": "change from the unsteered clip", "tickformat": "+.0%", "domain": [0, 0.62]},
         xaxis2={"title": "difference, in the unit shown", "domain": [0.68, 1], "anchor": "y"},
         yaxis_autorange="reversed",
@@ -159,6 +162,7 @@ def _intervals(figure: go.Figure, rows: Any, names: Any, colour: str, marker: st
         error_x=screen_errors(rows["effect"], rows["low"], rows["high"]),
         mode="markers",
         marker={"color": colour, "symbol": SYMBOLS[marker], "size": 8},
+        orientation="h",
         name=label,
         **more,
     )

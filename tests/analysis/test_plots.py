@@ -101,6 +101,18 @@ def test_on_screen_the_dose_response_has_its_controls(response: pd.DataFrame) ->
     assert "strength" in figure.layout.xaxis.title.text
 
 
+def test_on_screen_lines_are_drawn_and_places_with_too_many_failed_clips_are_hollow(response: pd.DataFrame) -> None:
+    figure = screen.dose_response(response, "tempo_ioi", ("fast", "slow"))
+    assert len(figure.layout.shapes) == 3
+    # plotly's own template draws lines of no width.
+    assert not figure.layout.template.layout.shapedefaults.to_plotly_json()
+    steered = response[(response["kind"] == "steered") & (response["strategy"] == "one-to-all")]
+    trace = next(trace for trace in figure.data if trace.name == "one-to-all")
+    hollow = {x for x, symbol in zip(trace.x, trace.marker.symbol, strict=True) if symbol.endswith("-open")}
+    assert hollow == {*steered.loc[steered["failed"] > 0.1, "strength"]} == {0.5}
+    assert "more than 10% of the clips failed" in {trace.name for trace in figure.data}
+
+
 def test_drawing_leaves_the_callers_style(response: pd.DataFrame) -> None:
     before = dict(mpl.rcParams)
     plots.dose_response(response, "tempo_ioi", ("fast", "slow"))

@@ -6,7 +6,7 @@ document.addEventListener("play", (event) => {
 // What the theme leaves out for keyboards and screen readers.
 document.addEventListener("DOMContentLoaded", () => {
   for (const caption of document.querySelectorAll(".caption[role=heading]")) caption.setAttribute("aria-level", "2");
-  for (const box of document.querySelectorAll(".highlight pre, .table-wrapper"))
+  for (const box of document.querySelectorAll(".highlight pre, .table-wrapper, .text_html:has(.dataframe)"))
     if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
   for (const part of document.querySelectorAll(".sig dl, .sig dl > dd")) part.setAttribute("role", "none");
   // Figures take the colours of the theme again.
