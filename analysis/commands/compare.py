@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
+from analysis.commands import early
 from analysis.commands.common import Json, command_line, print_result, say
+from audiolens.errors import InputError
 
 
 def compare(
@@ -17,6 +19,9 @@ def compare(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="New folder for a page, tables and a figure.")] = None,
     names: Annotated[
         str | None, typer.Option(help="A name for each study, separated by commas [default: the folders' names].")
+    ] = None,
+    figures: Annotated[
+        str | None, typer.Option(help="Kinds of files in which the figure is written besides SVG: pdf, png or pdf,png.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -29,8 +34,11 @@ def compare(
 
         audiolens compare study-tempo study-tempo-melody -o comparison
 
-        audiolens compare runs-etude runs-etude-2 --names first,second
+        audiolens compare runs-etude runs-etude-2 --names first,second -o both --figures pdf
     """
+    kinds = () if figures is None else early.checked_figures(figures)
+    if kinds and out is None:
+        raise InputError(f"--figures {figures}: no figure is written without a folder: give --out.")
     from analysis.store import folder as folders
     from analysis.study import stages
 
@@ -43,7 +51,7 @@ def compare(
 
     found = comparison.compare(studies, names=None if names is None else [name.strip() for name in names.split(",")])
     if out is not None:
-        found.save(out, command=command_line())
+        found.save(out, command=command_line(), figures=kinds)
     print_result(
         found, as_json, ["study", "concept", "pole", "strategy", "layer", "strength", "effect", "low", "high", "failed",
                          "p_corrected", "claimable"], chosen=True,

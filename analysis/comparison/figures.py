@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -11,7 +12,7 @@ import plotly.graph_objects as go
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from plotly.subplots import make_subplots
 
-from analysis.figures.canvas import canvas
+from analysis.figures.canvas import SINGLE, canvas, is_narrow
 from analysis.figures.captions import captioned, screen_plain
 from analysis.figures.literal import literally
 from analysis.figures.style import BLACK, POLES, SYMBOLS, errors, name_of, screen_errors, signed, styled
@@ -27,7 +28,8 @@ CAPTION = (
     "clips. A hollow marker is the median effect, where there is no such fit. Diamonds are means over studies (random "
     "effects); their intervals reflect how much the studies differ."
 )
-_ROW = 0.34
+_ROW, _LINE = 0.34, 0.15
+"""Least height of a row, and height of a line of its label, in inches."""
 _POOLED = "all studies"
 _BESIDE = (0.12, -0.12)
 """Vertical offset of each pole's marks, so that their intervals do not overlap."""
@@ -57,11 +59,11 @@ class _Panel:
 
 def paper(comparison: StudyComparison) -> Figure:
     """Draw one panel per concept and measure, with a row for each study."""
-    panels = list(_panels(comparison))
+    panels, narrow = list(_panels(comparison)), is_narrow()
     with styled():
-        height = 1.3 + sum(0.7 + _ROW * len(panel.labels) for panel in panels)
-        figure = canvas((6.6, height))
-        heights = [0.7 + _ROW * len(panel.labels) for panel in panels]
+        heights = [0.7 + _height(panel.labels, narrow) for panel in panels]
+        height = 1.3 + sum(heights) + (0.5 * len(panels) if narrow else 0)
+        figure = canvas((SINGLE if narrow else 6.6, height))
         drawn = figure.subplots(len(panels), 1, squeeze=False, sharex=True, gridspec_kw={"height_ratios": heights})
         for axes, panel in zip(drawn[:, 0], panels, strict=True):
             for (pole, marks), (colour, marker), beside in zip(panel.poles.items(), POLES, _BESIDE, strict=True):
@@ -74,13 +76,19 @@ def paper(comparison: StudyComparison) -> Figure:
                     )  # fmt: skip
                 axes.plot([], [], color=colour, marker=marker, linestyle="none", label=f"towards {pole}")
             axes.axvline(0, color=BLACK, linewidth=0.8)
-            axes.set_yticks(range(len(panel.labels)), panel.labels)
+            axes.set_yticks(range(len(panel.labels)), _broken(panel.labels, narrow))
             axes.set_ylim(-0.6, len(panel.labels) - 0.4)
-            axes.xaxis.set_major_locator(MaxNLocator(7))
+            axes.xaxis.set_major_locator(MaxNLocator(4 if narrow else 7))
             axes.xaxis.set_major_formatter(FuncFormatter(signed))
-            axes.set_title(panel.title, loc="left")
-            axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
-        drawn[-1, 0].set_xlabel("change relative to the unsteered clip")
+            if narrow:
+                # The legend is between the title and the axes, because there is no room at the side.
+                axes.set_title(textwrap.fill(panel.title, 30), loc="left", fontsize=9, pad=32)
+                axes.legend(loc="lower left", bbox_to_anchor=(0, 1), borderpad=0.2, borderaxespad=0.2)
+            else:
+                axes.set_title(panel.title, loc="left")
+                axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+        label = "change relative to the unsteered clip"
+        drawn[-1, 0].set_xlabel(textwrap.fill(label, 20) if narrow else label)
         return captioned(figure, CAPTION)
 
 
@@ -113,6 +121,17 @@ def screen(comparison: StudyComparison) -> go.Figure:
     figure.update_xaxes(title="change relative to the unsteered clip", row=len(panels), col=1)
     figure.update_layout(height=160 + 34 * sum(counts))
     return screen_plain(figure, CAPTION)
+
+
+def _broken(labels: list[str], narrow: bool) -> list[str]:
+    """Return the labels in lines that leave room for the axes."""
+    return [textwrap.fill(label, 15 if narrow else 32) for label in labels]
+
+
+def _height(labels: list[str], narrow: bool) -> float:
+    """Return the height of all rows in inches. All are as high as the one with the most lines."""
+    lines = max(label.count("\n") + 1 for label in _broken(labels, narrow))
+    return len(labels) * max(_ROW, _LINE * (lines + 0.5))
 
 
 def _panels(comparison: StudyComparison) -> Iterator[_Panel]:

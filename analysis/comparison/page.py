@@ -1,21 +1,20 @@
-"""Write a comparison to a folder, as a page with its tables (CSV) and figure (PNG, SVG)."""
+"""Write a comparison to a folder, as a page with its tables (CSV) and figure (SVG)."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import matplotlib as mpl
 import pandas as pd
 
-from analysis.figures.literal import as_typed
+from analysis.figures.canvas import DOUBLE, in_column
 from analysis.figures.style import signed
-from analysis.report import live, page
-from analysis.report.downloads import data_link, downloads
+from analysis.report import live, page, vector
+from analysis.report.downloads import downloads
+from analysis.report.drawings import Drawing, in_both
 from analysis.report.templates import template, text
-from analysis.report.writer import plain
+from analysis.report.writer import checked_kinds, plain
 from analysis.resampling import COVERAGE
 from analysis.spreadsheets import write_csv
 from analysis.store import folder as folders
@@ -40,8 +39,9 @@ _POOLED: Mapping[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
-def write(comparison: StudyComparison, folder: Path, command: str) -> Path:
-    """Write everything to a new folder."""
+def write(comparison: StudyComparison, folder: Path, command: str, figures: Sequence[str] = ()) -> Path:
+    """Write everything to a new folder. The figure is written as SVG and in the further kinds of files in `figures`."""
+    kinds = checked_kinds(figures)
     with folders.fresh(folder, overwrite=None) as work:
         tables = {
             "effects": comparison.table, "pooled": comparison.pooled, "variation": comparison.variation,
@@ -50,30 +50,30 @@ def write(comparison: StudyComparison, folder: Path, command: str) -> Path:
         }  # fmt: skip
         for name, table in tables.items():
             write_csv(table, work / f"{name}.csv")
-        figure = comparison.plot(caption=False)
-        # Without a fixed salt, the ids in an SVG are random.
-        with as_typed(), mpl.rc_context({"svg.hashsalt": "audiolens"}):
-            figure.savefig(work / "effects.svg", metadata={"Date": None})
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format="png")
-        (work / "effects.png").write_bytes(buffer.getvalue())
+        drawing = _drawing(comparison)
+        for kind in kinds:
+            (work / f"{drawing.name}.{kind}").write_bytes(vector.file_of(drawing.figure, kind, drawing.name))
         facts = {
             "format": FORMAT, "finding": comparison.finding, "studies": comparison.names,
             "weights": comparison.weights, "effects": comparison.table.to_dict("records"),
             "pooled": comparison.pooled.to_dict("records"), "versions": versions(), "command": command,
         }  # fmt: skip
         (work / folders.SUMMARY).write_bytes(sealed_json(plain(facts), indent=2, ensure_ascii=False))
-        html = _page(comparison, tables, buffer.getvalue(), page.least_width(figure), command)
+        html = _page(comparison, tables, drawing, command)
         (work / "index.html").write_text(html, "utf-8")
     return folder
 
 
-def _page(
-    comparison: StudyComparison, tables: Mapping[str, pd.DataFrame], image: bytes, least: int, command: str
-) -> str:
+def _drawing(comparison: StudyComparison) -> Drawing:
     from analysis.comparison.figures import CAPTION
 
-    saves = text("downloads.js")
+    with in_column(DOUBLE):
+        drawn = in_both(lambda: comparison.plot(caption=False))
+    return Drawing("effects", "Effects of all studies with intervals", CAPTION, tables=("effects",), **drawn)
+
+
+def _page(comparison: StudyComparison, tables: Mapping[str, pd.DataFrame], drawing: Drawing, command: str) -> str:
+    scripts = {"saves": text("downloads.js"), "themes": text("theme.js")}
     chosen = comparison.table[comparison.table["chosen"]].to_dict("records")
     others = comparison.table[~comparison.table["chosen"]].to_dict("records")
     notes = [
@@ -84,11 +84,10 @@ def _page(
     pooled = comparison.pooled.to_dict("records")
     return template("comparison.html.j2").render(
         names=comparison.names, cautions=comparison.cautions, findings=comparison.finding.split("\n"),
-        image=data_link("image/png", image),
-        least=least, caption=CAPTION, held=downloads(tables, {name: f"{name}.csv" for name in tables}),
+        figure=page.fields(drawing), held=downloads(tables, {name: f"{name}.csv" for name in tables}),
         chosen=_grid(chosen, _MEASURED), others=_grid(others, _OTHER), pooled=_grid(pooled, _POOLED), notes=notes,
         differences=comparison.differences, models=len(set(comparison.weights)), command=command,
-        style=text("style.css"), saves=saves, policy=live.policy(saves),
+        style=text("style.css"), policy=live.policy(*scripts.values()), **scripts,
     )  # fmt: skip
 
 
@@ -113,6 +112,8 @@ def _cell(values: Sequence[Any], names: Sequence[str]) -> str:
         return f"{ends[0]} [{ends[1]}, {ends[2]}]"
     if names[0] == "strategy":
         return str(first) if values[1] is None or values[1] != values[1] else f"{first} {int(values[1])}"
+    if names[0] == "strength":
+        return f"{first:+g}".replace("-", "−")
     if names[0] in ("claimable", "alone"):
         return "yes" if first else "no"
     if names[0] == "prompted":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,7 @@ class StudyComparison:
             if len(mine) > 1 or len(chosen) > 2:
                 few = int((~mine["testable"].astype(bool)).sum())
                 count += f", {int(mine['claimable'].sum())} with p corrected for all {len(chosen)} tests"
-                count += f" ({few} have too few controls for that)" if few else ""
+                count += f" ({few} {'has' if few == 1 else 'have'} too few controls for that)" if few else ""
             mean = self.pooled[(self.pooled["concept"] == concept) & (self.pooled["measure"] == measured)
                                & (self.pooled["pole"] == pole)]  # fmt: skip
             if mean.empty:
@@ -107,16 +107,21 @@ class StudyComparison:
 
         return figures.screen(self)
 
-    def save(self, folder: str | os.PathLike[str], *, command: str = "") -> Path:
-        """Write a page (`index.html`), the tables (CSV) and the figure (PNG, SVG) into a new folder.
+    def save(self, folder: str | os.PathLike[str], *, command: str = "", figures: Sequence[str] = ()) -> Path:
+        """Write a page (`index.html`), the tables (CSV) and the figure (SVG) into a new folder.
+
+        Args:
+            folder: the new folder.
+            command: the command that the page states, if there is one.
+            figures: further kinds of files in which the figure is written ("pdf", "png").
 
         Raises:
-            InputError: if the folder exists and is not empty.
+            InputError: if the folder exists and is not empty, or a kind is unknown.
         """
         checked_text("command", command)
         from analysis.comparison import page
 
-        return page.write(self, as_path(folder), command)
+        return page.write(self, as_path(folder), command, figures)
 
     def __repr__(self) -> str:
         sizes = counted(len(self.names), "study", "studies")

@@ -25,8 +25,6 @@ from audiolens.measure import UNITS
 from audiolens.sound import soundfiles
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from analysis.report.drawings import Drawing
     from analysis.report.writer import PageSound
     from analysis.study.result import Study
@@ -35,8 +33,6 @@ MOST_PLAYERS = 24
 SOUND_BYTES = 900_000
 """Maximum total size of the embedded sounds in base64. With the plotting library (0.7 MB), the tables and the figures,
 the page of a default study stays below 3 MB, and that of any study below 5 MB."""
-_READABLE = 75
-"""Minimum resolution of an image in pixels per inch, at which its text is nine pixels high."""
 _SIDE = {
     "effect": "change in {concept}", "interval": "{coverage} interval", "failed": "failed clips",
     "rms_ratio": "level, relative to unsteered", "onsets": "onsets",
@@ -116,11 +112,6 @@ def render(
         tested=all(outcome.testable for outcome in study.outcomes),
         minutes=sum(study.seconds.values()) / 60,
     )  # fmt: skip
-
-
-def least_width(figure: Figure) -> int:
-    """Return the minimum width of an image in pixels. On a narrower screen, the image scrolls."""
-    return round(_READABLE * figure.get_figwidth())
 
 
 def compressed(samples: np.ndarray, sample_rate: int) -> str:

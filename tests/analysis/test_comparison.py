@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from chromium import PATIENCE, barred, launched
+from chromium import DRAWN, PATIENCE, barred, launched
 from command_line import Run
 from plants import tables as planted
 
@@ -159,15 +159,37 @@ def test_a_page_shows_hostile_names_as_text(study: Study, tmp_path: Path) -> Non
     facts = json.loads((out / "summary.json").read_text("utf-8"))
     assert facts["studies"] == [hostile, "second"]
     assert len(pd.read_csv(out / "effects.csv")) == len(found.table)
-    assert {"effects.png", "effects.svg", "pooled.csv", "variation.csv", "differences.csv"} <= {
-        path.name for path in out.iterdir()
-    }
+    assert {path.name for path in out.iterdir()} == {
+        "index.html", "summary.json", "effects.svg", "effects.csv", "pooled.csv", "variation.csv", "differences.csv"
+    }  # fmt: skip
+
+
+def test_the_figure_of_a_page_is_drawn_in_its_colours_and_can_be_read_on_any_screen(
+    study: Study, tmp_path: Path
+) -> None:
+    names = ["study-of-a-name-without-a-space-that-is-longer-than-a-line", "<b>second</b> $x^{2}$"]
+    timbre = replace(study, concept="timbre", measure="brightness", directions=planted.directions(seed=1))
+    found = comparison.compare([study, other(study, 1.5), timbre], names=[*names, "third"])
+    out = found.save(tmp_path / "out", figures=["pdf"])
+    assert (out / "effects.pdf").read_bytes().startswith(b"%PDF")
+    with pytest.raises(InputError, match="expected some of svg, pdf, png"):
+        found.save(tmp_path / "other", figures=["jpg"])
+    assert not (tmp_path / "other").exists()
     with launched() as browser:
-        for width, colours in ((1280, "light"), (400, "dark")):
+        for width, colours in ((1280, "light"), (1280, "dark"), (400, "light"), (400, "dark")):
             opened = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=colours)
             opened.goto((out / "index.html").as_uri(), timeout=PATIENCE)
             assert barred(opened) == []
             assert opened.evaluate("document.documentElement.scrollWidth") <= width
+            assert opened.evaluate("document.images.length") == 0
+            ((name, (cut, least)),) = opened.evaluate(DRAWN).items()
+            assert (name, cut) == ("effects", [])
+            assert 9 <= least < 20
+            shown = "[...document.querySelectorAll('.drawn text')].filter(text => text.getBoundingClientRect().width)"
+            ink = opened.evaluate("getComputedStyle(document.body).color")
+            assert {*opened.evaluate(f"{shown}.map(text => getComputedStyle(text).fill)")} == {ink}
+            texts = "".join(opened.evaluate(f"{shown}.map(text => text.textContent.trim())"))
+            assert all(name.replace(" ", "") in texts.replace(" ", "") for name in names)
             opened.close()
 
 
@@ -178,3 +200,6 @@ def test_the_command_refuses_in_one_line(run: Run, tmp_path: Path) -> None:
         assert (code, out) == (2, "")
         assert error.count("\n") == 1
         assert f"{name} contains no study" in error
+    code, out, error = run("compare", "missing", "--figures", "pdf")
+    assert (code, out) == (2, "")
+    assert "no figure is written without a folder: give --out" in error
