@@ -219,6 +219,17 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert anchor in anchors(place), f"{named(page)}: {target}#{anchor}"
 
 
+def test_the_source_archive_holds_what_its_pages_link_to_and_its_tests_read() -> None:
+    from hatchling.builders.sdist import SdistBuilder
+
+    held = {Path(file.path).resolve() for file in SdistBuilder(str(ROOT)).recurse_included_files()}
+    assert {*LINKED, *(ROOT / ".binder").iterdir()} <= held
+    for page in LINKED:
+        for target, _ in _LINK.findall(page.read_text("utf-8")):
+            place = (page.parent / target).resolve()
+            assert place.is_dir() or place in held, f"{named(page)}: {target}"
+
+
 @pytest.mark.parametrize("page", PAGES, ids=named)
 def test_names_of_files_and_modules_lead_somewhere(page: Path) -> None:
     text = page.read_text("utf-8")
