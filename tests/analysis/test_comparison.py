@@ -143,6 +143,7 @@ def test_the_same_study_twice_and_wrong_names_are_refused(study: Study, tmp_path
         comparison.compare([study], names=["a", "b"])
     alone = comparison.compare([study])
     assert alone.pooled.empty
+    assert "tempo towards fast: 0 of 1 study supports the claim" in repr(alone)
     assert alone.differences == {}
     (tmp_path / "own.txt").write_text("mine")
     with pytest.raises(InputError, match="not empty"):
