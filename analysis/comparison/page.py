@@ -52,7 +52,8 @@ def write(comparison: StudyComparison, folder: Path, command: str, figures: Sequ
             write_csv(table, work / f"{name}.csv")
         drawing = _drawing(comparison)
         for kind in kinds:
-            (work / f"{drawing.name}.{kind}").write_bytes(vector.file_of(drawing.figure, kind, drawing.name))
+            content = drawing.svg if kind == "svg" else vector.file_of(drawing.figure, kind, drawing.name)
+            (work / f"{drawing.name}.{kind}").write_bytes(content)
         facts = {
             "format": FORMAT, "finding": comparison.finding, "studies": comparison.names,
             "weights": comparison.weights, "effects": comparison.table.to_dict("records"),
