@@ -76,7 +76,7 @@ def paper(comparison: StudyComparison) -> Figure:
                     )  # fmt: skip
                 axes.plot([], [], color=colour, marker=marker, linestyle="none", label=f"towards {pole}")
             axes.axvline(0, color=BLACK, linewidth=0.8)
-            axes.set_yticks(range(len(panel.labels)), _broken(panel.labels, narrow))
+            axes.set_yticks(range(len(panel.labels)), _wrapped(panel.labels, narrow))
             axes.set_ylim(-0.6, len(panel.labels) - 0.4)
             axes.xaxis.set_major_locator(MaxNLocator(4 if narrow else 7))
             axes.xaxis.set_major_formatter(FuncFormatter(signed))
@@ -123,14 +123,14 @@ def screen(comparison: StudyComparison) -> go.Figure:
     return screen_plain(figure, CAPTION)
 
 
-def _broken(labels: list[str], narrow: bool) -> list[str]:
+def _wrapped(labels: list[str], narrow: bool) -> list[str]:
     """Return the labels in lines that leave room for the axes."""
     return [textwrap.fill(label, 15 if narrow else 32) for label in labels]
 
 
 def _height(labels: list[str], narrow: bool) -> float:
     """Return the height of all rows in inches. All are as high as the one with the most lines."""
-    lines = max(label.count("\n") + 1 for label in _broken(labels, narrow))
+    lines = max(label.count("\n") + 1 for label in _wrapped(labels, narrow))
     return len(labels) * max(_ROW, _LINE * (lines + 0.5))
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from analysis.figures.canvas import DOUBLE, in_column
 from analysis.figures.style import signed
-from analysis.report import live, page, vector
+from analysis.report import live, page
 from analysis.report.downloads import downloads
 from analysis.report.drawings import Drawing, in_both
 from analysis.report.templates import template, text
@@ -52,8 +52,7 @@ def write(comparison: StudyComparison, folder: Path, command: str, figures: Sequ
             write_csv(table, work / f"{name}.csv")
         drawing = _drawing(comparison)
         for kind in kinds:
-            content = drawing.svg if kind == "svg" else vector.file_of(drawing.figure, kind, drawing.name)
-            (work / f"{drawing.name}.{kind}").write_bytes(content)
+            (work / f"{drawing.name}.{kind}").write_bytes(drawing.file(kind))
         facts = {
             "format": FORMAT, "finding": comparison.finding, "studies": comparison.names,
             "weights": comparison.weights, "effects": comparison.table.to_dict("records"),

@@ -75,7 +75,8 @@ class StudyComparison:
         chosen = self.table[self.table["chosen"]]
         found = []
         for (concept, measured, pole), mine in chosen.groupby(["concept", "measure", "pole"], sort=False):
-            count = f"{int(mine['alone'].sum())} of {counted(len(mine), 'study supports', 'studies support')} the claim"
+            held = int(mine["alone"].sum())
+            count = f"{held} of {counted(len(mine), 'study', 'studies')} {'supports' if 1 in (held, len(mine)) else 'support'} the claim"
             if len(mine) > 1 or len(chosen) > 2:
                 few = int((~mine["testable"].astype(bool)).sum())
                 count += f", {int(mine['claimable'].sum())} with p corrected for all {len(chosen)} tests"

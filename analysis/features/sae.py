@@ -201,7 +201,7 @@ class SAE:
             layers=(self.layer,),
             residual_norms=torch.tensor([self.residual_norm], device="cpu"),
             # By the name that other directions of the site have, with which these can then be compared.
-            meta=replace(self.meta, label=label, site=Site(self.site, self.layer).short),
+            meta=replace(self.meta, label=label, site=Site(self.site, self.layer).short, sign=0),
         )
 
     def numbers(self, name: str, latents: Any) -> list[int]:

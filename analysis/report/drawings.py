@@ -55,8 +55,12 @@ class Drawing:
 
     @cached_property
     def svg(self) -> bytes:
-        """The figure for print as SVG, which the page also shows."""
+        """The figure for print as SVG: its file, and what the page shows if it has no interactive version."""
         return vector.file_of(self.figure, "svg", self.name)
+
+    def file(self, kind: str) -> bytes:
+        """Return the figure for print as a file of this kind."""
+        return self.svg if kind == "svg" else vector.file_of(self.figure, kind, self.name)
 
 
 def drawings(study: Study, shown: Sequence[PageSound]) -> list[Drawing]:

@@ -22,7 +22,7 @@ from analysis.store.folder import SUMMARY, refuse_path
 from audiolens.errors import InputError
 from audiolens.files.atomic import put, refuse_special
 from audiolens.files.bounded import read_object
-from audiolens.files.integrity import sealed_json
+from audiolens.files.integrity import read_json, sealed_json
 
 if TYPE_CHECKING:
     from analysis.study.result import Study
@@ -88,10 +88,8 @@ def write(several: Several, folder: Path, command: str = "", names: Sequence[str
     names = list(names) or [one.concept for one in several.studies]
     links = [_link(name) for name in names]
     tables, drawn = _crossed(several) if several.is_crossed else ({}, [])
-    if not drawn and is_ours(folder):
-        # What an earlier index drew is of other studies.
-        for name in _files():
-            (folder / name).unlink(missing_ok=True)
+    # If this index has no such figures, those of an earlier one are removed.
+    drew = is_ours(folder) and read_json(folder / SUMMARY).get("cross_effects")
     for drawing in drawn:
         put(folder / f"{drawing.name}.svg", drawing.svg)
         put(folder / f"{drawing.name}.csv", csv_of(tables[drawing.name]).encode("utf-8"))
@@ -121,6 +119,8 @@ def write(several: Several, folder: Path, command: str = "", names: Sequence[str
     # The summary is written first because it identifies the index as ours.
     put(folder / SUMMARY, sealed_json(plain(facts), indent=2, ensure_ascii=False))
     put(folder / "index.html", html.encode("utf-8"))
+    for name in _files() if drew and not drawn else ():
+        (folder / name).unlink(missing_ok=True)
 
 
 def _crossed(several: Several) -> tuple[dict[str, pd.DataFrame], list[Drawing]]:

@@ -68,8 +68,7 @@ def write(study: Study, folder: Path, *, command: str = "", figures: Sequence[st
     drawn = drawings(study, [sound for sound, _ in fitting])
     for drawing in drawn:
         for kind in kinds:
-            content = drawing.svg if kind == "svg" else vector.file_of(drawing.figure, kind, drawing.name)
-            (folder / "figures" / f"{drawing.name}.{kind}").write_bytes(content)
+            (folder / "figures" / f"{drawing.name}.{kind}").write_bytes(drawing.file(kind))
     (folder / "figures" / "captions.md").write_text(captions(drawn, kinds), "utf-8")
     (folder / config.FILE).write_text(config.text_of(study), "utf-8")
     facts = summary(study, command)

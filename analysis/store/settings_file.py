@@ -10,10 +10,9 @@ import json
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
+from numbers import Real
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from audiolens.checks import encodes, shown
 from audiolens.errors import InputError, InputTypeError, nearest
@@ -129,16 +128,21 @@ def refuse_unknown(where: str, given: Iterable[str], known: Sequence[str]) -> No
             raise InputError(f"{where}: unknown {shown(name)}.{nearest(name, known)} Known: {', '.join(known)}.")
 
 
-def plain(value: Any) -> Any:
-    """Return the value of a setting with numbers of NumPy as those of Python, and lists as tuples.
+def python_numbers(value: Any) -> Any:
+    """Return the value of a setting with any numbers as those of Python, and lists as tuples.
 
     A file then states every setting, and gives it back as it was.
     """
     if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
+        return {key: python_numbers(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return tuple(map(plain, value))
-    return value.item() if isinstance(value, np.generic) else value
+        return tuple(map(python_numbers, value))
+    # A number of NumPy, or an array or tensor of a single one.
+    if callable(getattr(value, "item", None)) and not getattr(value, "ndim", 0):
+        value = value.item()
+    if isinstance(value, bool | int | float):
+        return value
+    return float(value) if isinstance(value, Real) else value
 
 
 def _stated(value: Any) -> Any:

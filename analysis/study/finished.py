@@ -128,13 +128,13 @@ def redraw(folder: str | os.PathLike[str], *, figures: Sequence[str] = ()) -> St
 def write_index(folder: str | os.PathLike[str]) -> Several:
     """Write a page that lists all finished studies in a folder, and return them. Their own pages stay as they are.
 
-    Every subfolder that contains a finished study is listed, in the order of the names. A warning names those with a
-    study that is not finished, or whose summary is damaged. If the studies are of different concepts on one model, the
-    page also shows the effect of each on the others.
+    Every subfolder that contains a finished study is listed, in the order of the names. A warning names those whose
+    `summary.json` is missing or cannot be read, because the study is not finished or damaged. If the studies are of
+    different concepts on one model, the page also shows the effect of each on the others.
 
     Raises:
-        InputError: if there is no finished study in the folder, one of them is damaged, or the folder has another
-            `index.html` or `summary.json`.
+        InputError: if there is no finished study in the folder, another file of one is damaged, or the folder has
+            another `index.html` or `summary.json`.
     """
     from analysis.report import index
     from analysis.study.study_set import Several

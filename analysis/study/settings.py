@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from analysis import sweep
-from analysis.store.settings_file import plain
+from analysis.store.settings_file import python_numbers
 from analysis.sweep.concept_measures import FEWEST_PROMPTS, measure_of, refuse_too_few
 from audiolens import measure
 from audiolens.checks import MOST_JOBS, checked_amount, checked_count, checked_flags, shown
@@ -264,7 +264,7 @@ class Settings:
         if self.branch == "null":
             checked_branch(self.branch, self.guidance_scale > 1)
         for one in fields(self):
-            object.__setattr__(self, one.name, plain(getattr(self, one.name)))
+            object.__setattr__(self, one.name, python_numbers(getattr(self, one.name)))
 
     def blocks(self, n_layers: int) -> list[int]:
         """Return the blocks to scan."""

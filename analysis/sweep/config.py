@@ -78,7 +78,7 @@ class Settings:
             if (value := getattr(self, name)) is not None:
                 object.__setattr__(self, name, tuple(checked_amount(name, one) for one in value))
         for one in fields(self):
-            object.__setattr__(self, one.name, settings_file.plain(getattr(self, one.name)))
+            object.__setattr__(self, one.name, settings_file.python_numbers(getattr(self, one.name)))
 
     @property
     def read_on(self) -> Literal["shared", "own"]:

@@ -27,8 +27,7 @@ OPEN_BELOW, CLOSED_FROM = 0.8, 1.0
 LEAST_COSINE = 0.02
 """The smallest cosine between directions and probe from which the pole that is steered towards is known."""
 _SCALED = re.compile(r"(?:-|unit|-?[\d.]+(?:e[-+]?\d+)? \* )\((.*)\)", re.DOTALL)
-_COMBINED = re.compile(r"\(| \+ ")
-"""The labels of directions that were scaled, and what is in those of all other arithmetic."""
+"""The labels of directions that were scaled."""
 SMOOTHING = 0.5
 """The default time constant of the level, in seconds."""
 
@@ -58,11 +57,11 @@ def gate(
     gate, and reads the overlap.
 
     The pole that is steered towards follows from the sign of the strength and from the prompts: if the directions and
-    the probe were read from the same poles (also if one of them from fewer prompts, or with the poles exchanged), they
-    say which pole is which, also for `-d`, `d.unit()` and `2 * d`. Otherwise, it follows from whether both point the
-    same way, the sign of the cosine between the probe's vector and the first that is added. In the first blocks, a
-    direction over shared codes and a probe of the music can point opposite ways although their poles are the same, so
-    give a probe that was read from the prompts of the directions.
+    the probe were read from the same poles, possibly exchanged, they say which pole is which, also for `-d`, `d.unit()`
+    and `2 * d`. One of the two can be from the first of these prompts alone, if the other has samples. If the prompts
+    do not say it, the sign of the cosine between the probe's vector and the first that is added does. In the first
+    blocks, a direction over shared codes and a probe of the music can point opposite ways although their poles are the
+    same, so that for directions over shared codes the prompts have to say it.
 
     Args:
         directions: what to steer along, as in `steer`.
@@ -79,9 +78,9 @@ def gate(
 
     Raises:
         InputError: (or a subclass) if the probe has no samples, does not read the music of its poles in the conditional
-            branch, does not separate its poles, or would be read after the first change, if it was read from other
-            prompts and is orthogonal to the directions, or points the other way although it has their label, or if a
-            level or an argument of `steer` is invalid.
+            branch, does not separate its poles, or would be read after the first change; if neither the prompts nor
+            the vectors show to which of the probe's poles the directions point; or if a level or an argument of `steer`
+            is invalid.
     """
     if steering.get("operator") == "ablate":
         raise InputError(
@@ -99,7 +98,7 @@ def gate(
     release = threshold + CLOSED_FROM - OPEN_BELOW if release is None else checked_amount("release", release)
     layer = _layer(probe, steps, probe_layer)
     level = _Level.of(probe, layer)
-    towards = _by_prompts(directions, probe) or _by_cosine(steps, probe[layer], _expected(directions, probe))
+    towards = _by_prompts(directions, probe) or _by_cosine(directions, probe, steps, layer)
     if _sign(strength) * towards < 0:
         level = level.of_the_other_pole()
     condition = Gate(
@@ -158,23 +157,29 @@ def _unfit(meta: Provenance) -> str:
 def _by_prompts(directions: Directions, probe: Directions) -> int:
     """Return 1 if directions point to the positive pole of a probe, -1 to the negative, 0 if their prompts do not say.
 
-    A direction points to its positive pole by definition, and arithmetic keeps the record of the prompts. Vectors that
-    were replaced by hand need not be those of their samples.
+    A direction points to its positive pole by definition, and arithmetic records what it changes (`meta.sign`).
     """
-    if (own := directions.samples) is not None and bool((directions.vectors * own.difference()).sum(-1).lt(0).any()):
+    if _disagrees(directions):
         return 0
-    sign, name = _unscaled(directions, probe)
-    if name != probe.meta.label and _COMBINED.search(name):
-        return 0
-    return sign * (_pole(directions.meta, probe.samples) or _pole(probe.meta, directions.samples))
+    return directions.meta.sign * (_pole(directions.meta, probe.samples) or _pole(probe.meta, directions.samples))
+
+
+def _disagrees(directions: Directions) -> bool:
+    """Return whether vectors point away from their own samples, as vectors that were replaced by hand can."""
+    samples = directions.samples
+    if samples is None:
+        return False
+    both = [layer for layer in directions.layers if layer in samples.layers]
+    own = samples.difference()
+    return any(float(directions[layer] @ own[samples.layers.index(layer)]) < 0 for layer in both)
 
 
 def _pole(meta: Provenance, samples: Samples | None) -> int:
     """Return 1 if the positive pole that `meta` records is that of the samples, -1 if it is their negative one.
 
-    The samples can be of more prompts. 0 if the prompts are others, or unknown.
+    The samples can be of more prompts. 0 if the prompts are others, or do not tell the poles apart.
     """
-    if samples is None or not meta.prompts:
+    if samples is None or not meta.prompts or None in samples.prompts:
         return 0
     labels = samples.labels.tolist()
     positive, negative = (
@@ -182,44 +187,47 @@ def _pole(meta: Provenance, samples: Samples | None) -> int:
         for wanted in (True, False)
     )
     n_positive, n_negative = meta.n_prompts
-    for sign, first, second in ((1, positive, negative), (-1, negative, positive)):
-        if meta.prompts == prompts_hash(first[:n_positive], second[:n_negative]):
-            return sign
-    return 0
+    same = meta.prompts == prompts_hash(positive[:n_positive], negative[:n_negative])
+    exchanged = meta.prompts == prompts_hash(negative[:n_positive], positive[:n_negative])
+    return int(same) - int(exchanged)
 
 
-def _unscaled(directions: Directions, probe: Directions) -> tuple[int, str]:
-    """Return the sign of the factor with which directions were scaled, and their label before that."""
-    sign, label = 1, directions.meta.label
-    while label != probe.meta.label and (scaled := _SCALED.fullmatch(label)):
-        sign, label = -sign if label.startswith("-") else sign, scaled[1]
-    return sign, label
-
-
-def _expected(directions: Directions, probe: Directions) -> int:
-    """Return the sign of the cosine between directions and a probe that their labels let expect; 0 if none."""
-    sign, name = _unscaled(directions, probe)
-    return sign if name and name == probe.meta.label else 0
-
-
-def _by_cosine(steps: Sequence[Intervention], weights: Tensor, expected: int) -> int:
+def _by_cosine(directions: Directions, probe: Directions, steps: Sequence[Intervention], layer: int) -> int:
     """Return whether the first vector that is added and the probe's vector point the same way (1) or not (-1).
 
-    The vectors of two blocks, or of the text and the music, need not have the `expected` sign.
+    The vectors of two blocks, or of the text and the music, need not do so if their poles are the same.
     """
-    first = steps[0]
+    if not directions.meta.sign:
+        why = "are a combination or a control"
+    elif _disagrees(directions):
+        why = "point away from their own samples"
+    else:
+        why = "are not known to be from the probe's prompts"
+    remedy = (
+        "give a probe that was read from the prompts of the directions, and if the numbers of prompts differ, read the "
+        "directions with keep_samples=True"
+    )
+    if "shared" in directions.meta.source:
+        raise InputError(
+            f"the directions {why}, and were read over shared codes, so that their vectors do not show at which pole "
+            f"of the probe the level is 1: {remedy}."
+        )
+    first, weights = steps[0], probe[layer].double()
     vector = first.vector if isinstance(first, Add) else first.direction if isinstance(first, Clamp) else weights
-    cosine = float(cosine_similarity(torch.as_tensor(vector).double(), weights.double(), dim=0))
+    cosine = float(cosine_similarity(torch.as_tensor(vector).double(), weights, dim=0))
     if abs(cosine) < LEAST_COSINE:
         raise InputError(
-            f"the probe and the directions are nearly orthogonal (cosine {cosine:.3f}), so the probe does not show to "
-            "which pole is steered: give a probe that was read from the prompts of the directions."
+            f"the directions {why}, and are nearly orthogonal to the probe (cosine {cosine:.3f}), so that the probe "
+            f"does not show to which pole is steered: {remedy}."
         )
-    if expected * cosine < 0:
+    label, expected = directions.meta.label, directions.meta.sign
+    while label != probe.meta.label and (scaled := _SCALED.fullmatch(label)):
+        label = scaled[1]
+    if label and label == probe.meta.label and expected * cosine < 0:
         raise InputError(
-            f"the probe and the directions have the same label but point opposite ways (cosine {expected * cosine:.2f})"
-            ", and were read from other prompts, so it is unclear at which pole the level is 1: give a probe that was "
-            "read from the prompts of the directions, another probe_layer, or a probe of another label."
+            f"by their labels, the probe and the directions point {'the same way' if expected > 0 else 'opposite ways'}"
+            f", but their cosine is {cosine:.2f}, and the directions {why}, so it is unclear where the level is "
+            f"1: {remedy}, or give another probe_layer, or a probe of another label."
         )
     return 1 if cosine > 0 else -1
 

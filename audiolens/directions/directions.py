@@ -188,7 +188,7 @@ class Directions(AsArray, Exchange, Described):
 
     def unit(self) -> "Directions":
         """Return the directions scaled to norm 1; a zero vector stays zero."""
-        return self._changed(unit(self.vectors), f"unit({self.meta.label})")
+        return self._changed(unit(self.vectors), f"unit({self.meta.label})", factor=1)
 
     def __add__(self, other: "Directions") -> "Directions":
         self._refuse_foreign(other)
@@ -199,7 +199,7 @@ class Directions(AsArray, Exchange, Described):
         return self._summed(other, self.vectors - other.vectors, f"{self.meta.label} - ({other.meta.label})")
 
     def __neg__(self) -> "Directions":
-        return replace(self._changed(-self.vectors, f"-({self.meta.label})"), heads=self.heads)
+        return replace(self._changed(-self.vectors, f"-({self.meta.label})", factor=-1), heads=self.heads)
 
     def __radd__(self, other: object) -> "Directions":
         # `sum` starts from 0.
@@ -214,7 +214,8 @@ class Directions(AsArray, Exchange, Described):
         number = multiplier("times", factor)
         # What a strength of 1 adds to a head is scaled with its vector.
         heads = None if self.heads is None else replace(self.heads, spread=self.heads.spread * abs(number))
-        return replace(self._changed(self.vectors * number, f"{number:g} * ({self.meta.label})"), heads=heads)
+        made = self._changed(self.vectors * number, f"{number:g} * ({self.meta.label})", factor=number)
+        return replace(made, heads=heads)
 
     __rmul__ = __mul__
 
@@ -245,7 +246,7 @@ class Directions(AsArray, Exchange, Described):
                 "others: leave those layers out with .at([...])."
             )
         names = ", ".join(other.meta.label for other in others)
-        changed = self._changed(rest, f"({self.meta.label}).orthogonal_to({names})")
+        changed = self._changed(rest, f"({self.meta.label}).orthogonal_to({names})", factor=1)
         return replace(changed, meta=replace(changed.meta, **_origins(self, *others)))
 
     def cosine(self, other: "Directions") -> Float[Tensor, " layer"]:
@@ -293,7 +294,7 @@ class Directions(AsArray, Exchange, Described):
         their evidence: `dataclasses.replace(d.with_norms_of(other), heads=other.heads)`, as a sweep does for controls.
         """
         self._refuse_foreign(other)
-        resized = self._resized(self.vectors, other, f"{self.meta.label} like ({other.meta.label})")
+        resized = self._resized(self.vectors, other, f"{self.meta.label} like ({other.meta.label})", factor=1)
         if self.heads is None:
             return replace(resized, heads=None)
         factors = other.by_head.norm(dim=-1) / self.by_head.norm(dim=-1)
@@ -324,20 +325,21 @@ class Directions(AsArray, Exchange, Described):
             )
         return self.layers.index(counted(number, self.meta.n_layers))
 
-    def _changed(self, vectors: Tensor, label: str | None = None) -> "Directions":
-        meta = self.meta if label is None else replace(self.meta, label=label)
+    def _changed(self, vectors: Tensor, label: str, factor: float = 0) -> "Directions":
+        """Return other vectors, which are these times a number of the sign of `factor`, or something else (0)."""
+        meta = replace(self.meta, label=label, sign=self.meta.sign * ((factor > 0) - (factor < 0)))
         return replace(
             self, vectors=vectors, meta=meta, evidence=None, samples=None, calibration=None, eraser=None, heads=None
         )
 
-    def _resized(self, vectors: Tensor, other: "Directions", label: str) -> "Directions":
+    def _resized(self, vectors: Tensor, other: "Directions", label: str, factor: float = 0) -> "Directions":
         """Return vectors with the norms of `other`, those of every head if it has heads, and its evidence of heads."""
         n_heads = max(1, self.meta.n_heads)
         sizes, own = (
             rearrange(one, "layer (head d) -> layer head d", head=n_heads) for one in (other.vectors, vectors)
         )
         resized = rearrange(unit(own) * sizes.norm(dim=-1, keepdim=True), "layer head d -> layer (head d)")
-        return replace(self._changed(resized, label), heads=other.heads)
+        return replace(self._changed(resized, label, factor), heads=other.heads)
 
     def _summed(self, other: "Directions", vectors: Tensor, label: str) -> "Directions":
         # The result must be symmetric in the operands, so its residual norm is the mean of both.

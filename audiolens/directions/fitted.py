@@ -16,6 +16,7 @@ from audiolens.directions.labelling import Target
 from audiolens.directions.permutation import N_SHUFFLES, permutation_test
 from audiolens.directions.samples import Samples
 from audiolens.errors import InputError
+from audiolens.model.provenance import prompts_hash
 from audiolens.ranking import auc
 from audiolens.vectors import unit
 
@@ -84,12 +85,19 @@ def estimated(
         share = None if None in shares else torch.tensor(shares, dtype=torch.float32, device="cpu")
         evidence = replace(evidence, means_p=means.p.float() if tested else None, share=share)
     positive = int(target.positive.sum())
+    prompts = meta.prompts
+    if not torch.equal(target.positive, samples.labels):
+        # The groups are not the poles that were read.
+        prompts = prompts_hash(*(
+            [prompt for prompt, mine in zip(samples.prompts, target.positive.tolist(), strict=True) if mine is wanted]
+            for wanted in (True, False)
+        ))  # fmt: skip
     return Directions(
         vectors=vectors,
         layers=samples.layers,
         residual_norms=norms,
         meta=replace(
-            meta, estimator=name, options={**meta.options, **notes},
+            meta, estimator=name, options={**meta.options, **notes}, prompts=prompts,
             n_prompts=(positive, len(target.positive) - positive),
         ),
         evidence=evidence,

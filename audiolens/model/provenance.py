@@ -7,6 +7,7 @@ file for a different model raises an error.
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
@@ -36,7 +37,7 @@ SHAPE = {
     "guidance_scale?": float, "source?": str, "seconds?": (float, None), "estimator?": str, "n_prompts?": [int, int],
     "prompts?": str, "prefix?": bool, "seeds?": [int], "neutral?": str, "noise?": str, "label?": str,
     "revision?": (str, None), "versions?": {str: str}, "device?": str, "dtype?": str,
-    "options?": {str: str}, "n_heads?": int,
+    "options?": {str: str}, "n_heads?": int, "sign?": int,
 }  # fmt: skip
 """The shape of a `Provenance` as JSON."""
 
@@ -84,6 +85,8 @@ class Provenance:
         options: the options of the estimator, and the settings that it chose, with one value per layer.
         n_heads: the number of heads whose vectors each vector contains, one after the other, as the output projection
             of the attention reads them. It is 0 at a site with one vector per step.
+        sign: 1 if the vectors point to the positive pole of the prompts, -1 if they point to the negative one, as those
+            of `-d` do, and 0 if they point to neither, such as those of a sum, or random ones.
     """
 
     model: str
@@ -109,12 +112,15 @@ class Provenance:
     dtype: str = ""
     options: Mapping[str, str] = field(default_factory=dict)
     n_heads: int = 0
+    sign: int = 1
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if isinstance(value, str):
                 refuse_control(name, value)
         checked_kinds(self)
+        if self.sign not in (-1, 0, 1):
+            raise InputError(f"sign={shown(self.sign)}: expected -1, 0 or 1.")
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields as plain values, for JSON."""
@@ -127,7 +133,9 @@ class Provenance:
         if lacking := [name for name in ("model", "weights", "n_layers") if name not in values]:
             raise InputError(f"values={shown(values)}: {lacking[0]!r} is missing.")
         tuples = {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
-        return cls(**{key: value for key, value in {**values, **tuples}.items() if key in known})
+        # Earlier versions recorded arithmetic in the label alone.
+        sign = {"sign": 0} if re.search(r"\(| \+ ", str(values.get("label", ""))) else {}
+        return cls(**{key: value for key, value in {**sign, **values, **tuples}.items() if key in known})
 
     def refuse_other(self, lens: Opened) -> None:
         """Raise an error unless the model of `lens` is exactly the one from which these directions were read.

@@ -206,7 +206,8 @@ def sound_fit(traced: TracedModel, seconds: float, doing: str, batch_size: int |
 def _told(error: Exception) -> str:
     """Return what an exception says. nnsight puts the traceback of the model in front of it."""
     lines = str(error).strip().splitlines()
-    return lines[-1].strip()[:_SHOWN] if lines else type(error).__name__
+    message = lines[-1].strip() if lines else type(error).__name__
+    return message if len(message) <= _SHOWN else f"{message[:_SHOWN].rpartition(' ')[0] or message[:_SHOWN]} …"
 
 
 def divided(size: int, at_once: int, rows: str, device: str) -> AudioLensWarning:

@@ -225,12 +225,12 @@ def _doses(numbers: Mapping[str, Estimate]) -> list[str]:
     """The change towards every pole at every strength that was tried, as a table."""
     keys = [key.split("/") for key in numbers if key.startswith("paper-dose/")]
     strengths = sorted({strength for _, _, strength in keys}, key=float)
-    cells = [[strength, *(_lossy(numbers.get(f"paper-dose/{pole}/{strength}")) for pole in PAPER)]
+    cells = [[strength, *(_with_failed(numbers.get(f"paper-dose/{pole}/{strength}")) for pole in PAPER)]
              for strength in strengths]  # fmt: skip
-    return _table(["strength", *PAPER], cells) if cells else []
+    return ["Change at every strength that was tried:", "", *_table(["strength", *PAPER], cells)] if cells else []
 
 
-def _lossy(found: Estimate | None) -> str:
+def _with_failed(found: Estimate | None) -> str:
     """A number, and the share of clips that failed, if any did."""
     if found is None:
         return _NONE
@@ -238,7 +238,7 @@ def _lossy(found: Estimate | None) -> str:
 
 
 def _falls(found: Estimate) -> str:
-    return f"none ({found.note})" if math.isnan(found.value) else f"{found.value:g}"
+    return f"{'none' if math.isnan(found.value) else f'{found.value:g}'} ({found.note})"
 
 
 def _known(numbers: Mapping[str, Estimate], key: str) -> str:

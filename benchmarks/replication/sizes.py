@@ -15,7 +15,7 @@ SCANNED = ("tempo", "timbre", "density", "register", "loudness")
 """The concepts for which every place is tried. The others have no measure whose span could be compared."""
 READ_SECONDS = 2.0
 PAPER_DOSES = (0.1, 0.2, 0.4, 0.8, 1.0, 1.6)
-"""Multiples of the paper's strength of 1.25. A small model may bear less than the paper's."""
+"""Multiples of the paper's strength of 1.25. A small model may tolerate less than the paper's."""
 SCREENED = 160
 """Clips of one placement's screen: 96 to 224 in `docs/placement.md`."""
 PLACED = 48 + 8

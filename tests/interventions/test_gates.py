@@ -212,10 +212,42 @@ def test_the_prompts_say_to_which_pole_directions_point_and_else_the_vectors_do(
             assert towards(directions, probe) == sign
             assert towards(2 * (-directions), probe) == -sign
             assert towards((-0.5 * (-directions)).unit(), probe) == sign
+            assert towards(directions.with_norms_of(-probe), probe) == sign
+            assert towards(directions.orthogonal_to(probe.random_like(1)), probe) == sign
+    named = al.difference_in_means(lens, slow, fast, label="-(tempo)", **shared)
+    for label, sign in (("tempo (shared codes)", 1), ("tempo + piano", 1), ("-(tempo)", -1)):
+        one = named if sign < 0 else read[0][0]
+        assert towards(replace(one, vectors=-sign * probe.vectors, meta=replace(one.meta, label=label)), probe) == sign
     # The prompts of a combination are not those of its poles.
     turned = -1.0 * probe
     assert towards((turned + 0.1 * probe), probe) == -1
     assert towards(_others(probe, 1), probe) == towards(-1 * -_others(probe, 1), probe) == 1
+
+
+def test_other_groups_of_the_samples_are_other_poles(lens: Any, probe: al.Directions) -> None:
+    samples = probe.samples
+    assert samples is not None
+    exchanged = al.estimate(samples=samples, labels=~samples.labels)
+    for directions, of in ((exchanged, exchanged), (exchanged, probe), (probe, exchanged)):
+        (step,) = al.gate(directions, of, layer=1)
+        assert step.gate is not None
+        values = samples.values[1] @ step.gate.weights + step.gate.offset
+        goal = samples.labels if directions is probe else ~samples.labels
+        assert float(values[goal].mean()) == pytest.approx(1, abs=1e-4)
+
+
+def test_poles_without_text_are_not_told_apart_by_their_prompts(lens: Any, codes: Tensor) -> None:
+    def read(first: int, second: int, **options: Any) -> al.Directions:
+        given = codes[[first, first]], codes[[second, second]]
+        return al.difference_in_means(lens, [None] * 2, [None] * 2, codes=given, **options)
+
+    there = read(0, 1)
+    probe = read(1, 0, keep_samples=True)
+    (step,) = al.gate(there, probe, layer=1)
+    (same,) = al.gate(probe, layer=1)
+    assert step.gate is not None
+    assert same.gate is not None
+    assert torch.equal(step.gate.weights, -same.gate.weights)
 
 
 def test_on_etude_the_level_at_block_0_is_that_of_the_pole_although_the_vectors_point_opposite_ways() -> None:
@@ -250,6 +282,11 @@ def refused(lens: Any, vector: Tensor, probe: al.Directions) -> dict[str, tuple[
     shared = al.difference_in_means(
         lens, ["fast song"], ["slow song"], codes="shared", neutral=["song"], seconds=0.4, keep_samples=True
     )
+
+    def over_shared(n: int) -> al.Directions:
+        poles = [["fast", "fast song"][:n], ["slow", "slow song"][:n]]
+        return al.difference_in_means(lens, *poles, codes="shared", neutral=["song"], seconds=0.4, label="tempo")
+
     return {
         "too late": (lambda: run(layers=[0, 2], gate=one()), InputError, "which comes after blocks.0.hook_resid_post"),
         "same block, earlier site": (lambda: run(site="attn_out", layers=[1], gate=one()), InputError, "comes after"),
@@ -267,11 +304,26 @@ def refused(lens: Any, vector: Tensor, probe: al.Directions) -> dict[str, tuple[
         "turned by hand": (
             lambda: al.gate(_turned(probe), probe, layer=1),
             InputError,
-            "same label but point opposite",
+            "point the same way, but their cosine is -1.00, and the directions point away from their own samples",
         ),
-        "opposite": (lambda: al.gate(_others(probe, -1), probe, layer=1), InputError, "the same label but point opp"),
-        "-opposite": (lambda: al.gate(-_others(probe, -1), probe, layer=1), InputError, "the same label but point opp"),
-        "twice opposite": (lambda: al.gate(2 * _others(probe, -1), probe, layer=1), InputError, "the same label but"),
+        "opposite": (
+            lambda: al.gate(_others(probe, -1), probe, layer=1),
+            InputError,
+            "the same way, but their cosine is -1.00",
+        ),
+        "-opposite": (
+            lambda: al.gate(-_others(probe, -1), probe, layer=1),
+            InputError,
+            "opposite ways, but their cosine is 1.00",
+        ),
+        "twice opposite": (lambda: al.gate(2 * _others(probe, -1), probe, layer=1), InputError, "by their labels"),
+        "other prompts, shared": (
+            lambda: al.gate(over_shared(1), probe, layer=1),
+            InputError,
+            "over shared codes",
+        ),
+        "fewer prompts": (lambda: al.gate(over_shared(2), _read(lens), layer=1), InputError, "with keep_samples=True"),
+        "control, shared": (lambda: al.gate(over_shared(2).random_like(0), probe, layer=1), InputError, "a control"),
         "null branch": (lambda: al.gate(probe, _read(lens, branch="null"), layer=1), InputError, "conditional branch"),
         "start token": (lambda: al.gate(probe, _read(lens, position="first"), layer=1), InputError, "no music yet"),
         "orthogonal": (lambda: al.gate(_orthogonal(probe), probe, layer=1), InputError, "nearly orthogonal"),

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from audiolens.model.provenance import prompts_hash
             seed=np.int64(1),
             top_k=np.int32(9),
             verify=np.bool_(True),
-            doses=[0.5, np.float64(1)],
+            doses=[Fraction(1, 2), np.array(1.0)],
             strengths={"one-to-one": [np.float32(0.3)]},
             position=[0.5, 1.5],
         ),

@@ -2,6 +2,7 @@
 
 # ruff: noqa: F811 - fixtures of another file are named as arguments
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -150,9 +151,14 @@ def test_a_page_lists_all_finished_studies_of_a_folder(run: Run, out: Path, tmp_
     # A folder with such a page is an index of studies: its studies can be compared and drawn again.
     assert [one.name for one in finished.study_folders(runs)] == ["again", "tempo"]
     first = page
-    # An earlier index was one of other studies.
-    (runs / "cross_effects.svg").write_text("old")
-    (runs / "cosines.csv").write_text("old")
+    for name in ("cross_effects.svg", "cosines.csv"):
+        (runs / name).write_text("mine")
+    assert run("report", runs, "--index", "--json")[0] == 0
+    assert (runs / "cosines.csv").read_text() == "mine"
+    # An earlier index drew them, of other studies.
+    facts = json.loads((runs / "summary.json").read_text("utf-8"))
+    facts = {key: value for key, value in facts.items() if key != "sha256"} | {"cross_effects": [{}]}
+    (runs / "summary.json").write_bytes(sealed_json(facts))
     assert run("report", runs, "--index", "--json")[0] == 0
     assert {one.name for one in runs.iterdir() if one.is_file()} == {"index.html", "summary.json"}
     assert (runs / "index.html").read_text("utf-8") == first
