@@ -76,7 +76,8 @@ class StudyComparison:
         found = []
         for (concept, measured, pole), mine in chosen.groupby(["concept", "measure", "pole"], sort=False):
             held = int(mine["alone"].sum())
-            count = f"{held} of {counted(len(mine), 'study', 'studies')} {'supports' if 1 in (held, len(mine)) else 'support'} the claim"
+            verb = "supports" if 1 in (held, len(mine)) else "support"
+            count = f"{held} of {counted(len(mine), 'study', 'studies')} {verb} the claim"
             if len(mine) > 1 or len(chosen) > 2:
                 few = int((~mine["testable"].astype(bool)).sum())
                 count += f", {int(mine['claimable'].sum())} with p corrected for all {len(chosen)} tests"
