@@ -59,8 +59,7 @@ def main(
         return
     if update:
         store(fresh)
-    found = {**stored(), **fresh}
-    found = {name: found[name] for name in [*MODELS, *(name for name in found if name not in MODELS)] if name in found}
+    found = in_order({**stored(), **fresh})
     for path, (mark, written) in PAGES.items():
         text = written(found)
         typer.echo(text)
@@ -131,7 +130,12 @@ def store(fresh: Mapping[str, Measured]) -> None:
 
 def stored() -> dict[str, Measured]:
     """The numbers that `store` kept."""
-    return {path.stem: Measured.of_dict(read_json(path)) for path in sorted(STORED.glob("*.json"))}
+    return in_order({path.stem: Measured.of_dict(read_json(path)) for path in sorted(STORED.glob("*.json"))})
+
+
+def in_order(found: Mapping[str, Measured]) -> dict[str, Measured]:
+    """The models in the order in which the pages show them."""
+    return {name: found[name] for name in [*MODELS, *(name for name in found if name not in MODELS)] if name in found}
 
 
 def _rounded(values: Any) -> Any:

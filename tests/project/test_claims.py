@@ -88,7 +88,7 @@ def test_the_pages_say_what_is_stored(script: ModuleType) -> None:
 
 
 def test_a_row_counts_pools_and_spreads_over_the_models_that_were_measured() -> None:
-    values = {"etude": 0.7, "etude-2": 0.5, "etude-plain": 0.9}
+    values = {"etude-2": 0.7, "etude-3": 0.5, "etude-plain": 0.9}
     models = {name: fast(value, 0.2, 1.2) for name, value in values.items()}
     row = page.rows({**models, "etude-deep": model_of({})}, TOPICS[0])[0]
     assert (row.claim.id, row.holding, len(row.known), row.in_most) == ("tempo-fast", 3, 3, True)
@@ -101,7 +101,7 @@ def test_a_row_counts_pools_and_spreads_over_the_models_that_were_measured() -> 
     assert cells[4] == "–"
     assert cells[5].startswith(f"{math.expm1(both.value):+.0%} [{math.expm1(both.low):+.0%}")
     text = page.page(models)
-    assert "Not yet measured: etude-3, etude-melody, etude-deep." in text
+    assert "Not yet measured: etude, etude-melody, etude-deep." in text
     for block in text.split("\n\n"):
         assert len({line.count("|") for line in block.splitlines() if line.startswith("|")}) <= 1
 
