@@ -1,6 +1,13 @@
-"""Draw the figure in `docs/concepts.md` from the lens's timeline: `python docs/draw.py`."""
+"""Draw the figure in `docs/concepts.md` from the lens's timeline: `python docs/draw.py`.
 
+`PYTHONPATH=tests python docs/draw.py runs` also takes the README's pictures of the pages of studies, from a folder that
+`make study` wrote. It needs Chromium, as the tests of these pages do.
+"""
+
+import io
+import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -9,6 +16,10 @@ from matplotlib.patches import Rectangle
 from audiolens.model.timeline import Timeline, delay, delays_of
 
 FRAMES, CODEBOOKS, RATE = 6, 4, 25.0
+WIDTH, TOP, BELOW, BELOW_WIDTH = 960, 1_300, 4_000, 640
+"""Pixels: the width of a page, what is shown of it, what is shown below that, and how wide."""
+SETTLES = 3_000
+"""Milliseconds until the interactive figures are drawn."""
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#5A5A5A"
 
 
@@ -55,5 +66,29 @@ def delays(path: Path) -> None:
     figure.savefig(path, dpi=160)
 
 
+def pages(runs: Path, docs: Path) -> None:
+    """Take pictures of the beginning of both studies' pages, and of what follows on the page of tempo."""
+    from chromium import launched
+    from PIL import Image
+
+    def shown(browser: Any, concept: str) -> Image.Image:
+        page = browser.new_page(viewport={"width": WIDTH, "height": TOP}, color_scheme="light")
+        page.goto((runs / concept / "index.html").resolve().as_uri())
+        page.wait_for_timeout(SETTLES)
+        return Image.open(io.BytesIO(page.screenshot(full_page=True))).convert("RGB")
+
+    with launched() as browser:
+        for concept, name in (("tempo", "report"), ("timbre", "report-timbre")):
+            picture = shown(browser, concept)
+            picture.crop((0, 0, WIDTH, TOP)).save(docs / f"{name}.png", optimize=True)
+            if concept == "tempo":
+                rest = picture.crop((0, TOP, WIDTH, min(picture.height, TOP + BELOW)))
+                small = rest.resize((BELOW_WIDTH, round(rest.height * BELOW_WIDTH / WIDTH)), Image.Resampling.LANCZOS)
+                small.quantize(128).save(docs / "report-below.png", optimize=True)
+
+
 if __name__ == "__main__":
-    delays(Path(__file__).with_name("delays.png"))
+    here = Path(__file__).parent
+    delays(here / "delays.png")
+    if len(sys.argv) > 1:
+        pages(Path(sys.argv[1]), here)
