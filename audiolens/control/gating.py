@@ -13,7 +13,7 @@ from torch.nn.functional import cosine_similarity
 
 from audiolens.checks import checked_amount, shown, whole_number
 from audiolens.directions.directions import Directions
-from audiolens.directions.samples import Samples
+from audiolens.directions.samples import Samples, by_pole
 from audiolens.directions.steering import steer, steered_blocks
 from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError, SiteError
@@ -181,11 +181,7 @@ def _pole(meta: Provenance, samples: Samples | None) -> int:
     """
     if samples is None or not meta.prompts or None in samples.prompts:
         return 0
-    labels = samples.labels.tolist()
-    positive, negative = (
-        [prompt for prompt, label in zip(samples.prompts, labels, strict=True) if label is wanted]
-        for wanted in (True, False)
-    )
+    positive, negative = by_pole(samples.prompts, samples.labels)
     n_positive, n_negative = meta.n_prompts
     same = meta.prompts == prompts_hash(positive[:n_positive], negative[:n_negative])
     exchanged = meta.prompts == prompts_hash(negative[:n_positive], positive[:n_negative])

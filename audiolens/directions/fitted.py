@@ -14,7 +14,7 @@ from audiolens.directions.evidence import LEVEL, Evidence, measured
 from audiolens.directions.heads import heads_of
 from audiolens.directions.labelling import Target
 from audiolens.directions.permutation import N_SHUFFLES, permutation_test
-from audiolens.directions.samples import Samples
+from audiolens.directions.samples import Samples, by_pole
 from audiolens.errors import InputError
 from audiolens.model.provenance import prompts_hash
 from audiolens.ranking import auc
@@ -88,10 +88,7 @@ def estimated(
     prompts = meta.prompts
     if not torch.equal(target.positive, samples.labels):
         # The groups are not the poles that were read.
-        prompts = prompts_hash(*(
-            [prompt for prompt, mine in zip(samples.prompts, target.positive.tolist(), strict=True) if mine is wanted]
-            for wanted in (True, False)
-        ))  # fmt: skip
+        prompts = prompts_hash(*by_pole(samples.prompts, target.positive))
     return Directions(
         vectors=vectors,
         layers=samples.layers,

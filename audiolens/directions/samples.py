@@ -55,6 +55,14 @@ class Samples:
         return f"Samples({positive} positive, {len(self.labels) - positive} negative, {len(self.layers)} layers)"
 
 
+def by_pole(
+    prompts: Sequence[str | None], labels: Bool[Tensor, " prompt"]
+) -> tuple[list[str | None], list[str | None]]:
+    """Return the prompts of the positive pole and those of the negative one, in order."""
+    rows = list(zip(prompts, labels.tolist(), strict=True))
+    return [prompt for prompt, label in rows if label], [prompt for prompt, label in rows if not label]
+
+
 def prompt_numbers(prompts: Sequence[str | None]) -> Int[np.ndarray, " prompt"]:
     """Number the prompts. A prompt of `None` (no text) is a prompt of its own, because its music sets it apart."""
     numbers: dict[Any, int] = {}

@@ -180,8 +180,6 @@ def of_paper(study: studies.Study, n_layers: int) -> Numbers:
     test = study.clips[study.clips["split"] == "test"]
     before = test[test["condition"] == BASELINE]
     for outcome in study.outcomes:
-        here = test[(test["kind"] == "steered") & (test["strength"] == outcome.strength)]
-        numbers[f"paper/{outcome.pole}"] = steered(here, before, study.measure)
         unit = "BPM" if concept == "tempo" else "Hz"
         numbers[f"paper-median/{outcome.pole}"] = Estimate(outcome.median, unit=unit, failed=outcome.failed)
         lost = study.side_effects
@@ -198,6 +196,7 @@ def of_paper(study: studies.Study, n_layers: int) -> Numbers:
         for strength in mine["strength"]:
             here = test[(test["kind"] == "steered") & (test["strength"] == strength)]
             numbers[f"paper-dose/{outcome.pole}/{abs(strength):g}"] = steered(here, before, study.measure)
+        numbers[f"paper/{outcome.pole}"] = numbers[f"paper-dose/{outcome.pole}/{abs(outcome.strength):g}"]
     depth = (study.choice.layer or 0) / max(n_layers - 1, 1)
     numbers[f"paper-source/{concept}"] = Estimate(depth, unit="depth", note=f"block {study.choice.layer} of {n_layers}")
     return numbers
