@@ -8,6 +8,7 @@ likely. `tracing/engines.py` compares both engines before this one is used.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -89,6 +90,9 @@ class StepMemory:
         # Static steps attend to positions that are not filled yet, with a weight of 0, and 0 x NaN would be NaN.
         self.keys = [like.new_zeros(shape) for _ in decoder.blocks]
         self.values = [like.new_zeros(shape) for _ in decoder.blocks]
+        self.most = rows * config.n_heads * (positions + ROOM) * config.d_head
+        self.spare: Tensor | None = None
+        """The memory of the tensor that last grew, which the next one grows into."""
         self.texts: list[Attended] = []
         self.position = 0
         self.static: tuple[Int[Tensor, "1"], Bool[Tensor, "1 1 1 key"]] | None = None
@@ -102,24 +106,27 @@ class StepMemory:
             return Attended(self.keys[layer], self.values[layer], seen)
         start, end = self.position, self.position + key.shape[1]
         if self.keys[layer].shape[2] < end:
-            self.keys[layer], self.values[layer] = (_with_room(held[layer], end) for held in (self.keys, self.values))
+            for held in (self.keys, self.values):
+                held[layer] = self._grown(held[layer], end)
         keys, values = self.keys[layer], self.values[layer]
         keys[:, :, start:end] = key.transpose(1, 2)
         values[:, :, start:end] = value.transpose(1, 2)
         # Only the first pass covers several steps, and then there are no earlier ones.
         return Attended(keys[:, :, :end], values[:, :, :end], causal=True)
 
+    def _grown(self, held: Tensor, end: int) -> Tensor:
+        """Copy keys or values "row head key d_head" to a tensor with room for `end` steps and up to `ROOM` - 1 more."""
+        rows, heads, steps, d_head = held.shape
+        shape = rows, heads, end + -end % ROOM, d_head
+        space = held.new_empty(self.most) if self.spare is None else self.spare
+        grown = space[: math.prod(shape)].view(shape)
+        grown[:, :, :steps] = held
+        self.spare = held.as_strided((self.most,), (1,)) if steps else None
+        return grown
+
     def text(self, layer: int) -> Attended:
         text = self.texts[layer]
         return Attended(text.key, text.value, text.mask, rows=text.rows)
-
-
-def _with_room(held: Tensor, end: int) -> Tensor:
-    """Copy keys or values "row head key d_head" to a tensor with room for `end` steps and at most `ROOM` - 1 more."""
-    rows, heads, steps, d_head = held.shape
-    grown = held.new_empty(rows, heads, end + -end % ROOM, d_head)
-    grown[:, :, :steps] = held
-    return grown
 
 
 def generate(
