@@ -2,12 +2,13 @@
 
 For each concept, all methods of `analysis.methods` steer neutral test prompts at the same place and doses, next to
 prompts that name the pole, random directions and balanced shuffles. The tables go to docs/methods.md, and every number
-of them to `docs/methods/`. Stopped runs resume, concept by concept; `--concepts` takes those that are finished.
-`--quick` compares few methods with several controls of each kind, on few prompts, and has a section of its own.
+of them to `docs/methods/`. Stopped runs resume, concept by concept; `--concepts` takes those that are finished. With
+another `--model`, `--update` writes how well the areas agree with those on étude. `--quick` takes minutes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,6 +17,7 @@ import numpy as np
 import pandas as pd
 import typer
 from pages import renewed
+from scipy import stats
 
 from analysis import methods
 from analysis.methods.table import REFERENCE
@@ -35,7 +37,7 @@ FULL: dict[str, Any] = {"concepts": CONCEPTS, "ways": tuple(methods.METHODS), "t
 QUICK: dict[str, Any] = {
     "concepts": CONCEPTS[:3], "ways": (REFERENCE, "gated", "latent"), "test": 6, "controls": 3, "read": 24,
 }  # fmt: skip
-"""The sizes of a comparison that takes minutes. It has too few prompts for p-values."""
+"""The sizes of a comparison that takes minutes. It has too few prompts for p-values, and no place in the docs."""
 
 
 def main(
@@ -56,10 +58,12 @@ def main(
     seconds: Annotated[float, typer.Option(help="Length of each clip.")] = 5.0,
     jobs: Annotated[int | None, typer.Option(help="Processes; 0: this one [default: one per core].")] = None,
     update: Annotated[
-        bool, typer.Option(help="Write the tables into docs/methods.md; with --quick, into their own section.")
+        bool, typer.Option(help="Write the tables into docs/methods.md; with another model, into their own section.")
     ] = False,
 ) -> None:
     """Compare the methods, and write the tables."""
+    if update and quick:
+        raise typer.BadParameter("--update --quick: a quick comparison has no place in docs/methods.md.")
     share_cores()
     lens = AudioLens.from_pretrained(model)
     given = {"concepts": _listed(concepts), "ways": _listed(ways), "test": test, "controls": controls, "read": read}
@@ -77,15 +81,20 @@ def main(
     )
     text = page(found, told, brief=quick)
     (out / "methods.md").write_text(text, "utf-8")
-    for folder in [out, *([TABLES / "quick" if quick else TABLES] if update else [])]:
-        folder.mkdir(exist_ok=True)
+    replicate = model != "etude"
+    folder = TABLES / Path(model).name if replicate else TABLES
+    for place in [out, *([folder] if update else [])]:
+        place.mkdir(exist_ok=True)
         for name in ("table", "conditions", "controls"):
-            path = folder / f"{'methods' if name == 'table' else name}.csv"
+            path = place / f"{'methods' if name == 'table' else name}.csv"
             getattr(found, name).to_csv(path, index=False, float_format="%.4g")
     if update:
-        section = "methods-quick" if quick else "methods"
+        section = "methods-replicate" if replicate else "methods"
+        if replicate:
+            first = stability(found, pd.read_csv(TABLES / "methods.csv"))
+            text = joined([*first, best(found, told), areas(found)])
         PAGE.write_text(renewed(PAGE.read_text("utf-8"), section, text), "utf-8")
-    if update and not quick:
+    if update and not replicate:
         found.plot().savefig(PAGE.with_suffix(".png"))
     typer.echo(text)
 
@@ -117,6 +126,10 @@ def page(found: methods.MethodsResult, told: str, *, brief: bool = False) -> str
     """The tables and what they say, in Markdown. A brief comparison is too small for a verdict."""
     parts = [*([] if brief else [verdict(found)]), best(found, told), areas(found), missing(found), among(found)]
     parts.append(kept(found))
+    return joined(parts)
+
+
+def joined(parts: Sequence[Sequence[str]]) -> str:
     return "\n\n".join("\n".join(lines) for lines in parts if lines) + "\n"
 
 
@@ -207,6 +220,36 @@ def areas(found: methods.MethodsResult) -> list[str]:
         label = f"{mine['draws'].max()} {CONTROLS[str(name)]} (mean)" if name in CONTROLS else f"`{name}`"
         lines.append(f"| {label} | {' | '.join(cells)} | {whole} |")
     return lines
+
+
+def stability(found: methods.MethodsResult, there: pd.DataFrame) -> tuple[list[str], list[str]]:
+    """How well the areas of the methods agree with those of étude, of which `there` is the table."""
+    mine, theirs = (
+        table[table["kind"].isin(["method", "prompting"])].pivot_table("area", "method", "concept")
+        for table in (found.table, there)
+    )
+    concepts = [one for one in found.concepts if one in theirs]
+    both = [name for name in mine.index if name in theirs.index]
+    mine, theirs = mine.loc[both, concepts], theirs.loc[both, concepts]
+    whole = mine.notna().all(axis=1) & theirs.notna().all(axis=1)
+    mean: Any = stats.spearmanr(mine[whole].mean(axis=1), theirs[whole].mean(axis=1))
+    lines = [
+        f"The mean areas over {len(concepts)} concepts of the {whole.sum()} methods that steer all of them (prompting "
+        f"included) have a rank correlation of {mean.statistic:.2f} with those on étude (p = {mean.pvalue:.2g}). "
+        "`rank correlation` is that of the areas on one concept, and `étude's best` is the rank here of the method "
+        "with the largest area on étude.",
+    ]
+    rows = ["| concept | methods | rank correlation | largest area here | largest on étude | étude's best |",
+            "|---|---|---|---|---|---|"]  # fmt: skip
+    for concept in concepts:
+        pair = pd.DataFrame({"here": mine[concept], "there": theirs[concept]}).dropna()
+        rho: Any = stats.spearmanr(pair["here"], pair["there"])
+        first, other = pair["here"].idxmax(), pair["there"].idxmax()
+        rank = int(pair["here"].rank(ascending=False, method="min")[other])
+        rows.append(
+            f"| {concept} | {len(pair)} | {rho.statistic:.2f} | `{first}` | `{other}` | {rank} of {len(pair)} |"
+        )
+    return lines, rows
 
 
 def missing(found: methods.MethodsResult) -> list[str]:

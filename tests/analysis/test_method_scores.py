@@ -174,6 +174,18 @@ def test_the_page_is_written_with_many_controls_none_and_any_doses() -> None:
         assert "a latent of a sparse autoencoder a smaller one on 1 of 1 and a larger on 0" in page
 
 
+def test_the_page_of_another_model_says_how_well_the_ranks_of_the_methods_agree() -> None:
+    script = benchmark_script("steering_methods")
+    names = ("difference_in_means", "ridge", "leace", "rfm")
+    planted = {name: 0.2 * (n + 1) for n, name in enumerate(names)}
+    one = played(planted, dict.fromkeys(names, 0.5), dict.fromkeys(names, 0.0))
+    found = scored([one], model="planted", limit=LIMIT, n_bootstrap=0, n_permutations=0, seed=0)
+    for sign, rho, first, rank in ((1, "1.00", "rfm", 1), (-1, "-1.00", "difference_in_means", 4)):
+        (told,), rows = script.stability(found, found.table.assign(area=sign * found.table["area"]))
+        assert f"of the 4 methods that steer all of them (prompting included) have a rank correlation of {rho}" in told
+        assert rows[-1] == f"| tempo | 4 | {rho} | `rfm` | `{first}` | {rank} of 4 |"
+
+
 def test_clips_that_cannot_be_measured_are_counted_and_a_silenced_measure_is_an_effect() -> None:
     one = played({"difference_in_means": 0.4}, {"difference_in_means": 0.5}, {"difference_in_means": 0.0})
     table, first = one.table, one.table["prompt"] == "prompt 0"
