@@ -55,6 +55,7 @@ def main(
         int | None, typer.Option(help="Random directions, and as many balanced shuffles [default: 1].")
     ] = None,
     read: Annotated[int | None, typer.Option(help="Prompts per pole that are read [default: 48].")] = None,
+    clap: Annotated[str | None, typer.Option(help="A CLAP model, which also compares the clips.")] = None,
     seconds: Annotated[float, typer.Option(help="Length of each clip.")] = 5.0,
     jobs: Annotated[int | None, typer.Option(help="Processes; 0: this one [default: one per core].")] = None,
     update: Annotated[
@@ -74,6 +75,7 @@ def main(
         measured={name: Likeness(name) for name in size["concepts"] if name in INSTRUMENTS},
         doses=[float(one) for one in doses.split(",")], n_random=size["controls"], n_shuffled=size["controls"],
         prompts=size["test"], seeds=seeds, read_prompts=size["read"], seconds=seconds, out=out, n_jobs=jobs,
+        clap=clap,
     )  # fmt: skip
     told = (
         f"{size['test']} test prompts x {seeds} seeds, clips of {seconds:g} s, doses {doses}, and at most "

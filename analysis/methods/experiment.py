@@ -20,7 +20,8 @@ from numpy.typing import ArrayLike
 from tqdm.auto import tqdm
 
 from analysis import sweep
-from analysis.methods.frechet import distances
+from analysis.methods import clap as heard_by_clap
+from analysis.methods import frechet
 from analysis.methods.playing import play
 from analysis.methods.reading import NotApplicable, Place, Reading, Steering, read
 from analysis.methods.result import MethodsResult
@@ -32,6 +33,7 @@ from analysis.study.stages import STAGES, Stages, common_of
 from analysis.sweep.concept_measures import MEASURED
 from analysis.sweep.conditions import BASELINE, Condition, PromptSeed
 from analysis.sweep.controls import drawn
+from analysis.sweep.result import SweepResult
 from audiolens import measure
 from audiolens import prompts as prompt_sets
 from audiolens.checks import (
@@ -48,6 +50,8 @@ from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError
 from audiolens.files.atomic import as_path, is_name
 from audiolens.groups import takes
+from audiolens.measure.clap import Clap, opened
+from audiolens.measure.clap import Model as ClapModel
 from audiolens.measure.table import known_measure
 from audiolens.model.timeline import clip_timeline
 from audiolens.model.tokens import named_once
@@ -86,6 +90,7 @@ def compare(
     seeds: int = 1,
     read_prompts: int = 48,
     places: Mapping[str, Place] | None = None,
+    clap: ClapModel | None = None,
     limit: float = LIMIT,
     seconds: float = 5.0,
     guidance_scale: float = 3.0,
@@ -120,6 +125,8 @@ def compare(
             for all methods and concepts, it takes at least 12.
         read_prompts: the largest number of prompts per pole from which directions are read, over shared clips.
         places: where to steer a concept, by concept (default: `placement.place`, without its screen).
+        clap: a CLAP model (a hub name, a folder, or (ClapModel, ClapProcessor)), with which clips are compared with
+            the unsteered ones of the same prompts and seeds (`measure.clap_distance`). Every clip is decoded for it.
         limit: the largest drift of the area (see `MethodsResult`).
         seconds, guidance_scale, temperature, top_k, batch_size, n_jobs, engine: as in `sweep.play`.
         out: a folder. If the comparison is interrupted, repeating the call resumes it. `None` writes nothing.
@@ -144,6 +151,7 @@ def compare(
     guidance_scale, temperature, top_k = checked_settings(guidance_scale, temperature, top_k)
     clip_timeline(seconds, lens.config)
     checked_engine(engine)
+    ear = None if clap is None else opened(clap)
     sets = _sets(lens, concepts)
     ways, ears = checked_methods(methods), _ears(sets, measured or {})
     steps, limit = _doses(doses), checked_amount("limit", limit, above=0)
@@ -167,7 +175,7 @@ def compare(
         "seconds": seconds, "guidance_scale": guidance_scale, "temperature": temperature, "top_k": top_k,
         "batch_size": batch_size, "n_jobs": n_jobs, "engine": engine,
     }  # fmt: skip
-    asked = _Asked(clips, ways, tuple(steps), n_random, n_shuffled, read_prompts, stages, playing, progress)
+    asked = _Asked(clips, ways, tuple(steps), n_random, n_shuffled, read_prompts, stages, playing, ear, progress)
     played = [
         _played(lens, one, ears[name], (places or {}).get(name), asked)
         for name, one in tqdm(sets.items(), desc="concepts", disable=not progress)
@@ -189,6 +197,7 @@ class _Asked:
     n_read: int
     stages: Stages
     playing: Mapping[str, Any]
+    clap: Clap | None
     progress: bool
 
 
@@ -221,9 +230,19 @@ def _played(lens: AudioLens, sets: PromptSet, ear: Measured, place: Place | None
         left_out=left_out,
         # The reading is what the difference in means takes, and all other methods start from it.
         seconds={**seconds, REFERENCE: asked.stages.seconds.get(f"{name}-reading", float("nan"))},
-        frechet={condition: far for one in swept for condition, far in distances(lens, one).items()},
+        distances=_distances(lens, swept, asked.clap),
         table=table.drop_duplicates(["condition", "prompt", "seed"], ignore_index=True),
     )  # fmt: skip
+
+
+def _distances(lens: AudioLens, swept: Sequence[SweepResult], clap: Clap | None) -> dict[str, dict[str, float]]:
+    """How far each condition is from the baseline, by name of the distance and condition."""
+    found: dict[str, dict[str, float]] = {}
+    for one in swept:
+        heard = {} if clap is None else heard_by_clap.distances(lens, one, clap)
+        for name, by_condition in {"frechet": frechet.distances(lens, one), **heard}.items():
+            found.setdefault(name, {}).update(by_condition)
+    return found
 
 
 def _sets(lens: AudioLens, concepts: Any) -> dict[str, PromptSet]:

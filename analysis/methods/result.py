@@ -40,13 +40,15 @@ class MethodsResult:
             `monotone` the share of steps between neighbouring doses that go up (chance: .5), and `calibration_error`
             the mean distance from targets of half a standard deviation, at doses that the other half of the prompts
             chose. `failed` is the share of failed clips, `unmeasured` that of clips which did not fail but have no
-            own measure (they count as no effect, too), `frechet` the mean Fréchet distance at the outermost doses,
+            own measure (they count as no effect, too), `frechet` the mean Fréchet distance at the outermost doses
+            (and, if a CLAP model was given, `clap` and `lpaps` the mean distances of `measure.clap_distance` there),
             `clips` the number of steered clips, `prompts` the number of prompts whose unsteered clips could be
             measured, and `seconds` the time it took to compute the method's direction. `p_random` and `p_balanced` are
             the ranks of the area among those of the controls of a kind, (1 + as large ones) / (1 + controls), without
             correction.
         conditions: one row per condition: `effect` in the measure's own unit (`sweep.effects`), `change`, `drift`,
-            `loudness_db`, `failed`, `unmeasured`, `frechet`, and the change of every measure (`on ...`).
+            `loudness_db`, `failed`, `unmeasured`, `frechet` (`clap`, `lpaps`), and the change of every measure
+            (`on ...`).
         controls: one row per concept and kind of control: the mean `area` over `draws`, with Student's interval over
             draws (not prompts), the `lowest` and the `highest` area of a draw, and the `difference` of the mean from
             the difference in means, with `p` and `p_holm` as in `table`.

@@ -44,7 +44,8 @@ class Played:
         measures: the columns of all measures.
         left_out: methods that do not apply to the concept, and why.
         seconds: the time that it took to compute each method's direction, or NaN.
-        frechet: the Fréchet distance of each condition from the baseline.
+        distances: how far each condition is from the baseline, by name of the distance and condition: `frechet`, and,
+            if a CLAP model was given, `clap` and `lpaps`.
         table: the clips of all conditions, with a column `nats`.
     """
 
@@ -54,7 +55,7 @@ class Played:
     place: Place
     left_out: Mapping[str, str]
     seconds: Mapping[str, float]
-    frechet: Mapping[str, float]
+    distances: Mapping[str, Mapping[str, float]]
     table: pd.DataFrame
 
 
@@ -210,7 +211,8 @@ def _conditions(
                 **labels, **natural.loc[name].to_dict(), **_named("change", own[:, at], clips.prompts),
                 **_named("drift", drift[:, at] / floor, clips.prompts),
                 "loudness_db": float(loud[name]), "failed": float(failed[at]),
-                "unmeasured": float(np.nanmean(clips.unmeasured[at])), "frechet": one.frechet[name],
+                "unmeasured": float(np.nanmean(clips.unmeasured[at])),
+                **{far: by_condition[name] for far, by_condition in one.distances.items()},
                 **{f"on {other}": float(_mean(draws[:1], values)[0, at]) for other, values in clips.changes.items()},
                 "clips": int((table["condition"] == name).sum()),
             }
@@ -262,7 +264,10 @@ def _described(one: Played, clips: _Clips, at: list[int], draws: np.ndarray, flo
         "calibration_error": _calibration(clips.changes[one.measured][at], doses),
         "failed": float(clips.failed[at].mean()),
         "unmeasured": float(np.nanmean(clips.unmeasured[at])),
-        "frechet": float(np.mean([one.frechet[str(labels["condition"].iloc[end])] for end in ends])),
+        **{
+            far: float(np.mean([by_condition[str(labels["condition"].iloc[end])] for end in ends]))
+            for far, by_condition in one.distances.items()
+        },
         "clips": int(one.table["condition"].isin(labels["condition"]).sum()),
     }  # fmt: skip
 

@@ -27,6 +27,7 @@ from audiolens.measure.table import EXTRA_MEASURES, MEASURES, UNITS, refuse_lack
 from audiolens.measure.timbre import brightness, loudness, ltas_centroid, rolloff
 
 if TYPE_CHECKING:
+    from audiolens.measure.clap import clap_distance as clap_distance
     from audiolens.measure.clap import clap_embeddings as clap_embeddings
     from audiolens.measure.clap import clap_score as clap_score
     from audiolens.measure.frechet import codec_features as codec_features
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from audiolens.measure.likelihood import drift as drift
 
 _WITH_A_MODEL = {
+    "clap_distance": "audiolens.measure.clap",
     "clap_embeddings": "audiolens.measure.clap",
     "clap_score": "audiolens.measure.clap",
     "codec_features": "audiolens.measure.frechet",
@@ -75,6 +77,7 @@ __all__ = [
     "codec_features",
     "frechet_distance",
     "fad",
+    "clap_distance",
     "clap_embeddings",
     "clap_score",
 ]

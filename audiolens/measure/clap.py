@@ -10,15 +10,17 @@ apply.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Float
+from torch.nn.functional import normalize
 
 from audiolens.checks import in_order, shown
 from audiolens.door import guarded
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 DEFAULT = "laion/clap-htsat-unfused"
+LENGTHS_DIFFER = 0.02
+"""The largest difference between the lengths of a clip and its reference, in seconds."""
 Clap = tuple[Any, Any]
 """A ClapModel and its ClapProcessor."""
 Model = str | os.PathLike[str] | Clap
@@ -108,6 +112,65 @@ def clap_embeddings(
     return _embedded(clips, *opened(model), whole_batch_size(batch_size))
 
 
+@guarded
+def clap_distance(
+    audio: Audio,
+    reference: Audio,
+    sample_rate: float | None = None,
+    *,
+    model: Model = DEFAULT,
+    batch_size: int = 16,
+) -> pd.DataFrame:
+    """Return how far each clip is from its reference, in CLAP's embedding and in the layers before it.
+
+    The distances of a clip are means over its ten-second windows.
+
+    Args:
+        audio: clips as for any measure, such as steered ones.
+        reference: one clip of the same length for each of them, such as the unsteered clip of the same prompt and seed.
+        sample_rate, model, batch_size: as in `clap_score`.
+
+    Returns:
+        One row per clip. `clap` is 1 - the cosine between the two embeddings. `lpaps` compares the features in front of
+        and after each stage of the audio encoder: the squared distance between unit vectors (over channels), averaged
+        over positions and then over stages. Both are 0 for equal clips, and at most 2 and 4. `lpaps` follows the
+        evaluation of Manor & Michaeli (2024), "Zero-Shot Unsupervised and Text-Based Audio Editing Using DDPM
+        Inversion". Implementations choose and weigh layers differently, so compare only values of the same one.
+
+    Raises:
+        InputError: if there is not one reference per clip, or if a clip and its reference differ in length.
+        ModelNotFoundError: as in `clap_score`.
+
+    The change that steering is meant to cause also makes clips differ. Compare the distance with that between clips of
+    two seeds.
+    """
+    sides = [read(one, sample_rate, centred=False)[0] for one in (audio, reference)]
+    if len(sides[0]) != len(sides[1]):
+        raise InputError(f"{len(sides[0])} clips and {len(sides[1])} references: give one reference per clip.")
+    for row, (one, other) in enumerate(zip(*sides, strict=True)):
+        if abs(one.seconds - other.seconds) > LENGTHS_DIFFER:
+            raise InputError(
+                f"clip {row} is {one.seconds:.2f} s long, and its reference {other.seconds:.2f} s: cut them to one "
+                "length."
+            )
+    clap, processor = opened(model)
+    (windows, counts), (others, of_others) = (_windows(side, processor.feature_extractor) for side in sides)
+    if counts != of_others:
+        # Lengths that differ by less than a frame can still be cut differently.
+        raise InputError("a clip and its reference are cut into different numbers of windows: cut them to one length.")
+
+    def compared(rows: slice) -> torch.Tensor:
+        one, other = (_features(side[rows], clap, processor, output_hidden_states=True) for side in (windows, others))
+        cosine = (one.pooler_output * other.pooler_output).sum(-1)
+        stages = zip(one.hidden_states, other.hidden_states, strict=True)
+        apart = [(normalize(a.float()) - normalize(b.float())).square().sum(1).mean((1, 2)) for a, b in stages]
+        return torch.stack([1 - cosine.float(), torch.stack(apart).mean(0)], dim=1).cpu()
+
+    found = _in_batches(compared, len(windows), clap, processor, whole_batch_size(batch_size))
+    means = [part.mean(0) for part in np.split(found, np.cumsum(counts)[:-1])]
+    return pd.DataFrame(np.stack(means).astype(float), columns=["clap", "lpaps"])
+
+
 def opened(model: Model) -> Clap:
     """Return the model and its processor; models loaded by name or folder are cached."""
     if isinstance(model, str | os.PathLike):
@@ -145,7 +208,16 @@ def _loaded(name: str) -> Clap:
 
 
 def _embedded(clips: Sequence[Clip], clap: Any, processor: Any, size: int) -> list[Float[np.ndarray, "window feature"]]:
-    extractor = processor.feature_extractor
+    windows, counts = _windows(clips, processor.feature_extractor)
+
+    def embed(rows: slice) -> torch.Tensor:
+        return _features(windows[rows], clap, processor).pooler_output.float().cpu()
+
+    return np.split(_in_batches(embed, len(windows), clap, processor, size), np.cumsum(counts)[:-1])
+
+
+def _windows(clips: Sequence[Clip], extractor: Any) -> tuple[list[np.ndarray], list[int]]:
+    """Return the windows of all clips, and the number of each clip's windows."""
     rate, longest = extractor.sampling_rate, extractor.nb_max_samples
     windows: list[np.ndarray] = []
     counts: list[int] = []
@@ -156,21 +228,29 @@ def _embedded(clips: Sequence[Clip], clap: Any, processor: Any, size: int) -> li
         cut = [part for part in cut if len(part) >= rate / 2] or cut[:1]
         windows += cut
         counts.append(len(cut))
+    return windows, counts
 
-    def embed(rows: slice) -> torch.Tensor:
-        with _numpy_random_state():
-            inputs = extractor(windows[rows], sampling_rate=rate, return_tensors="np")
-        mels = torch.from_numpy(inputs["input_features"]).to(clap.device, clap.dtype)
-        is_longer = torch.zeros(len(mels), 1, dtype=torch.bool, device=clap.device)
-        with torch.no_grad():
-            return clap.get_audio_features(input_features=mels, is_longer=is_longer).pooler_output.float().cpu()
 
+def _features(windows: Sequence[np.ndarray], clap: Any, processor: Any, **asked: bool) -> Any:
+    """Return the output of the audio encoder for windows, of which `pooler_output` are the embeddings."""
+    extractor = processor.feature_extractor
+    with _numpy_random_state():
+        inputs = extractor(windows, sampling_rate=extractor.sampling_rate, return_tensors="np")
+    mels = torch.from_numpy(inputs["input_features"]).to(clap.device, clap.dtype)
+    is_longer = torch.zeros(len(mels), 1, dtype=torch.bool, device=clap.device)
+    with torch.no_grad():
+        return clap.get_audio_features(input_features=mels, is_longer=is_longer, **asked)
+
+
+def _in_batches(
+    function: Callable[[slice], torch.Tensor], windows: int, clap: Any, processor: Any, size: int
+) -> Float[np.ndarray, "window value"]:
+    extractor = processor.feature_extractor
     fit = Fitting(
-        clap.device, f"windows of {longest / rate:g} s for CLAP", lambda: f"{amount(weight_bytes(clap))} for weights",
-        at_once=size, instead="a smaller CLAP model",
+        clap.device, f"windows of {extractor.nb_max_samples / extractor.sampling_rate:g} s for CLAP",
+        lambda: f"{amount(weight_bytes(clap))} for weights", at_once=size, instead="a smaller CLAP model",
     )  # fmt: skip
-    whole = torch.cat([found for _, found in fit.run(len(windows), embed)]).numpy()
-    return np.split(whole, np.cumsum(counts)[:-1])
+    return torch.cat([found for _, found in fit.run(windows, function)]).numpy()
 
 
 @contextmanager

@@ -76,7 +76,7 @@ def played(effect: dict[str, float], drift: dict[str, float], side: dict[str, fl
     table = pd.concat(parts, ignore_index=True).assign(concept="tempo")
     far = dict.fromkeys(table["condition"].unique(), 0.0)
     measures = ("tempo_ioi", "loudness", "mode")
-    return Played("tempo", "tempo_ioi", measures, methods.Place("one-to-one", 1, 2.0), {}, {}, far, table)
+    return Played("tempo", "tempo_ioi", measures, methods.Place("one-to-one", 1, 2.0), {}, {}, {"frechet": far}, table)
 
 
 def result(**planted: Any) -> methods.MethodsResult:
@@ -161,9 +161,11 @@ def test_the_page_is_written_with_many_controls_none_and_any_doses() -> None:
         asked = one.table[one.table["condition"].isin(["latent -1", "latent +1"])]
         asked = asked.assign(method="prompting", kind="prompting", condition="prompting" + asked["condition"].str[6:])
         wider = one.table.assign(dose=2 * one.table["dose"])
-        far = dict.fromkeys([*one.frechet, *asked["condition"]], 0.0)
+        far = dict.fromkeys([*one.distances["frechet"], *asked["condition"]], 0.0)
         left_out = {"gated": "no gate."}
-        one = replace(one, table=pd.concat([wider, asked], ignore_index=True), frechet=far, left_out=left_out)
+        one = replace(
+            one, table=pd.concat([wider, asked], ignore_index=True), distances={"frechet": far}, left_out=left_out
+        )
         found = scored([one], model="planted", limit=LIMIT, n_bootstrap=50, n_permutations=99, seed=0)
         for brief in (True, False):
             page = script.page(found, "sizes", brief=brief)

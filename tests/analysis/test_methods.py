@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from clap_models import write_clap
 from plants import copied, head_plant
 
 import audiolens as al
@@ -17,7 +18,7 @@ from analysis.methods import table as known
 from analysis.methods.reading import Steering
 from analysis.study.stages import Stages
 from audiolens import AudioLens, Generation
-from audiolens.errors import InputError, InputTypeError
+from audiolens.errors import InputError, InputTypeError, ModelNotFoundError
 from audiolens.prompts import PromptSet
 
 
@@ -87,6 +88,53 @@ def test_a_comparison_resumes_and_takes_a_new_method(
     assert {"prompting", "random 0", "balanced 0"} <= set(rows.loc["level"].index)
     whole.plot()
     whole.figure()
+
+
+def test_clap_compares_every_clip_with_the_unsteered_one_of_its_prompt_and_seed(
+    lens: AudioLens, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models: list[str] = []
+
+    def apart(here: Any, there: Any, rate: float, *, model: Any) -> pd.DataFrame:
+        # A tiny codec's sound is too quiet for a difference in CLAP.
+        models.append(type(model[0]).__name__)
+        assert (rate, here.shape) == (lens.config.sample_rate, there.shape)
+        far = (here - there).abs().mean((1, 2)).double().numpy()
+        return pd.DataFrame({"clap": far, "lpaps": far**2})
+
+    monkeypatch.setattr("analysis.methods.clap.clap_distance", apart)
+    monkeypatch.setattr("analysis.methods.clap.ROWS", 3)
+    asked: dict[str, Any] = {"measured": {"speed": code}, "prompts": 2, "seeds": 2, "seconds": 0.4, "progress": False}
+    found = methods.compare(
+        lens, [poles()], **asked, methods=["difference_in_means"], doses=(-1, 1), n_jobs=0, engine="fast",
+        places={"speed": methods.Place("one-to-one", 1, 50.0)}, n_bootstrap=20, n_permutations=9, out=tmp_path / "out",
+        clap=write_clap(tmp_path / "clap", fusion=False), batch_size=3,
+    )  # fmt: skip
+    assert set(models) == {"ClapModel"}
+    (swept,) = (sweep.load_folder(one) for one in (tmp_path / "out" / "clips").iterdir())
+    rows = found.conditions.set_index("condition")
+    assert (rows.loc["baseline", ["clap", "lpaps"]] == 0).all()
+    names = ("difference_in_means -1", "difference_in_means +1")
+    sound = {
+        (name, prompt, seed): lens.decode_codes(codes[None])
+        for name in ("baseline", *names)
+        for codes, prompt, seed in zip(
+            swept.codes(name), *(swept.table[swept.table["condition"] == name][one] for one in ("prompt", "seed")),
+            strict=True,
+        )
+    }  # fmt: skip
+    for name in names:
+        clips = [key[1:] for key in sound if key[0] == name]
+        assert len(set(clips)) == 4
+        far = [float((sound[name, *clip] - sound["baseline", *clip]).abs().mean()) for clip in clips]
+        assert rows.loc[name, ["clap", "lpaps"]].to_list() == pytest.approx(
+            [np.mean(far), np.mean(np.square(far))], rel=1e-4
+        )
+        assert min(far) > 0
+    (row,) = found.table[found.table["method"] == "difference_in_means"].to_dict("records")
+    assert row["clap"] == pytest.approx(rows.loc[list(names), "clap"].mean())
+    with pytest.raises(ModelNotFoundError, match="the CLAP model 'nowhere/none' could not be loaded"):
+        methods.compare(lens, [poles()], **asked, clap="nowhere/none")
 
 
 def test_heads_are_read_on_their_own_clips_and_steered_as_al_steer_does(

@@ -116,6 +116,48 @@ def test_files_and_a_loaded_pair_score_alike(clap: Path, sounds: np.ndarray, tmp
     np.testing.assert_allclose(from_file, measure.clap_score(sounds[0], TEXTS[0], RATE, model=clap), atol=1e-6)
 
 
+def test_distances_are_those_of_the_features_of_bare_transformers(clap: Path, fused: Path, sounds: np.ndarray):
+    from transformers import ClapModel, ClapProcessor
+
+    rng = np.random.default_rng(2)
+    others = sounds[[1, 0, 1]] + 0.01 * rng.standard_normal(sounds.shape).astype(np.float32)
+    for folder in (clap, fused):
+        model: Any = ClapModel.from_pretrained(folder).eval()
+        processor = ClapProcessor.from_pretrained(folder)
+        found = measure.clap_distance(sounds, others, RATE, model=folder, batch_size=2)
+        for row in range(3):
+            read = []
+            for sound in (sounds[row, 0], others[row, 0]):
+                wave = resample_poly(sound, 3, 1).astype(np.float32)
+                mel = processor.feature_extractor(wave, sampling_rate=48_000, return_tensors="pt")
+                with torch.no_grad():
+                    out = model.audio_model(
+                        mel["input_features"], is_longer=torch.tensor([[False]]), output_hidden_states=True
+                    )
+                    read.append((model.audio_projection(out.pooler_output)[0], [one[0] for one in out.hidden_states]))
+            (a, of_a), (b, of_b) = read
+            # One embedding of patches, and one output of each of the two stages.
+            assert len(of_a) == 3
+            assert found.clap[row] == pytest.approx(1 - float(torch.cosine_similarity(a, b, dim=0)), abs=1e-5)
+            # The squared distance of unit vectors is 2 - 2 x their cosine.
+            apart = [2 - 2 * torch.cosine_similarity(x, y, dim=0).mean() for x, y in zip(of_a, of_b, strict=True)]
+            assert found.lpaps[row] == pytest.approx(float(torch.stack(apart).mean()), abs=1e-5)
+        assert found.lpaps.min() > 1e-3
+        same = measure.clap_distance(sounds, sounds, RATE, model=folder)
+        np.testing.assert_allclose(same, 0, atol=1e-6)
+
+
+def test_a_long_clip_is_as_far_as_its_windows_and_references_must_match(clap: Path, sounds: np.ndarray):
+    long, other = (np.concatenate([sounds[i], sounds[j]], axis=-1) for i, j in ((0, 1), (2, 1)))
+    halves = measure.clap_distance(sounds[[0, 1]], sounds[[2, 1]], RATE, model=clap)
+    whole = measure.clap_distance(long, other, RATE, model=clap)
+    np.testing.assert_allclose(whole.iloc[0], halves.mean(), atol=1e-4)
+    with pytest.raises(InputError, match="3 clips and 2 references: give one reference per clip"):
+        measure.clap_distance(sounds, sounds[:2], RATE, model=clap)
+    with pytest.raises(InputError, match="clip 1 is 2.00 s long, and its reference 1.50 s: cut them to one length"):
+        measure.clap_distance(list(sounds[:2]), [sounds[0], sounds[1][:, : RATE * 3 // 2]], RATE, model=clap)
+
+
 def test_fad_is_the_frechet_distance_of_the_embeddings(clap: Path, sounds: np.ndarray):
     from audiolens.measure.frechet import between
 

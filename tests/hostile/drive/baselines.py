@@ -272,6 +272,9 @@ ARGUMENTS: dict[str, Arguments] = {
     "audiolens.measure.fad": lambda w: {
         "a": w.audio, "b": w.audio, "sample_rate": RATE, "model": w.clap, "least": 0.01,
     },
+    "audiolens.measure.clap_distance": lambda w: {
+        "audio": w.audio, "reference": w.audio, "sample_rate": RATE, "model": w.clap,
+    },
     "audiolens.measure.clap_embeddings": lambda w: {**_heard(w), "model": w.clap},
     "audiolens.measure.clap_score": lambda w: {**_heard(w), "texts": ["fast", "slow"], "model": w.clap},
     "audiolens.prompts.PromptSet.completed": lambda w: {"neutral": w.neutral},
