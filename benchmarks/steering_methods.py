@@ -33,7 +33,9 @@ CONCEPTS = ("tempo", "timbre", "register", "loudness", "density", "mode", "bells
 INSTRUMENTS = ("bells", "organ", "pluck", "strings")
 FIRST = "`difference_in_means`"
 CONTROLS = {"random": "random directions", "balanced": "balanced shuffles"}
-FULL: dict[str, Any] = {"concepts": CONCEPTS, "ways": tuple(methods.METHODS), "test": 12, "controls": 1, "read": 48}
+DISTANCES = {"frechet": "Fréchet", "clap": "CLAP", "lpaps": "LPAPS"}
+FULL: dict[str, Any] = {"concepts": CONCEPTS, "ways": tuple(methods.METHODS), "test": 16, "controls": 1, "read": 48}
+"""With 16 prompts, a difference can be significant after the correction for all tests."""
 QUICK: dict[str, Any] = {
     "concepts": CONCEPTS[:3], "ways": (REFERENCE, "gated", "latent"), "test": 6, "controls": 3, "read": 24,
 }  # fmt: skip
@@ -48,7 +50,7 @@ def main(
     quick: Annotated[bool, typer.Option(help="Few concepts, methods and prompts: minutes instead of hours.")] = False,
     concepts: Annotated[str | None, typer.Option(help="Concepts, separated by commas [default: all eight].")] = None,
     ways: Annotated[str | None, typer.Option("--methods", help="Methods, separated by commas [default: all].")] = None,
-    test: Annotated[int | None, typer.Option(help="Neutral test prompts [default: 12].")] = None,
+    test: Annotated[int | None, typer.Option(help="Neutral test prompts [default: 16].")] = None,
     seeds: Annotated[int, typer.Option(help="Clips per prompt.")] = 1,
     doses: Annotated[str, typer.Option(help="Doses, separated by commas.")] = "-1,-0.5,0.5,1",
     controls: Annotated[
@@ -69,7 +71,10 @@ def main(
     lens = AudioLens.from_pretrained(model)
     given = {"concepts": _listed(concepts), "ways": _listed(ways), "test": test, "controls": controls, "read": read}
     size = {name: (QUICK if quick else FULL)[name] if value is None else value for name, value in given.items()}
-    out = Path("runs/methods-quick" if quick else "runs/methods") if out is None else out
+    replicate = model != "etude"
+    if out is None:
+        parts = ["methods", *(["quick"] if quick else []), *([Path(model).name] if replicate else [])]
+        out = Path("runs") / "-".join(parts)
     found = methods.compare(
         lens, size["concepts"], methods=size["ways"],
         measured={name: Likeness(name) for name in size["concepts"] if name in INSTRUMENTS},
@@ -83,7 +88,6 @@ def main(
     )
     text = page(found, told, brief=quick)
     (out / "methods.md").write_text(text, "utf-8")
-    replicate = model != "etude"
     folder = TABLES / Path(model).name if replicate else TABLES
     for place in [out, *([folder] if update else [])]:
         place.mkdir(exist_ok=True)
@@ -148,7 +152,9 @@ def verdict(found: methods.MethodsResult) -> list[str]:
         told = f"the most successful, `{most}`, is so on {wins.max()}"
     else:
         told = "none is on any concept"
-    aim = "reaches" if concepts * 2 >= n else "misses"
+    aim = "which reaches" if concepts * 2 >= n else "which misses"
+    if not decidable(found):
+        aim = f"but {found.n_prompts} prompts are too few to decide"
     means = of_kind(found, "method").groupby("method")["area"].agg(["mean", "count"])
     top = means[means["count"] == n]["mean"]
     random = found.controls[found.controls["kind"] == "random"]
@@ -165,7 +171,7 @@ def verdict(found: methods.MethodsResult) -> list[str]:
         f"{larger} of {n} concepts (significantly larger on {len(better)}, significantly smaller on {len(worse)}), and "
         f"{sparse}.",
         f"- At least one method is significantly better than the difference in means on {concepts} of {n} concepts, "
-        f"which {aim} our aim of half of them: {told}, and the largest mean area over concepts is "
+        f"{aim} our aim of half of them: {told}, and the largest mean area over concepts is "
         f"{top.max():.2f} (`{top.idxmax()}`), that of the difference in means {first['area'].mean():.2f}.",
     ]
     if len(random):
@@ -175,6 +181,12 @@ def verdict(found: methods.MethodsResult) -> list[str]:
             f"{top.min():.2f} (`{top.idxmin()}`)."
         )
     return lines
+
+
+def decidable(found: methods.MethodsResult) -> bool:
+    """Whether the smallest p-value of an exact paired test is at most `LEVEL` after the correction for all tests."""
+    tests = int(found.table["p"].notna().sum() + found.controls["p"].notna().sum())
+    return 2.0 ** (1 - found.n_prompts) * tests <= LEVEL
 
 
 def best(found: methods.MethodsResult, told: str) -> list[str]:
@@ -290,6 +302,7 @@ def among(found: methods.MethodsResult) -> list[str]:
 def kept(found: methods.MethodsResult) -> list[str]:
     """What the clips of every method keep, averaged over concepts."""
     other = found.conditions[found.conditions["kind"] == "other seeds"]
+    far = {name: label for name, label in DISTANCES.items() if name in found.table}
     lines = [
         "What else happens, averaged over concepts. `drift` is at the outermost doses, as a multiple of that between "
         "two seeds of a prompt; prompted clips are scored under their own words. `loudness` is the mean absolute "
@@ -300,8 +313,9 @@ def kept(found: methods.MethodsResult) -> list[str]:
         "deviation, at doses that were chosen on the other half of the prompts. `seconds` is the time that the "
         "direction took to compute, on a busy machine.",
         "",
-        "| method | drift | loudness | failed | Fréchet | selectivity | monotone | missed | clips | seconds |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        f"| method | drift | loudness | failed | {' | '.join(far.values())} | selectivity | monotone | missed | clips "
+        "| seconds |",
+        "|---" * (9 + len(far)) + "|",
     ]
     doses = found.conditions["dose"]
     ends = found.conditions.groupby(["concept", "method"])["dose"]
@@ -311,7 +325,8 @@ def kept(found: methods.MethodsResult) -> list[str]:
         drift, seconds = mine[["drift_down", "drift_up"]].mean(axis=None), mine["seconds"].mean()
         lines.append(
             f"| {name} | {drift:.2f} | {loud[name]:.1f} dB | {mine['failed'].mean():.1%} "
-            f"| {mine['frechet'].mean():.1f} | {mine['selectivity'].median():.2f} | {mine['monotone'].mean():.2f} "
+            f"| {' | '.join(format(mine[name].mean(), '.3g') for name in far)} "
+            f"| {mine['selectivity'].median():.2f} | {mine['monotone'].mean():.2f} "
             f"| {mine['calibration_error'].mean():.2f} | {mine['clips'].sum()} "
             f"| {'' if np.isnan(seconds) else f'{seconds:.0f}'} |"
         )

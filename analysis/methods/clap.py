@@ -22,8 +22,10 @@ ROWS = 16
 def distances(lens: AudioLens, swept: SweepResult, clap: Clap) -> dict[str, dict[str, float]]:
     """Return the mean distance of every condition from the baseline, by `COLUMNS` and condition."""
     base, rows = swept.codes(BASELINE), {clip: row for row, clip in enumerate(_clips(swept, BASELINE))}
-    found: dict[str, dict[str, float]] = {name: {} for name in COLUMNS}
+    found: dict[str, dict[str, float]] = {name: {BASELINE: 0.0} for name in COLUMNS}
     for condition in dict.fromkeys(swept.table["condition"]):
+        if condition == BASELINE:
+            continue
         same = base[[rows[clip] for clip in _clips(swept, condition)]]
         mean = _mean(lens, swept.codes(condition), same, clap)
         for name in COLUMNS:

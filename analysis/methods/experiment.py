@@ -121,12 +121,13 @@ def compare(
         n_random, n_shuffled: numbers of random directions and of balanced shuffles of the prompts, at all doses. With
             19 of a kind, a rank among them can reach a p-value of .05.
         prompts, seeds: number of test prompts of the first concept's set, with which all concepts are tested, and of
-            clips per prompt. A paired test of n prompts cannot give a p-value below 2 ** (1 - n); with the correction
-            for all methods and concepts, it takes at least 12.
+            clips per prompt. An exact paired test of n prompts cannot give a p-value below 2 ** (1 - n); with the
+            correction for all methods and eight concepts, it takes at least 13.
         read_prompts: the largest number of prompts per pole from which directions are read, over shared clips.
         places: where to steer a concept, by concept (default: `placement.place`, without its screen).
         clap: a CLAP model (a hub name, a folder, or (ClapModel, ClapProcessor)), with which clips are compared with
-            the unsteered ones of the same prompts and seeds (`measure.clap_distance`). Every clip is decoded for it.
+            the unsteered ones of the same prompts and seeds (`measure.clap_distance`). For this, every call decodes all
+            clips again.
         limit: the largest drift of the area (see `MethodsResult`).
         seconds, guidance_scale, temperature, top_k, batch_size, n_jobs, engine: as in `sweep.play`.
         out: a folder. If the comparison is interrupted, repeating the call resumes it. `None` writes nothing.
@@ -139,6 +140,7 @@ def compare(
             test prompt is one that directions are read from, a method is unknown, or a number is out of range; later,
             if a concept cannot be placed, its measure does not vary, or the folder contains a sweep with other
             settings.
+        ModelNotFoundError: before a model runs, if `clap` cannot be loaded.
     """
     checked_flags(progress=progress)
     prompts, read_prompts = checked_count("prompts", prompts, 2), checked_count("read_prompts", read_prompts, 2)
@@ -151,7 +153,6 @@ def compare(
     guidance_scale, temperature, top_k = checked_settings(guidance_scale, temperature, top_k)
     clip_timeline(seconds, lens.config)
     checked_engine(engine)
-    ear = None if clap is None else opened(clap)
     sets = _sets(lens, concepts)
     ways, ears = checked_methods(methods), _ears(sets, measured or {})
     steps, limit = _doses(doses), checked_amount("limit", limit, above=0)
@@ -162,6 +163,7 @@ def compare(
     if len(first.test) < prompts:
         raise InputError(f"{first.concept} has {len(first.test)} neutral test prompts, and prompts={prompts}.")
     _refuse_read(sets, first.test[:prompts])
+    ear = None if clap is None else opened(clap)
     clips = sweep.clips(first.test[:prompts], seeds, TEST_SEED)
     folder = None if out is None else as_path(out)
     if folder is not None:

@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
-from torch.nn.functional import normalize
+from torch.nn.functional import cosine_similarity, normalize
 
 from audiolens.checks import in_order, shown
 from audiolens.door import guarded
@@ -133,9 +133,9 @@ def clap_distance(
     Returns:
         One row per clip. `clap` is 1 - the cosine between the two embeddings. `lpaps` compares the features in front of
         and after each stage of the audio encoder: the squared distance between unit vectors (over channels), averaged
-        over positions and then over stages. Both are 0 for equal clips, and at most 2 and 4. `lpaps` follows the
-        evaluation of Manor & Michaeli (2024), "Zero-Shot Unsupervised and Text-Based Audio Editing Using DDPM
-        Inversion". Implementations choose and weigh layers differently, so compare only values of the same one.
+        over positions and then over stages. Both are 0 for equal clips, and at most 2 and 4. `lpaps` is like
+        that of Manor & Michaeli (2024), "Zero-Shot Unsupervised and Text-Based Audio Editing Using DDPM Inversion", but
+        chooses, normalises and averages features differently, so its values cannot be compared with theirs.
 
     Raises:
         InputError: if there is not one reference per clip, or if a clip and its reference differ in length.
@@ -161,10 +161,11 @@ def clap_distance(
 
     def compared(rows: slice) -> torch.Tensor:
         one, other = (_features(side[rows], clap, processor, output_hidden_states=True) for side in (windows, others))
-        cosine = (one.pooler_output * other.pooler_output).sum(-1)
+        # Half precision would give equal clips a distance.
+        cosine = cosine_similarity(one.pooler_output.float(), other.pooler_output.float(), dim=-1).clamp(max=1)
         stages = zip(one.hidden_states, other.hidden_states, strict=True)
         apart = [(normalize(a.float()) - normalize(b.float())).square().sum(1).mean((1, 2)) for a, b in stages]
-        return torch.stack([1 - cosine.float(), torch.stack(apart).mean(0)], dim=1).cpu()
+        return torch.stack([1 - cosine, torch.stack(apart).mean(0)], dim=1).cpu()
 
     found = _in_batches(compared, len(windows), clap, processor, whole_batch_size(batch_size))
     means = [part.mean(0) for part in np.split(found, np.cumsum(counts)[:-1])]

@@ -80,8 +80,8 @@ def _called_modules(traced: TracedModel) -> Iterator[nn.Module]:
 class StepMemory:
     """The keys and values of one batch: of every step so far, stored in place, and of its text.
 
-    With `grows`, the tensors have little more room than for the steps so far. Otherwise they have room for all
-    `positions` from the start.
+    With `grows`, the keys of a head have little more room than for the steps so far, in memory that is reserved for all
+    `positions`, and are copied when they need more. Otherwise they have room for all `positions` from the start.
     """
 
     def __init__(self, decoder: PlainDecoder, rows: int, positions: int, like: Tensor, grows: bool) -> None:

@@ -176,6 +176,26 @@ def test_the_page_is_written_with_many_controls_none_and_any_doses() -> None:
         assert "a latent of a sparse autoencoder a smaller one on 1 of 1 and a larger on 0" in page
 
 
+def test_a_comparison_that_cannot_be_significant_says_so() -> None:
+    script = benchmark_script("steering_methods")
+    found = scored(
+        [played({"difference_in_means": 0.4, "rfm": 0.5}, dict.fromkeys(("difference_in_means", "rfm"), 0.5),
+                dict.fromkeys(("difference_in_means", "rfm"), 0.1))],
+        model="planted", limit=LIMIT, n_bootstrap=0, n_permutations=99, seed=0,
+    )  # fmt: skip
+    # One test of 12 prompts can have p = 1/2048.
+    assert script.decidable(found)
+    assert not script.decidable(replace(found, n_prompts=5))
+    told = [[line for line in script.verdict(one) if "our aim" in line] for one in (found, replace(found, n_prompts=5))]
+    assert ["too few to decide our aim" in line for (line,) in told] == [False, True]
+
+
+def test_the_page_has_both_sections_of_the_benchmark() -> None:
+    page = benchmark_script("steering_methods").PAGE.read_text("utf-8")
+    for section in ("methods", "methods-replicate"):
+        assert page.count(f"<!-- {section}:begin -->") == page.count(f"<!-- {section}:end -->") == 1
+
+
 def test_the_page_of_another_model_says_how_well_the_ranks_of_the_methods_agree() -> None:
     script = benchmark_script("steering_methods")
     names = ("difference_in_means", "ridge", "leace", "rfm")

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from plants import copied, head_plant
 
 import audiolens as al
 from analysis import features, methods, sweep
+from analysis.methods import clap as heard_by_clap
 from analysis.methods import latents
 from analysis.methods import table as known
 from analysis.methods.reading import Steering
@@ -135,6 +137,31 @@ def test_clap_compares_every_clip_with_the_unsteered_one_of_its_prompt_and_seed(
     assert row["clap"] == pytest.approx(rows.loc[list(names), "clap"].mean())
     with pytest.raises(ModelNotFoundError, match="the CLAP model 'nowhere/none' could not be loaded"):
         methods.compare(lens, [poles()], **asked, clap="nowhere/none")
+
+
+def test_distances_pair_clips_by_prompt_and_seed_and_not_by_their_order(
+    lens: AudioLens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = [("piano", 0), ("piano", 1), ("song", 0)]
+    order = [2, 0, 1]
+    draw = torch.Generator().manual_seed(0)
+    own, base = torch.randint(lens.config.vocab_size, (2, 3, lens.config.n_codebooks, 6), generator=draw)
+    rows = [("baseline", *key) for key in keys] + [("steered", *keys[at]) for at in order]
+    swept: Any = SimpleNamespace(
+        table=pd.DataFrame(rows, columns=["condition", "prompt", "seed"]),
+        codes=lambda name: base if name == "baseline" else own[order],
+    )
+
+    def apart(here: Any, there: Any, rate: float, *, model: Any) -> pd.DataFrame:
+        far = (here - there).square().mean((1, 2)).double().numpy()
+        return pd.DataFrame({"clap": far, "lpaps": 2 * far})
+
+    monkeypatch.setattr("analysis.methods.clap.clap_distance", apart)
+    found = heard_by_clap.distances(lens, swept, (None, None))
+    far = (lens.decode_codes(own) - lens.decode_codes(base)).square().mean().item()
+    assert found["clap"] == {"baseline": 0.0, "steered": pytest.approx(far, rel=1e-4)}
+    assert found["lpaps"]["steered"] == pytest.approx(2 * far, rel=1e-4)
+    assert far != pytest.approx((lens.decode_codes(own[order]) - lens.decode_codes(base)).square().mean().item())
 
 
 def test_heads_are_read_on_their_own_clips_and_steered_as_al_steer_does(

@@ -158,6 +158,23 @@ def test_a_long_clip_is_as_far_as_its_windows_and_references_must_match(clap: Pa
         measure.clap_distance(list(sounds[:2]), [sounds[0], sounds[1][:, : RATE * 3 // 2]], RATE, model=clap)
 
 
+def test_equal_clips_are_at_no_distance_in_half_precision(clap: Path, sounds: np.ndarray):
+    from transformers import ClapModel, ClapProcessor
+
+    half: Any = ClapModel.from_pretrained(clap).eval().to(torch.bfloat16)
+    found = measure.clap_distance(sounds, sounds, RATE, model=(half, ClapProcessor.from_pretrained(clap)))
+    np.testing.assert_allclose(found, 0, atol=1e-6)
+    assert (found >= 0).all(axis=None)
+
+
+def test_a_pair_that_is_cut_into_other_windows_is_refused(clap: Path):
+    # Two seconds are a window, and half a second more is another one, but ten samples less are not.
+    whole = np.zeros((1, 1, 120_000), np.float32)
+    whole[..., ::100] = 0.1
+    with pytest.raises(InputError, match="cut into different numbers of windows"):
+        measure.clap_distance(whole, whole[..., :-10], 48_000, model=clap)
+
+
 def test_fad_is_the_frechet_distance_of_the_embeddings(clap: Path, sounds: np.ndarray):
     from audiolens.measure.frechet import between
 
