@@ -55,7 +55,7 @@ PLACES: Mapping[str, Place] = {
     "tempo": Place("one-to-one", 3, 1.0),
     "timbre": Place("one-to-all", 7, 0.0625),
 }
-"""The places and strengths of docs/evidence.md, which were chosen on development prompts."""
+"""The places and strengths that were chosen on development prompts when the evidence read directions on own codes."""
 OTHERS = ("tempo", "timbre", "density", "register", "loudness", "mode", "pluck", "organ", "strings", "bells")
 """The concepts whose shared directions are removed in the reading "shared, orthogonal"."""
 MEASURES = ("tempo_ioi", "brightness", "ltas_centroid", "pitch", "pulse_clarity", "loudness")
@@ -245,7 +245,7 @@ def page(table: pd.DataFrame, told: str, cosines: Sequence[Alike]) -> str:
         'baseline. In the "words" rows, the prompt names the pole and the clips are not steered. In the "own" and '
         '"shared" rows, the clips are steered along the direction computed on own or shared codes. Both directions '
         "have the norm of the one computed on own codes, and are added at the place and strength of "
-        "[the evidence](evidence.md). The effect is the median of (steered / baseline - 1), where each steered clip is "
+        "an earlier evidence. The effect is the median of (steered / baseline - 1), where each steered clip is "
         "compared with the baseline clip of the same prompt and seed. For loudness, it is the median difference in dB. "
         f"Brackets show {COVERAGE} confidence intervals, computed by bootstrapping over prompts. A failed clip counts "
         "as an effect of zero. The effect on the concept's own measure is in bold. "

@@ -70,7 +70,7 @@ PLACES: Mapping[str, Place] = {
     "timbre": Place("one-to-all", 7, 0.0625),
     "mode": Place("one-to-one", 3, 2.0),
 }
-"""The places of docs/evidence.md for tempo and timbre. For mode, no study chose one: tempo's, twice as strong."""
+"""The places of an earlier evidence for tempo and timbre. For mode, no study chose one: tempo's, twice as strong."""
 
 
 def generated(
