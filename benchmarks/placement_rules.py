@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import numpy as np
 import placement_scores
@@ -23,7 +23,7 @@ from brute_force import OWN, SHARE, Sweeps
 from pages import renewed
 
 from analysis import placement
-from analysis.placement.other_evidence import generated_steps
+from analysis.placement.other_evidence import Computable, generated_steps
 from analysis.placement.rules import middle, spread
 from analysis.workers import share_cores
 from audiolens import AudioLens, Directions, difference_in_means
@@ -156,12 +156,16 @@ class Experiment:
     def run(self, concept: str) -> None:
         """Run what is not finished: directions, the choices of the rules, the sweeps, and the clips asked in words."""
         mine = self.folder / concept
-        done = mine / placement_scores.DONE
-        if done.is_file():
+        done, evidence = mine / placement_scores.DONE, mine / placement_scores.EVIDENCE_FILE
+        if done.is_file() and evidence.is_file():
             typer.echo(f"{self.folder.name}, {concept}: finished before")
             return
         mine.mkdir(parents=True, exist_ok=True)
         directions = self.directions(concept, mine / "directions.safetensors")
+        if not evidence.is_file():
+            _write(evidence, self.evidence(concept, directions))
+        if done.is_file():
+            return
         choices = mine / placement_scores.CHOICES
         if not choices.is_file():
             # Rules run before anything is steered for the sweep, on prompts that the sweep does not use.
@@ -198,14 +202,26 @@ class Experiment:
         found.save(file)
         return found
 
+    def plain(self, concept: str) -> dict[str, Any]:
+        """What all placements of a concept have in common."""
+        others = self.others(concept)
+        codes = self.lens.generate(others, PLACE_SECONDS, seeds=list(range(len(others))), decode=False).codes
+        return {
+            "prompts": others, "codes": codes, "layers": self.setting.blocks(self.lens.config.n_layers), "compute": (),
+            "n_random": 0, "screen_seconds": 0, "progress": False,
+        }  # fmt: skip
+
+    def evidence(self, concept: str, directions: Directions) -> dict[str, Any]:
+        """The block with the largest value of each kind of evidence, and why a kind has none."""
+        sets, n_layers = load(concept, lens=self.lens), self.lens.config.n_layers
+        asked = {**self.plain(concept), "compute": get_args(Computable), "n_bootstrap": 0}
+        placed = placement.place(self.lens, sets, directions.at(self.setting.blocks(n_layers)), **asked)
+        known = {one.name: one.layers[int(np.nanargmax(one.values))] for one in placed.evidence.evidence}
+        return {"blocks": {"middle": n_layers // 2, **known}, "left_out": dict(placed.left_out)}
+
     def chosen(self, concept: str, directions: Directions) -> dict[str, Any]:
         """The choice and the cost of every rule, and why a rule has none."""
-        sets, others = load(concept, lens=self.lens), self.others(concept)
-        codes = self.lens.generate(others, PLACE_SECONDS, seeds=list(range(len(others))), decode=False).codes
-        plain: dict[str, Any] = {
-            "prompts": others, "codes": codes, "layers": self.setting.blocks(self.lens.config.n_layers), "compute": (),
-            "n_random": 0, "screen_seconds": 0,
-        }  # fmt: skip
+        sets, others, plain = load(concept, lens=self.lens), self.others(concept), self.plain(concept)
         measured = OWN.get(concept) or self.taken_for(concept)
         choices, costs, left_out, facts = {}, {}, {}, {}
         # The first of these that works also names the places of the fixed rules.

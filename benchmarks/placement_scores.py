@@ -5,6 +5,9 @@ A rule's score is the span at its place as a share of the span at the best place
 between rules are paired. A rule that names no place, or a place where too many clips fail, scores 0, and so do all
 rules in a resample in which even the best place has no effect. Concepts in which the effect of the best place is not
 reliable are left out of all means.
+
+Evidence that is often taken for a sign of where to steer (`EVIDENCE`) names places in the same way, as a comparison. It
+cannot be chosen.
 """
 
 from __future__ import annotations
@@ -23,11 +26,17 @@ from jaxtyping import Float
 from analysis.resampling import COVERAGE, interval_of
 from analysis.sweep.concept_measures import unit_of_change
 
-SETTING, CHOICES, DONE = "setting.json", "rules.json", "done.json"
+SETTING, CHOICES, EVIDENCE_FILE, DONE = "setting.json", "rules.json", "evidence.json", "done.json"
 RULES: Mapping[str, str] = {
     "alignment": "alignment", "middle": "middle block", "equal_damage": "equal damage",
     "constancy": "constant or changing", "confirmed": "confirmed",
 }  # fmt: skip
+EVIDENCE: Mapping[str, str] = {
+    "middle": "middle block", "norm": "largest norm", "probe": "highest probe score",
+    "patching": "largest patching effect", "attribution": "largest attributed effect",
+}  # fmt: skip
+"""The kinds of evidence about blocks. Each names a block, which is tried with every strategy."""
+WAYS = ("one-to-one", "one-to-all")
 AIM_SHARE, AIM_LOW = 0.9, 0.8
 NOTHING = "Not measured yet.\n"
 
@@ -50,6 +59,7 @@ class Scored:
         places: the place that each rule names, or why it names none.
         scores: the score of each rule.
         draws: the scores on resamples of the prompts.
+        evidence, evidence_draws: the same for the places of each kind of evidence and strategy; NaN if there are none.
         best_draws: the best place's span on these resamples.
         costs: decoder steps of each rule, relative to the full sweep.
         random: the mean score of all places.
@@ -62,6 +72,8 @@ class Scored:
     places: Mapping[str, str]
     scores: Float[np.ndarray, " rule"]
     draws: Float[np.ndarray, "draw rule"]
+    evidence: Float[np.ndarray, " rule"]
+    evidence_draws: Float[np.ndarray, "draw rule"]
     best_draws: Float[np.ndarray, " draw"]
     n_prompts: int
     costs: Mapping[str, float]
@@ -89,20 +101,27 @@ def scored(folder: Path, concept: str, draws: int) -> Scored:
     truth = Truth.of(steered_table(mine, concept), measured, failed)
     words = Truth.of(prompted_table(mine, concept), measured, failed)
     names = [chosen["choices"].get(rule, "") for rule in RULES]
+    blocks = json.loads((mine / EVIDENCE_FILE).read_text("utf-8"))["blocks"] if (mine / EVIDENCE_FILE).is_file() else {}
+    others = [f"{way} {blocks[kind]}" if kind in blocks else None for kind in EVIDENCE for way in WAYS]
 
     def shares(spans: Float[np.ndarray, " place"], best: float) -> Float[np.ndarray, " rule"]:
-        by_place = dict(zip(truth.places, spans, strict=True))
-        return np.array([by_place.get(name, 0.0) for name in names]) / best if best > 0 else np.zeros(len(names))
+        by_place: dict[Any, Any] = {**dict(zip(truth.places, spans, strict=True)), None: np.nan}
+        found = np.array([by_place.get(name, 0.0) for name in (*names, *others)])
+        return found / best if best > 0 else np.where(np.isnan(found), np.nan, 0.0)
 
     whole = len(truth.seeds) > 0
     spans, best = truth.held_out(HALVINGS) if whole else (np.zeros(len(truth.places)), 0.0)
     drawn = truth.draws(draws) if whole else []
     told = [_span(one.spans().span.max(), measured) if whole else "none measured" for one in (truth, words)]
+    every, draws_of = shares(spans, best), np.array([shares(*one) for one in drawn])
+    draws_of = draws_of.reshape(-1, len(every))
+    n_rules = len(names)
     return Scored(
         model=folder.name, concept=concept,
         places={rule: name or f"none: {chosen['left_out'].get(rule, 'not a candidate')}"
                 for rule, name in zip(RULES, names, strict=True)},
-        scores=shares(spans, best), draws=np.array([shares(*one) for one in drawn]).reshape(-1, len(names)),
+        scores=every[:n_rules], draws=draws_of[:, :n_rules],
+        evidence=every[n_rules:], evidence_draws=draws_of[:, n_rules:],
         best_draws=np.array([one for _, one in drawn]), n_prompts=len(np.unique(truth.prompts)),
         costs={rule: cost / chosen["sweep_row_steps"] for rule, cost in chosen["costs"].items()},
         random=float(spans.mean() / best) if best > 0 else float("nan"),
@@ -123,7 +142,7 @@ def page(out: Path, chosen_on: Sequence[str], draws: int) -> str:
         found.setdefault(one.model, []).append(one)
     if not found:
         return NOTHING
-    lines = together(found, chosen_on)
+    lines = [*together(found, chosen_on), *by_evidence(found)]
     for model, concepts in found.items():
         setting = json.loads((out / model / SETTING).read_text("utf-8"))
         lines += ["", *of_model(model, concepts, setting)]
@@ -156,6 +175,35 @@ def together(found: Mapping[str, Sequence[Scored]], chosen_on: Sequence[str]) ->
     lines += ["", f"Scores are means over models and concepts, with {COVERAGE} intervals over prompts. Counted are the "
                   f"concepts in which the best place has a reliable effect: {models}."]  # fmt: skip
     return lines
+
+
+def by_evidence(found: Mapping[str, Sequence[Scored]]) -> list[str]:
+    """The scores of the places that each kind of evidence names, per model and over all of them."""
+    cells = {model: [one for one in mine if one.determined] for model, mine in found.items()}
+    every = [one for mine in cells.values() for one in mine]
+    lines = [
+        "",
+        "The scores of the blocks that other evidence names. They were not candidates for the rule.",
+        "",
+        f"| evidence | {' | '.join(cells)} | all |",
+        "|---|" + "---|" * (len(cells) + 1),
+    ]
+    for at, (kind, way) in enumerate((kind, way) for kind in EVIDENCE for way in WAYS):
+        told = [_mean_evidence(mine, at) for mine in (*cells.values(), every)]
+        lines.append(f"| {EVIDENCE[kind]}, {way} | {' | '.join(told)} |")
+    random = [f"{np.mean([one.random for one in mine]):.0%}" if mine else "none" for mine in (*cells.values(), every)]
+    return [*lines, f"| a random place | {' | '.join(random)} |"]
+
+
+def _mean_evidence(cells: Sequence[Scored], at: int) -> str:
+    known = [one for one in cells if np.isfinite(one.evidence[at])]
+    if not known:
+        return "none"
+    found = interval_of(
+        np.mean([one.evidence_draws[:, at] for one in known], axis=0), min(one.n_prompts for one in known)
+    )
+    fewer = "" if len(known) == len(cells) else f" ({len(known)} of {len(cells)} concepts)"
+    return f"{np.mean([one.evidence[at] for one in known]):.0%} {_interval(found.low, found.high)}{fewer}"
 
 
 def of_model(model: str, concepts: Sequence[Scored], setting: Mapping[str, Any]) -> list[str]:

@@ -67,10 +67,10 @@ class Place:
 
 PLACES: Mapping[str, Place] = {
     "tempo": Place("one-to-one", 3, 1.0),
-    "timbre": Place("one-to-all", 7, 0.0625),
-    "mode": Place("one-to-one", 3, 2.0),
+    "timbre": Place("one-to-all", 7, 0.5),
+    "mode": Place("one-to-one", 7, 0.84),
 }
-"""The places of an earlier evidence for tempo and timbre. For mode, no study chose one: tempo's, twice as strong."""
+"""The places and strengths of docs/evidence.md for tempo and timbre. For mode, those of docs/placement.md."""
 
 
 def generated(

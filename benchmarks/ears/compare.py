@@ -62,7 +62,7 @@ def main(
     place: Annotated[
         list[str] | None, typer.Option(help="Where to steer, such as tempo=one-to-one:3:1; may be repeated.")
     ] = None,
-    codes: Annotated[clips.Codes, typer.Option(help="Over whose codes directions are read: own or shared.")] = "own",
+    codes: Annotated[clips.Codes, typer.Option(help="Over whose codes directions are read: own or shared.")] = "shared",
     prompted: Annotated[str, typer.Option(help="Concepts to ask for in words, with commas.")] = ",".join(
         clips.PROMPTED
     ),

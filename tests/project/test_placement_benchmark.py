@@ -14,6 +14,7 @@ import placement_scores
 import pytest
 from typer.testing import CliRunner
 
+import audiolens as al
 from analysis.sweep import BASELINE
 
 PLACES = {"one-to-one 0": 0.2, "one-to-one 1": 1.0, "one-to-all 0": 0.5, "one-to-all 1": 0.8}
@@ -63,10 +64,24 @@ def test_the_best_place_scores_100_percent_and_others_their_share() -> None:
 
 def scored(model: str, scores: dict[str, float], best: float = 1.0) -> placement_scores.Scored:
     own = np.array([scores.get(rule, 0.5) for rule in placement_scores.RULES])
+    others = np.array([0.1 * at for at in range(10)])
+    rules = placement_scores.RULES
     return placement_scores.Scored(
-        model, "timbre", dict.fromkeys(placement_scores.RULES, "one-to-one 1"), own, np.tile(own, (20, 1)),
-        np.full(20, best), 4, dict.fromkeys(placement_scores.RULES, 0.03), 0.4, "one-to-one 1", "x2.00", "x1.50",
+        model, "timbre", dict.fromkeys(rules, "one-to-one 1"), own, np.tile(own, (20, 1)), others,
+        np.tile(others, (20, 1)), np.full(20, best), 4, dict.fromkeys(rules, 0.03), 0.4, "one-to-one 1", "x2.00",
+        "x1.50",
     )  # fmt: skip
+
+
+def test_the_places_of_other_evidence_are_scored_per_model() -> None:
+    one, other = scored("a", {}), scored("b", {})
+    other.evidence[2:4] = np.nan
+    lines = placement_scores.by_evidence({"a": [one], "b": [other, scored("b", {}, best=0.0)]})
+    assert "| evidence | a | b | all |" in lines
+    # The middle block at all blocks has the second score; nothing names the places of the norm in the other model.
+    assert "| middle block, one-to-all | 10% [10%, 10%] | 10% [10%, 10%] | 10% [10%, 10%] |" in lines
+    assert "| largest norm, one-to-all | 30% [30%, 30%] | none | 30% [30%, 30%] (1 of 2 concepts) |" in lines
+    assert lines[-1] == "| a random place | 40% | 40% | 40% |"
 
 
 def test_the_rule_is_chosen_on_some_models_and_reported_on_the_others() -> None:
@@ -114,6 +129,11 @@ def test_it_runs_from_start_to_end_and_resumes(
     (model,) = tmp_path.iterdir()
     choices = json.loads((model / "timbre" / "rules.json").read_text())
     assert choices["choices"]["middle"] == "one-to-one 1"
+    evidence = json.loads((model / "timbre" / "evidence.json").read_text())
+    assert evidence["blocks"].keys() | evidence["left_out"].keys() == set(placement_scores.EVIDENCE)
+    directions = al.Directions.load(model / "timbre" / "directions.safetensors")
+    assert evidence["blocks"]["norm"] == int(directions.norms.argmax())
+    assert evidence["blocks"]["middle"] == 1
     assert choices["choices"]["equal_damage"] in {
         f"{way} {at}" for way in ("one-to-one", "one-to-all") for at in range(3)
     }
@@ -128,6 +148,7 @@ def test_it_runs_from_start_to_end_and_resumes(
     text = run("report", "--out", tmp_path, "--chosen-on", model.name, "--draws", 10)
     assert f"**{model.name}** (3 blocks; 2 prompts x 2 seeds x 0.4 s):" in text
     assert "| timbre | undetermined" in text
+    assert "| highest probe score, one-to-all |" in text
     assert (tmp_path / "placement-rules.md").read_text() in text
     other = CliRunner().invoke(placement_rules.app, [*map(str, asked), "--every", "2"])
     assert other.exit_code == 2
