@@ -1,8 +1,8 @@
 """What steering single attention heads does, compared with a direction added to the residual stream.
 
 `python benchmarks/heads.py --update` reads étude's tempo and timbre at the outputs of the attention heads, steers clips
-of neutral test prompts at the heads whose probes are best, at as many random other heads, and at the place of the
-README's evidence, and writes the table in docs/steering.md. Stopped runs resume.
+of neutral test prompts at the heads whose probes are best, at as many random other heads, and at the places of
+docs/evidence.md, and writes the table in docs/steering.md. Stopped runs resume.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 import typer
 from pages import renewed
-from selectivity import PLACES
+from selectivity import Place
 
 import audiolens as al
 from analysis import sweep
@@ -29,6 +29,8 @@ from audiolens.prompts import PromptSet, load
 
 PAGE = Path(__file__).parent.parent / "docs" / "steering.md"
 MEASURED = {"tempo": "tempo_ioi", "timbre": "brightness"}
+PLACES = {"tempo": Place("one-to-one", 3, 1.0), "timbre": Place("one-to-all", 7, 0.25)}
+"""The places of docs/evidence.md, with half its strength for timbre, at which most of the effect is reached."""
 CODES: Mapping[str, Any] = {"attn.z": "own", "cross_attn.z": "shared", "resid_post": "shared"}
 """On which clips each site is read. On shared clips, steering self-attention moved the tempo the wrong way."""
 STRENGTHS: Mapping[str, Mapping[int, float]] = {
@@ -52,7 +54,7 @@ class Way:
 def main(
     out: Annotated[Path, typer.Option(help="Folder for directions and clips (resumable).")] = Path("runs/heads"),
     model: Annotated[str, typer.Option(help="étude, or a folder from its training recipe.")] = "etude",
-    test: Annotated[int, typer.Option(help="Neutral prompts.")] = 4,
+    test: Annotated[int, typer.Option(help="Neutral prompts.")] = 16,
     seeds: Annotated[int, typer.Option(help="Clips per prompt.")] = 2,
     poles: Annotated[int, typer.Option(help="Prompts per pole.")] = 48,
     seconds: Annotated[float, typer.Option(help="Length of each clip.")] = 4.0,

@@ -70,7 +70,8 @@ Force = Annotated[bool, typer.Option("--force", "--overwrite", help="Replace an 
 Engine = Annotated[
     Literal["auto", "exact", "fast"],
     typer.Option(
-        help="exact (transformers), fast (the same codes sooner, up to rounding), or auto (fast, if both agree).",
+        help="exact (transformers), fast (the same codes sooner, up to rounding), or auto (fast, if both agree on "
+        "the first of several batches).",
     ),
 ]
 RayAddress = Annotated[

@@ -84,7 +84,10 @@ def generate(
     seconds: Annotated[float, typer.Option(help="Length of each clip.")] = 5.0,
     window: Annotated[float | None, typer.Option(help="Generate longer clips in windows of this many seconds.")] = None,
     overlap: Annotated[
-        float | None, typer.Option(help="Seconds of the previous window that each window continues [default: 2/5].")
+        float | None,
+        typer.Option(
+            help="Seconds of the previous window that each window continues [default: two fifths of a window]."
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the first prompt; later prompts use the following seeds.")] = 0,
     guidance: Annotated[float, typer.Option(help="Classifier-free guidance scale; 1 means no guidance.")] = 3.0,

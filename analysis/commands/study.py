@@ -49,13 +49,17 @@ def study(
     context: typer.Context,
     concept: Annotated[
         str | None,
-        typer.Argument(help="tempo, timbre, density or register; or a .csv, .json or .toml file of prompts."),
+        typer.Argument(
+            help="tempo, timbre, density or register (others need --measure), or a .csv, .json or .toml file."
+        ),
     ] = None,
     model: ModelOptions = ETUDE,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write [default: study-CONCEPT].")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder to write [default: study-CONCEPT; studies for several].")
+    ] = None,
     full: Annotated[bool, typer.Option("--full", help="Run more controls on more prompts; takes hours.")] = False,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Run a small study (about five minutes); the default.")
+        bool, typer.Option("--quick", help="Run a small study (two to six minutes); the default.")
     ] = False,
     paper: Annotated[
         bool,

@@ -76,7 +76,7 @@ A direction computed on own codes also contains properties of the music, so it i
 @takes("sampling", Sampling)
 @dataclass(frozen=True)
 class Settings:
-    """Sizes and sampling of a study. The defaults take about five minutes on two cores with the bundled model.
+    """Sizes and sampling of a study. The defaults take two to six minutes on two cores with the bundled model.
 
     Attributes:
         poles: number of prompts per pole from which directions are read.
