@@ -40,7 +40,7 @@ def main(
     prompts: Annotated[int, typer.Option(help="Neutral test prompts, each with one seed.")] = 16,
     poles: Annotated[int, typer.Option(help="Prompts per pole from which directions are read.")] = 32,
     seconds: Annotated[float, typer.Option(help="Length of each clip.")] = 5.0,
-    max_clips: Annotated[int, typer.Option(help="Largest number of clips per row and target.")] = 10,
+    max_clips: Annotated[int, typer.Option(help="Largest number of clips per row and target.")] = 20,
     update: Annotated[bool, typer.Option(help="Write the tables into docs/control.md.")] = False,
 ) -> None:
     """Print and store what targets and gates reach, and what they cost."""

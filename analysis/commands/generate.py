@@ -52,7 +52,7 @@ def generate(
         typer.Option(help="MEASURE=VALUE, such as tempo=120: find a strength for each clip. Needs one --steer FILE."),
     ] = None,
     max_clips: Annotated[
-        int | None, typer.Option(help="With --to, the largest number of clips per prompt [default: 10].")
+        int | None, typer.Option(help="With --to, the largest number of clips per prompt [default: 20].")
     ] = None,
     limits: Annotated[
         str | None,
@@ -124,7 +124,7 @@ def generate(
             steer, orthogonal=orthogonal, baseline=baseline, window=window, overlap=overlap, engine=engine == "fast",
             curve=curve,
         )  # fmt: skip
-        checked_count("max_clips", 10 if max_clips is None else max_clips)
+        checked_count("max_clips", 1 if max_clips is None else max_clips)
     for option, value in (("--max-clips", max_clips), ("--limits", limits)):
         if value is not None and target is None:
             raise InputError(f"{option} is for --to MEASURE=VALUE, and none was given.")
@@ -175,7 +175,7 @@ def generate(
         "engine": engine,
     }
     if target is not None:
-        search: dict[str, Any] = {"max_clips": max_clips or 10, "limits": ends, **place}
+        search: dict[str, Any] = {"limits": ends, **place, **({"max_clips": max_clips} if max_clips else {})}
         _to_target(lens, prompts, steered.directions[0], target, search, made, out, as_json)
         return
     with folder.fresh(out, overwrite=None) as work:

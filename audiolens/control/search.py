@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,10 +14,15 @@ from audiolens.measure.targets import deviation, is_near, is_relative, with_unit
 
 INNER = 0.15
 """A new strength stays at least this share of an interval away from its ends, so that every clip tells something."""
-NEAR = 3.0
-"""How far from the target an interval is still promising, as a multiple of the tolerance."""
+NEAR = 2.0
+"""How far from the target strengths are still promising, as a multiple of the tolerance."""
 FINEST, OUTERMOST = 1e-3, 0.02
-"""Below these shares of the largest strength, intervals between two strengths, or up to the limit, are not divided."""
+"""Below these shares of the largest strength, intervals between two strengths, or up to the limit, are not divided.
+
+What counts for an interval between two strengths is its width times its promise.
+"""
+FIRST_STEP = 0.25
+"""The first step away from 0, as a share of the limit. Further steps double the strength."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,33 @@ class Try:
     failed: bool
 
 
+class Untried(NamedTuple):
+    """Strengths of which none was tried: between two tries, or from the outermost try to the limit.
+
+    `one` and `two` state how far the values at `start` and `end` are above the target. `two` is `None` at the limit.
+    """
+
+    start: float
+    end: float
+    one: float
+    two: float | None
+
+    @property
+    def width(self) -> float:
+        return abs(self.end - self.start)
+
+    @property
+    def contains_target(self) -> bool:
+        return self.two is not None and self.one * self.two < 0
+
+    def promise(self, near: float) -> float:
+        """How promising these strengths are, between 0 and 1."""
+        if self.contains_target:
+            return 1.0
+        away = abs(self.one) if self.two is None else min(abs(self.one), abs(self.two))
+        return math.exp(-away / near)
+
+
 @dataclass(eq=False)
 class Search:
     """The search of one row. `low` and `high` are the strengths beyond which nothing is tried."""
@@ -63,12 +96,13 @@ class Search:
         self.tries.append(one)
         if one.failed and one.strength == 0:
             self.stuck = "the unsteered clip fails (see measure.failures), so nothing can be compared with it"
-        if one.failed:
-            inner = [other.strength for other in self.sound if abs(other.strength) < abs(one.strength)]
-            if one.strength > 0:
-                self.high = (one.strength + max([0.0, *inner])) / 2
-            elif one.strength < 0:
-                self.low = (one.strength + min([0.0, *inner])) / 2
+        sound = [other.strength for other in self.sound]
+        # An undefined value bounds the search like a failure, unless a clip further out is sound.
+        if not math.isfinite(self._above(one)):
+            if one.strength > max([0.0, *sound]):
+                self.high = (one.strength + max([0.0, *sound])) / 2
+            elif one.strength < min([0.0, *sound]):
+                self.low = (one.strength + min([0.0, *sound])) / 2
         return self.best is one or len(self.tries) == 1
 
     @property
@@ -95,44 +129,63 @@ class Search:
             return None
         if not self.tries:
             return 0.0
-        inside = self._between()
-        if inside is not None:
-            return inside
+        values = [self._above(one) for one in self.sound]
+        if any(one * two < 0 for one, two in zip(values, values[1:], strict=False)):
+            return self._most_promising()
         if known is not None and len(self.tries) == 1 and self.sound:
             guess = _guess(known, self.goal, self.sound[0].value)
             if guess != 0:
                 return min(max(guess, self.low), self.high)
         return self._outward(rising)
 
-    def _between(self) -> float | None:
-        """Return a strength between two that were tried, once the values lie on both sides of the target.
+    def _most_promising(self) -> float | None:
+        """Return a strength among those that may reach the target, once the values lie on both sides of it.
 
         A measure can jump, because a small change of strength can change which notes are played. The widest interval
-        across the target is therefore divided first, and once it is narrow, also wider ones near the target.
+        across the target is therefore divided first. Once it is narrow, wider ones near the target are divided too,
+        and the strengths beyond the outermost clips are tried, on both sides.
         """
+        untried = self._untried()
+        if not untried:
+            self.stuck = "every interval between two strengths ends at a clip that fails or is undefined"
+            return None
+        near = NEAR * self.goal.tolerance
+        worth = [each.width * each.promise(near) for each in untried]
+        best = untried[worth.index(max(worth))]
+        if max(worth) < FINEST * self.widest:
+            self.stuck = f"{self.goal.measure} jumps over the target at strength {best.start:.3g}"
+            return None
+        if best.two is None:
+            return self._step(best.start, best.end)
+        share = best.one / (best.one - best.two) if best.contains_target else 0.5
+        return best.start + best.width * min(max(share, INNER), 1 - INNER)
+
+    def _untried(self) -> list[Untried]:
+        """The intervals between tries and up to the limits. One that ends at a clip that is not sound shows nothing."""
         tries = sorted(self.tries, key=lambda one: one.strength)
-        intervals = [
-            (second.strength - first.strength, first.strength, *map(self._above, (first, second)))
-            for first, second in zip(tries, tries[1:], strict=False)
+        between = [
+            Untried(one.strength, two.strength, self._above(one), self._above(two))
+            for one, two in zip(tries, tries[1:], strict=False)
+            if math.isfinite(self._above(one)) and math.isfinite(self._above(two))
         ]
-        # An interval that ends at a clip that failed or is undefined does not show where the target is.
-        intervals = [one for one in intervals if all(map(math.isfinite, one[2:]))]
-        if not any(one * two < 0 for _, _, one, two in intervals):
-            return None
-        width, start, one, two = max(intervals, key=lambda each: each[0] * self._promise(*each[2:]))
-        if width < FINEST * self.widest:
-            self.stuck = f"{self.goal.measure} jumps over the target at strength {start:.3g}"
-            return None
-        share = one / (one - two) if one * two < 0 else 0.5
-        return start + width * min(max(share, INNER), 1 - INNER)
+        lowest, highest = self.sound[0], self.sound[-1]
+        beyond = [
+            Untried(one.strength, limit, self._above(one), None)
+            for one, limit, inside in (
+                (lowest, self.low, self.low < lowest.strength), (highest, self.high, self.high > highest.strength),
+            )
+            if inside and abs(limit - one.strength) > OUTERMOST * self.widest
+        ]  # fmt: skip
+        return [*between, *beyond]
+
+    @staticmethod
+    def _step(start: float, limit: float) -> float:
+        """Return the next strength from `start` outward: twice as large, or a first step, and at most the limit."""
+        size = max(abs(start), FIRST_STEP * abs(limit))
+        return start + math.copysign(min(size, abs(limit - start)), limit - start)
 
     def _above(self, one: Try) -> float:
         return math.nan if one.failed else self.goal.above(one.value)
-
-    def _promise(self, one: float, two: float) -> float:
-        """Return how promising an interval is, between 0 and 1, given how far its ends are above the target."""
-        near = NEAR * self.goal.tolerance
-        return 1.0 if one * two < 0 else math.exp(-min(abs(one), abs(two)) / near)
 
     def _outward(self, rising: bool) -> float | None:
         """Return a strength beyond those tried, on the side on which the target is expected."""
@@ -140,15 +193,19 @@ class Search:
         upward = rising == (best is None or self.goal.above(best.value) < 0)
         limit = self.high if upward else self.low
         side = [one for one in self.tries if one.strength == 0 or (one.strength > 0) == upward]
-        outermost = max((one for one in side if not one.failed), key=lambda one: abs(one.strength))
+        # Beyond a clip that is not sound, nothing is tried; the unsteered clip may be undefined.
+        passed = [one for one in side if one.strength == 0 or math.isfinite(self._above(one))]
+        outermost = max(passed, key=lambda one: abs(one.strength))
         furthest = outermost.strength
         if abs(limit) - abs(furthest) <= OUTERMOST * self.widest:
-            ended = "beyond which clips fail" if any(one.failed for one in side) else "the limit"
+            ended = "the limit"
+            if len(passed) < len(side):
+                ended = f"beyond which clips {'fail' if any(one.failed for one in side) else 'cannot be measured'}"
             value = self._above(outermost)
             told = self.goal.text(outermost.value) if math.isfinite(value) else "undefined"
             self.stuck = f"at strength {furthest:.3g}, {ended}, {self.goal.measure} is still {told}"
             return None
-        return math.copysign(min(abs(limit), max(2 * abs(furthest), abs(limit) / 4)), limit)
+        return self._step(furthest, limit)
 
 
 def rises(searches: Sequence[Search], known: Calibration | None) -> bool:

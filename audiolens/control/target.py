@@ -92,7 +92,7 @@ def steer_to(
     tolerance: Real | None = None,
     seeds: int | Sequence[int] = 0,
     seconds: Real = 5.0,
-    max_clips: int = 10,
+    max_clips: int = 20,
     limits: tuple[Real, Real] | None = None,
     guidance_scale: Real = 3.0,
     batch_size: int = 32,
@@ -106,8 +106,9 @@ def steer_to(
     this measure and place. Otherwise it is a quarter of the limit, and then doubles, towards the side on which the
     clips of all rows so far suggest the target. Once two values of a row lie on either side of the target, the strength
     between them is interpolated (regula falsi). Since a small change of strength can change which notes are played, the
-    widest interval that contains the target is divided first. A clip that fails (`measure.failed`) does not count, and
-    moves the limit of its row to halfway between its strength and the nearest smaller one.
+    widest interval that contains the target is divided first, and then others near the target, up to both limits. A
+    clip that fails (`measure.failed`) or cannot be measured does not count. If it is the outermost one, it moves the
+    limit of its row to halfway between its strength and the nearest smaller one.
 
     Since clips are chosen by what is measured in them, part of the agreement with the target can be chance: measure
     something else to judge how well steering works.

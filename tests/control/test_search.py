@@ -76,11 +76,35 @@ def test_jumps_are_narrowed_and_then_the_rest_is_searched() -> None:
             return 121.0
         return 80.0 if strength < 0.05 else 160.0
 
-    (row,) = searched([jumping], budget=14)
+    (row,) = searched([jumping], budget=30)
     assert row.reached
-    (never,) = searched([lambda strength: 80.0 if strength < 0.3 else 160.0], budget=200)
+    (never,) = searched([lambda strength: 80.0 if strength < 0.3 else 160.0], budget=1000)
     assert not never.reached
     assert "jumps over the target" in never.stuck
+
+
+def test_both_sides_are_searched_where_the_measure_jumps_over_the_target() -> None:
+    def jumping(strength: float) -> float:
+        if -1.2 < strength < -0.6:
+            return 121.0
+        return 80.0 if strength < 0.3 else 160.0
+
+    (row,) = searched([jumping], budget=20)
+    assert row.reached
+    assert max(one.strength for one in row.tries) > 0.3
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_clip_that_cannot_be_measured_bounds_the_search(sign: int) -> None:
+    def undefined(strength: float) -> float:
+        return 0.0 if sign * strength > 0.8 else 100 + sign * 30 * strength
+
+    # Other rows tell on which side the target is.
+    rising = [lambda strength: 100.0 * math.exp(sign * 0.2 * strength)] * 2
+    row, *_ = searched([undefined, *rising], budget=20)
+    assert row.reached
+    row, *_ = searched([lambda strength: 0.0 if sign * strength > 0.8 else 100.0, *rising], budget=20)
+    assert "beyond which clips cannot be measured" in row.stuck
 
 
 def test_no_strength_beyond_a_failed_clip_is_tried() -> None:
