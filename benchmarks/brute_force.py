@@ -1,6 +1,6 @@
 """Steer a model at every place with several strengths, and compare places with the best one.
 
-`placement.py` and `placement_rules.py` use this module. The effect of a place is its widest span between the two signs,
+`placement_rules.py` uses this module. The effect of a place is its widest span between the two signs,
 among strengths that fail in at most a tenth of the clips. The best of many candidates looks better than it is.
 Strengths (and the best place) are therefore chosen on one half of each prompt's seeds and evaluated on the other, and
 the reverse, over many random halvings. A share may exceed 100%.
@@ -17,11 +17,10 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int
-from scipy.stats import spearmanr
 
 from analysis import sweep
 from analysis.placement.rules import place_name
-from analysis.resampling import interval_of, resampled
+from analysis.resampling import resampled
 from analysis.statistics import MOST_FAILED
 from analysis.study import scan
 from analysis.sweep.playing import Also
@@ -227,24 +226,6 @@ class Truth:
         """`held_out` on resamples of the prompts."""
         rows = resampled(self.prompts, n)
         return [self.held_out(HALVINGS // 2, among, seed) for seed, among in enumerate(rows)]
-
-    def interval(self, name: str) -> tuple[float, float]:
-        """The interval of one place's share, over prompts."""
-        at = self.places.index(name)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            shares = np.array([spans[at] / np.float64(best) for spans, best in self.draws()])
-        found = interval_of(shares, len(np.unique(self.prompts)))
-        return found.low, found.high
-
-    @property
-    def reliability(self) -> float:
-        """Rank correlation, between halves of the clips, of the places' effects at their best strengths."""
-        at = self.tried.reset_index().merge(chosen_strengths(self.spans()).reset_index(), on=["place", "strength"])[
-            "index"
-        ]
-        pairs = [[self.spans(rows).span[at] for rows in halves] for halves in self.halvings(HALVINGS)]
-        ranked: Any = [spearmanr(one, other) for one, other in pairs]
-        return float(np.mean([one.statistic for one in ranked]))
 
 
 def chosen_strengths(spans: pd.DataFrame) -> pd.DataFrame:

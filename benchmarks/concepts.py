@@ -39,7 +39,8 @@ MEASURES = tuple(dict.fromkeys(OWN.values()))
 BASELINES = 32
 """Number of unsteered clips that a screen generates."""
 SWEPT = 3_104
-"""Number of clips in the brute-force sweep of one concept (`benchmarks/placement.py`)."""
+"""Number of clips in a brute-force sweep of one concept: 8 blocks, 2 strategies, 3 strengths of each sign, and none, on
+8 prompts x 4 seeds."""
 SHOWN = ("tempo_ioi", "brightness", "pitch", "loudness")
 
 

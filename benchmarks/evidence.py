@@ -53,7 +53,7 @@ def main(
     heard = evaluate.abilities(lens, clips, n_jobs=-1)
     tables = {"abilities": with_intervals(heard), "neutral": heard.neutral()}
     heard.clips.drop(columns="mfcc").to_parquet(out / "abilities.parquet")
-    # The place is chosen by steering at every block; benchmarks/placement.py compares placement with that.
+    # The place is chosen by steering at every block; benchmarks/placement_rules.py compares placement with that.
     place = "scan" if scan else "evidence"
     settings = studies.Settings.full(test=test, n_random=controls, n_shuffled=controls, place_by=place)
     alone = [

@@ -91,14 +91,14 @@ def main(
     folder = TABLES / Path(model).name if replicate else TABLES
     for place in [out, *([folder] if update else [])]:
         place.mkdir(exist_ok=True)
-        for name in ("table", "conditions", "controls"):
+        for name in ("table", "conditions", "controls", "overall"):
             path = place / f"{'methods' if name == 'table' else name}.csv"
             getattr(found, name).to_csv(path, index=False, float_format="%.4g")
     if update:
         section = "methods-replicate" if replicate else "methods"
         if replicate:
             first = stability(found, pd.read_csv(TABLES / "methods.csv"))
-            text = joined([*first, best(found, told), areas(found)])
+            text = joined([*first, best(found, told), areas(found), over_all(found)])
         PAGE.write_text(renewed(PAGE.read_text("utf-8"), section, text), "utf-8")
     if update and not replicate:
         found.plot().savefig(PAGE.with_suffix(".png"))
@@ -130,8 +130,8 @@ def _classifier(lens: AudioLens) -> Instruments:
 
 def page(found: methods.MethodsResult, told: str, *, brief: bool = False) -> str:
     """The tables and what they say, in Markdown. A brief comparison is too small for a verdict."""
-    parts = [*([] if brief else [verdict(found)]), best(found, told), areas(found), missing(found), among(found)]
-    parts.append(kept(found))
+    parts = [*([] if brief else [verdict(found)]), best(found, told), areas(found), missing(found), over_all(found)]
+    parts += [among(found), kept(found)]
     return joined(parts)
 
 
@@ -142,7 +142,7 @@ def joined(parts: Sequence[Sequence[str]]) -> str:
 def verdict(found: methods.MethodsResult) -> list[str]:
     """Three sentences about the field's expectations, and what was found here."""
     n = len(found.concepts)
-    asked, first = of_kind(found, "prompting"), of_method(found, REFERENCE)
+    asked = of_kind(found, "prompting")
     better, worse = (asked[(asked["p_holm"] <= LEVEL) & (sign * asked["difference"] > 0)] for sign in (1, -1))
     larger = int((asked["difference"] > 0).sum())
     wins = found.better().groupby("method", sort=False)["concept"].nunique()
@@ -155,8 +155,10 @@ def verdict(found: methods.MethodsResult) -> list[str]:
     aim = "which reaches" if concepts * 2 >= n else "which misses"
     if not decidable(found):
         aim = f"but {found.n_prompts} prompts are too few to decide"
-    means = of_kind(found, "method").groupby("method")["area"].agg(["mean", "count"])
-    top = means[means["count"] == n]["mean"]
+    ways = set(of_kind(found, "method")["method"])
+    top = found.overall[found.overall["method"].isin(ways)].set_index("method")["area"]
+    leading = found.overall.set_index("method").loc[top.idxmax()]
+    apart = f" (a difference of {ranged(leading, 'difference')}, p = {leading['p_holm']:.2g})"
     random = found.controls[found.controls["kind"] == "random"]
     beaten = int(((random["p_holm"] <= LEVEL) & (random["difference"] < 0)).sum())
     latent = of_method(found, "latent")
@@ -172,7 +174,8 @@ def verdict(found: methods.MethodsResult) -> list[str]:
         f"{sparse}.",
         f"- At least one method is significantly better than the difference in means on {concepts} of {n} concepts, "
         f"{aim} our aim of half of them: {told}, and the largest mean area over concepts is "
-        f"{top.max():.2f} (`{top.idxmax()}`), that of the difference in means {first['area'].mean():.2f}.",
+        f"{top.max():.2f} (`{top.idxmax()}`), that of the difference in means {top[REFERENCE]:.2f}"
+        f"{'' if leading.name == REFERENCE else apart}.",
     ]
     if len(random):
         lines.append(
@@ -222,17 +225,36 @@ def areas(found: methods.MethodsResult) -> list[str]:
     lines = [
         f"The areas of all methods. Bold ones differ significantly from {FIRST} (p of at most {LEVEL:g}, corrected).",
         "",
-        f"| method | {' | '.join(found.concepts)} | mean |",
-        "|---|" + "---|" * (len(found.concepts) + 1),
+        f"| method | {' | '.join(found.concepts)} |",
+        "|---|" + "---|" * len(found.concepts),
     ]
     single = found.table[~found.table["kind"].isin(list(CONTROLS))]
     named = [*single.groupby("method", sort=False), *found.controls.groupby("kind", sort=False)]
     for name, mine in named:
         rows = mine.set_index("concept")
         cells = [_area(rows.loc[one]) if one in rows.index else "n/a" for one in found.concepts]
-        whole = f"{mine['area'].mean():.2f}" if len(mine) == len(found.concepts) else ""
         label = f"{mine['draws'].max()} {CONTROLS[str(name)]} (mean)" if name in CONTROLS else f"`{name}`"
-        lines.append(f"| {label} | {' | '.join(cells)} | {whole} |")
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    return lines
+
+
+def over_all(found: methods.MethodsResult) -> list[str]:
+    """The mean areas over all concepts, of the methods that steer all of them."""
+    lines = [
+        f"The mean areas over the {len(found.concepts)} concepts, of the methods that steer all of them. Every prompt "
+        "has one mean over concepts, and prompts are resampled and flipped as before. `p` is corrected for the rows "
+        "of this table.",
+        "",
+        f"| method | mean area | difference from {FIRST} | p |",
+        "|---|---|---|---|",
+    ]
+    for row in found.overall.to_dict("records"):
+        name, reference = str(row["method"]), row["method"] == REFERENCE
+        label = CONTROLS.get(name, f"`{name}`")
+        apart = "" if reference else ranged(row, "difference")
+        lines.append(
+            f"| {label} | {ranged(row, 'area')} | {apart} | {'' if reference else format(row['p_holm'], '.2g')} |"
+        )
     return lines
 
 

@@ -52,6 +52,9 @@ class MethodsResult:
         controls: one row per concept and kind of control: the mean `area` over `draws`, with Student's interval over
             draws (not prompts), the `lowest` and the `highest` area of a draw, and the `difference` of the mean from
             the difference in means, with `p` and `p_holm` as in `table`.
+        overall: one row per method that steers all concepts, prompting and kind of control: the mean `area` over
+            concepts and its `difference` from that of the difference in means, with `p`, and `p_holm`, corrected for
+            the rows of this table. Each prompt has one mean over concepts, and prompts are resampled as in `table`.
         limit: the largest drift of the area, beyond that of other seeds.
         seed_drift: the drift between two seeds of a prompt, in nats per code.
         n_prompts: number of test prompts.
@@ -67,6 +70,7 @@ class MethodsResult:
     table: pd.DataFrame
     conditions: pd.DataFrame
     controls: pd.DataFrame
+    overall: pd.DataFrame
     model: str
     limit: float
     seed_drift: float

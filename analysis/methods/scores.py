@@ -146,26 +146,24 @@ def scored(
     floor = _mean(draws, other).mean(1)
     if not floor[0] > 0:
         raise InputError("clips of other seeds have the same likelihood as the unsteered ones, so drift has no unit.")
-    conditions, cells, summaries, tests = [], [], [], []
+    conditions, cells, summaries, tests, every = [], [], [], [], []
     for one, mine in zip(played, clips, strict=True):
         conditions.append(_conditions(one, mine, draws, floor, Resampling(n_bootstrap=n_bootstrap, seed=seed)))
         found, areas = _cells(one, mine, draws, floor, limit)
         cells.append(found)
         summaries += controls.summaries(one.concept, found, areas)
-        tests += _tested(one.concept, controls.compared(found, areas), n_permutations, seed)
+        every.append(controls.compared(found, areas))
+        tests += _tested(one.concept, every[-1], n_permutations, seed)
     tested = pd.DataFrame(tests, columns=["concept", "method", "p"])
-    known = tested["p"].notna().to_numpy()
-    holm = np.full(len(tested), np.nan)
-    if known.any():
-        holm[known] = correct(tested["p"].to_numpy()[known])
-    tested = tested.assign(p_holm=holm)
+    tested = tested.assign(p_holm=_corrected(tested["p"].to_numpy(float)))
     table = pd.concat(cells, ignore_index=True).merge(tested, on=["concept", "method"], how="left")
     summary = pd.DataFrame(summaries, columns=list(controls.COLUMNS)).merge(
         tested.rename(columns={"method": "kind"}), on=["concept", "kind"], how="left"
     )
     left_out = {(one.concept, name): why for one in played for name, why in one.left_out.items()}
     return MethodsResult(
-        table=table, conditions=pd.concat(conditions, ignore_index=True), controls=summary, model=model, limit=limit,
+        table=table, conditions=pd.concat(conditions, ignore_index=True), controls=summary,
+        overall=_overall(every, draws, n_permutations, seed), model=model, limit=limit,
         seed_drift=float(floor[0]), n_prompts=count, places={one.concept: one.place for one in played},
         measured={one.concept: one.measured for one in played}, left_out=left_out,
     )  # fmt: skip
@@ -341,3 +339,43 @@ def _tested(
     apart = np.stack([areas[name] - areas[REFERENCE] for name in names], axis=1)
     found = means(apart, np.arange(len(apart)), n_bootstrap=0, n_permutations=n_permutations, seed=seed)
     return [{"concept": concept, "method": name, "p": float(p)} for name, p in zip(names, found.p, strict=True)]
+
+
+def _corrected(p: Float[np.ndarray, " test"]) -> Float[np.ndarray, " test"]:
+    """Holm's correction of the p-values that exist."""
+    found, known = np.full(len(p), np.nan), np.isfinite(p)
+    if known.any():
+        found[known] = correct(p[known])
+    return found
+
+
+def _overall(
+    every: Sequence[Mapping[str, Float[np.ndarray, " prompt"]]], draws: np.ndarray, n_permutations: int, seed: int
+) -> pd.DataFrame:
+    """One row per method that steers all concepts, and per kind of control: each prompt's mean area over concepts.
+
+    All concepts have the same prompts, so that prompts remain the unit that is resampled and flipped.
+    """
+    names = [name for name in every[0] if all(name in one for one in every)]
+    single = {name: _over_concepts([one[name] for one in every]) for name in names}
+    apart = {name: _over_concepts([one[name] - one[REFERENCE] for one in every]) for name in names}
+    p = {
+        row["method"]: row["p"] for row in _tested("", {**apart, REFERENCE: 0 * apart[REFERENCE]}, n_permutations, seed)
+    }
+    prompts = draws.shape[1]
+    rows = [
+        {
+            "method": name, **_named("area", _mean(draws, single[name]), prompts),
+            **_named("difference", _mean(draws, apart[name]), prompts), "p": p.get(name, np.nan),
+        }
+        for name in names
+    ]  # fmt: skip
+    found = pd.DataFrame(rows)
+    return found.assign(p_holm=_corrected(found["p"].to_numpy(float)))
+
+
+def _over_concepts(values: Sequence[Float[np.ndarray, " prompt"]]) -> Float[np.ndarray, " prompt"]:
+    """The mean over the concepts that have a value."""
+    stacked = np.stack(values)
+    known = np.isfinite(stacked).sum(0)
+    return np.where(known, np.nansum(stacked, axis=0) / np.maximum(known, 1), np.nan)

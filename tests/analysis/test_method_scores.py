@@ -112,6 +112,41 @@ def test_planted_methods_are_scored_and_told_apart() -> None:
     assert "strong on 1" in repr(found)
 
 
+def test_the_mean_over_concepts_finds_what_single_concepts_do_not() -> None:
+    """A small advantage on every concept is significant only over all of them."""
+    rng = np.random.default_rng(3)
+    concepts = []
+    for number in range(6):
+        one = played(
+            effect={"difference_in_means": 0.4, "same": 0.4, "better": 0.4},
+            drift=dict.fromkeys(("difference_in_means", "same", "better"), 0.5),
+            side=dict.fromkeys(("difference_in_means", "same", "better"), 0.1),
+        )
+        noise = {name: rng.normal(0, 0.15, PROMPTS) + more for name, more in (("same", 0.0), ("better", 0.09))}
+        table = one.table.copy()
+        for name, change in noise.items():
+            mine = (table["method"] == name).to_numpy()
+            factor = np.tile(change, mine.sum() // PROMPTS) * table.loc[mine, "dose"]
+            table.loc[mine, "tempo_ioi"] *= np.exp(factor)
+        if number == 0:
+            # A prompt that this concept cannot measure keeps the mean over the other concepts.
+            table.loc[table["prompt"] == "prompt 3", "tempo_ioi"] = np.nan
+        concepts.append(replace(one, concept=f"concept {number}", table=table.assign(concept=f"concept {number}")))
+    found = scored(concepts, model="planted", limit=LIMIT, n_bootstrap=200, n_permutations=4999, seed=0)
+    overall = found.overall.set_index("method")
+    assert not len(found.better())
+    assert overall.p_holm["better"] < 0.05 < overall.p_holm["same"]
+    assert np.isnan(overall.p["difference_in_means"])
+    pairs = found.table.pivot_table("difference", "method", "concept").mean(axis=1)
+    for name in ("same", "better"):
+        # The means over prompts and over concepts differ only by the missing prompt.
+        assert overall.difference[name] == pytest.approx(pairs[name], abs=0.01)
+        assert overall.difference_low[name] < overall.difference[name] < overall.difference_high[name]
+    assert overall.area["better"] - overall.area["difference_in_means"] == pytest.approx(
+        overall.difference["better"], abs=1e-9
+    )
+
+
 def with_controls(n: int, **planted: Any) -> Played:
     """Methods, and `n` controls of each kind, whose slopes are -.1, 0 and .1 by turns."""
     slopes = {f"{kind} {draw}": 0.1 * (draw % 3 - 1) for kind in ("random", "balanced") for draw in range(n)}
