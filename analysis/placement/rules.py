@@ -1,6 +1,6 @@
 """The rules by which `place` chooses, and the places that fixed rules name in a model with a given number of blocks.
 
-`docs/placement.md` defines the rules, in the section "Rules to be compared on further models".
+`docs/placement.md` defines the rules, in the section "Rules for choosing a place".
 """
 
 from __future__ import annotations
