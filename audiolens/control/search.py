@@ -17,9 +17,8 @@ INNER = 0.15
 NEAR = 2.0
 """How far from the target strengths are still promising, as a multiple of the tolerance."""
 FINEST, OUTERMOST = 1e-3, 0.02
-"""Below these shares of the largest strength, intervals between two strengths, or up to the limit, are not divided.
-
-What counts for an interval between two strengths is its width times its promise.
+"""Below these shares of the largest strength, nothing is tried: for the width times the promise of untried strengths,
+and for the width of a range up to the limit.
 """
 FIRST_STEP = 0.25
 """The first step away from 0, as a share of the limit. Further steps double the strength."""
@@ -96,13 +95,10 @@ class Search:
         self.tries.append(one)
         if one.failed and one.strength == 0:
             self.stuck = "the unsteered clip fails (see measure.failures), so nothing can be compared with it"
-        sound = [other.strength for other in self.sound]
-        # An undefined value bounds the search like a failure, unless a clip further out is sound.
-        if not math.isfinite(self._above(one)):
-            if one.strength > max([0.0, *sound]):
-                self.high = (one.strength + max([0.0, *sound])) / 2
-            elif one.strength < min([0.0, *sound]):
-                self.low = (one.strength + min([0.0, *sound])) / 2
+        if one.strength and self._ends_its_side(one):
+            nearest = max((abs(other.strength) for other in self._inside(one)), default=0.0)
+            limit = math.copysign((abs(one.strength) + nearest) / 2, one.strength)
+            self.low, self.high = (limit, self.high) if one.strength < 0 else (self.low, limit)
         return self.best is one or len(self.tries) == 1
 
     @property
@@ -133,9 +129,9 @@ class Search:
         if any(one * two < 0 for one, two in zip(values, values[1:], strict=False)):
             return self._most_promising()
         if known is not None and len(self.tries) == 1 and self.sound:
-            guess = _guess(known, self.goal, self.sound[0].value)
+            guess = min(max(_guess(known, self.goal, self.sound[0].value), self.low), self.high)
             if guess != 0:
-                return min(max(guess, self.low), self.high)
+                return guess
         return self._outward(rising)
 
     def _most_promising(self) -> float | None:
@@ -145,16 +141,15 @@ class Search:
         across the target is therefore divided first. Once it is narrow, wider ones near the target are divided too,
         and the strengths beyond the outermost clips are tried, on both sides.
         """
-        untried = self._untried()
-        if not untried:
-            self.stuck = "every interval between two strengths ends at a clip that fails or is undefined"
-            return None
-        near = NEAR * self.goal.tolerance
+        near, untried = NEAR * self.goal.tolerance, self._untried()
         worth = [each.width * each.promise(near) for each in untried]
-        best = untried[worth.index(max(worth))]
-        if max(worth) < FINEST * self.widest:
-            self.stuck = f"{self.goal.measure} jumps over the target at strength {best.start:.3g}"
+        if max(worth, default=0.0) < FINEST * self.widest:
+            jump = max((each for each in untried if each.contains_target), key=lambda each: each.width, default=None)
+            self.stuck = "between the strengths on both sides of the target, clips fail or cannot be measured"
+            if jump is not None:
+                self.stuck = f"{self.goal.measure} jumps over the target at strength {jump.start:.3g}"
             return None
+        best = untried[worth.index(max(worth))]
         if best.two is None:
             return self._step(best.start, best.end)
         share = best.one / (best.one - best.two) if best.contains_target else 0.5
@@ -168,14 +163,13 @@ class Search:
             for one, two in zip(tries, tries[1:], strict=False)
             if math.isfinite(self._above(one)) and math.isfinite(self._above(two))
         ]
-        lowest, highest = self.sound[0], self.sound[-1]
-        beyond = [
-            Untried(one.strength, limit, self._above(one), None)
-            for one, limit, inside in (
-                (lowest, self.low, self.low < lowest.strength), (highest, self.high, self.high > highest.strength),
-            )
-            if inside and abs(limit - one.strength) > OUTERMOST * self.widest
-        ]  # fmt: skip
+        beyond = []
+        for outermost, limit in ((self.sound[0], self.low), (self.sound[-1], self.high)):
+            start = outermost.strength
+            further = [one for one in tries if min(start, limit) <= one.strength <= max(start, limit)]
+            wide = (limit - start) * math.copysign(1, limit) > OUTERMOST * self.widest
+            if wide and further == [outermost]:
+                beyond.append(Untried(start, limit, self._above(outermost), None))
         return [*between, *beyond]
 
     @staticmethod
@@ -183,6 +177,23 @@ class Search:
         """Return the next strength from `start` outward: twice as large, or a first step, and at most the limit."""
         size = max(abs(start), FIRST_STEP * abs(limit))
         return start + math.copysign(min(size, abs(limit - start)), limit - start)
+
+    def _ends_its_side(self, one: Try) -> bool:
+        """Whether nothing is tried beyond a clip: it fails, or it cannot be measured, although one nearer to 0 can.
+
+        A clip that is not sound does not end a side on which a clip further out is.
+        """
+        unsound = not math.isfinite(self._above(one)) and (one.failed or len(self._inside(one)) > 0)
+        return unsound and not any(
+            abs(other.strength) > abs(one.strength) and other.strength * one.strength > 0 for other in self.sound
+        )
+
+    def _inside(self, one: Try) -> list[Try]:
+        """The sound clips nearer to 0 on the same side, the unsteered clip among them."""
+        return [
+            other for other in self.sound
+            if abs(other.strength) < abs(one.strength) and other.strength * one.strength >= 0
+        ]  # fmt: skip
 
     def _above(self, one: Try) -> float:
         return math.nan if one.failed else self.goal.above(one.value)
@@ -193,8 +204,7 @@ class Search:
         upward = rising == (best is None or self.goal.above(best.value) < 0)
         limit = self.high if upward else self.low
         side = [one for one in self.tries if one.strength == 0 or (one.strength > 0) == upward]
-        # Beyond a clip that is not sound, nothing is tried; the unsteered clip may be undefined.
-        passed = [one for one in side if one.strength == 0 or math.isfinite(self._above(one))]
+        passed = [one for one in side if one.strength == 0 or not self._ends_its_side(one)]
         outermost = max(passed, key=lambda one: abs(one.strength))
         furthest = outermost.strength
         if abs(limit) - abs(furthest) <= OUTERMOST * self.widest:

@@ -97,14 +97,66 @@ def test_both_sides_are_searched_where_the_measure_jumps_over_the_target() -> No
 @pytest.mark.parametrize("sign", [1, -1])
 def test_a_clip_that_cannot_be_measured_bounds_the_search(sign: int) -> None:
     def undefined(strength: float) -> float:
-        return 0.0 if sign * strength > 0.8 else 100 + sign * 30 * strength
+        return 0.0 if sign * strength > 0.9 else 100 + sign * 20 * strength
 
     # Other rows tell on which side the target is.
     rising = [lambda strength: 100.0 * math.exp(sign * 0.2 * strength)] * 2
     row, *_ = searched([undefined, *rising], budget=20)
     assert row.reached
+    assert any(math.isnan(one.value) for one in row.tries)
+    assert max(abs(row.low), abs(row.high)) == LIMIT
+    assert min(abs(row.low), abs(row.high)) < 1
     row, *_ = searched([lambda strength: 0.0 if sign * strength > 0.8 else 100.0, *rising], budget=20)
     assert "beyond which clips cannot be measured" in row.stuck
+
+
+def test_an_unsteered_clip_that_cannot_be_measured_is_steered_into_the_range() -> None:
+    (row,) = searched([lambda strength: 0.0 if strength < 0.6 else 100 + 20 * strength])
+    assert row.reached
+    assert [one.strength for one in row.tries] == [0, 0.5, 1]
+
+
+def pathological(rng: np.random.Generator) -> Response:
+    """Steps between random values, some of which fail or are undefined."""
+    edges = np.sort(rng.uniform(-LIMIT, LIMIT, rng.integers(1, 8)))
+    values = rng.choice([math.nan, 0.0, *rng.uniform(50, 240, 6)], len(edges) + 1)
+    return lambda strength: float(values[int(np.searchsorted(edges, strength))])
+
+
+@pytest.mark.parametrize("seed", range(300))
+def test_no_strength_is_tried_twice_or_beyond_a_clip_that_fails(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    known = [None, calibrated([60.0, 80.0, 100.0, 120.0, 140.0])][seed % 2]
+    for row in searched([pathological(rng) for _ in range(3)], budget=60, known=known):
+        strengths = [one.strength for one in row.tries]
+        assert len(set(strengths)) == len(strengths)
+        assert max(map(abs, strengths)) <= LIMIT
+        for at, one in enumerate(row.tries):
+            sound = [two for two in row.tries[:at] if not two.failed and math.isfinite(two.value)]
+            failed = [two for two in row.tries[:at] if two.failed and two.strength]
+            for two in failed:
+                inner = all(abs(three.strength) < abs(two.strength) or three.strength * two.strength < 0
+                            for three in sound)  # fmt: skip
+                beyond = one.strength * two.strength > 0 and abs(one.strength) > abs(two.strength)
+                assert not (inner and beyond)
+        assert row.reached or row.stuck or len(row.tries) == 60
+
+
+@pytest.mark.parametrize("jump", [-0.787, 0.3, 1.234])
+def test_the_reason_names_the_strength_of_the_jump(jump: float) -> None:
+    (row,) = searched([lambda strength: 164.0 if strength > jump else 59.0], budget=120)
+    assert float(row.stuck.rsplit(maxsplit=1)[-1]) == pytest.approx(jump, abs=0.01)
+
+
+def test_a_side_without_strengths_is_not_tried() -> None:
+    known = calibrated([80.0, 90.0, 100.0, 110.0, 120.0])
+    row = Search(GOAL, 0.0, LIMIT)
+    for _ in range(10):
+        strength = row.following(known, True)
+        if strength is None:
+            break
+        row.add(Try(strength, 150.0 + strength, failed=False))
+    assert len({one.strength for one in row.tries}) == len(row.tries)
 
 
 def test_no_strength_beyond_a_failed_clip_is_tried() -> None:
