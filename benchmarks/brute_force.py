@@ -46,6 +46,11 @@ DOUBLED, ASKED = "-doubled", "-asked"
 """Endings of the folders for clips at twice the largest strength, and for clips that were asked for in words."""
 
 
+def failure_of(concept: str) -> str:
+    """The column of failed clips. For loudness, a level far from the unsteered clip's is the intended effect."""
+    return "spoilt" if concept == "loudness" else "failed"
+
+
 @dataclass(frozen=True)
 class Sweeps:
     """The brute-force sweeps of a model.
@@ -144,7 +149,7 @@ class Truth:
     def of(cls, table: pd.DataFrame, measured: str, failed: str = "failed") -> Truth:
         own = table[table.condition == sweep.BASELINE].set_index(KEYS)[measured]
         own = own[own.notna()]
-        shares = is_ratio(measured) or measured == "onsets_per_beat"
+        shares = is_ratio(measured)
         tried, changes, losts = [], [], []
         steered = table[table.condition != sweep.BASELINE]
         for key, pair in steered.groupby(["strategy", "layer", steered.strength.abs()]):

@@ -187,7 +187,8 @@ def page(table: pd.DataFrame, found: Mapping[str, Place], clips: str) -> str:
                   f"at most {steered.failed.max():.0%} did for any pole."]  # fmt: skip
     used = [place.screened + BASELINES for place in found.values() if place.screened is not None]
     lines += ["", f"The screens generated {min(used)} to {max(used)} clips of 5 s per concept, "
-                  f"{min(used) / SWEPT:.1%} to {max(used) / SWEPT:.1%} of the number in a brute-force sweep."]  # fmt: skip
+                  f"{min(used) / SWEPT:.1%} to {max(used) / SWEPT:.1%} of the number in a brute-force "
+                  "sweep."]  # fmt: skip
     rejected = [place.rejected for place in found.values() if place.rejected]
     return "\n".join(lines + [f"\n{one}" for one in rejected]) + "\n"
 

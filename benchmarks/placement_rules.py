@@ -19,7 +19,7 @@ from typing import Annotated, Any, get_args
 import numpy as np
 import placement_scores
 import typer
-from brute_force import OWN, SHARE, Sweeps
+from brute_force import OWN, SHARE, Sweeps, failure_of
 from pages import renewed
 
 from analysis import placement
@@ -181,7 +181,7 @@ class Experiment:
             ["loudness"] if instrument else [OWN[concept]],
             {SHARE: lambda _, clips: self.taken_for(concept)(clips)} if instrument else None, self.n_jobs,
         )  # fmt: skip
-        sweeps.steered(concept, directions.at(self.setting.blocks(n_layers)), placement_scores.failure_of(concept))
+        sweeps.steered(concept, directions.at(self.setting.blocks(n_layers)), failure_of(concept))
         sweeps.prompted(concept)
         _write(done, {"measure": SHARE if instrument else OWN[concept]})
 
@@ -215,9 +215,15 @@ class Experiment:
         """The block with the largest value of each kind of evidence, and why a kind has none."""
         sets, n_layers = load(concept, lens=self.lens), self.lens.config.n_layers
         asked = {**self.plain(concept), "compute": get_args(Computable), "n_bootstrap": 0}
-        placed = placement.place(self.lens, sets, directions.at(self.setting.blocks(n_layers)), **asked)
-        known = {one.name: one.layers[int(np.nanargmax(one.values))] for one in placed.evidence.evidence}
-        return {"blocks": {"middle": n_layers // 2, **known}, "left_out": dict(placed.left_out)}
+        blocks = {"middle": middle(n_layers)[1]}
+        try:
+            placed = placement.place(self.lens, sets, directions.at(self.setting.blocks(n_layers)), **asked)
+        except InputError as error:
+            return {"blocks": blocks, "left_out": {"evidence": str(error)}}
+        for one in placed.evidence.evidence:
+            if np.isfinite(one.values).any():
+                blocks[one.name] = one.layers[int(np.nanargmax(one.values))]
+        return {"blocks": blocks, "left_out": dict(placed.left_out)}
 
     def chosen(self, concept: str, directions: Directions) -> dict[str, Any]:
         """The choice and the cost of every rule, and why a rule has none."""

@@ -6,8 +6,7 @@ between rules are paired. A rule that names no place, or a place where too many 
 rules in a resample in which even the best place has no effect. Concepts in which the effect of the best place is not
 reliable are left out of all means.
 
-Evidence that is often taken for a sign of where to steer (`EVIDENCE`) names places in the same way, as a comparison. It
-cannot be chosen.
+Evidence that is often taken for a sign of where to steer (`EVIDENCE`) names blocks in the same way, as a comparison.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from typing import Any
 
 import numpy as np
 from brute_force import DRAWS as DRAWS
-from brute_force import HALVINGS, Truth, prompted_table, steered_table
+from brute_force import HALVINGS, Truth, failure_of, prompted_table, steered_table
 from jaxtyping import Float
 
 from analysis.resampling import COVERAGE, interval_of
@@ -35,7 +34,7 @@ EVIDENCE: Mapping[str, str] = {
     "middle": "middle block", "norm": "largest norm", "probe": "highest probe score",
     "patching": "largest patching effect", "attribution": "largest attributed effect",
 }  # fmt: skip
-"""The kinds of evidence about blocks. Each names a block, which is tried with every strategy."""
+"""What else can name a block, which is then tried with every strategy. Only the middle block, one-to-one, is a rule."""
 WAYS = ("one-to-one", "one-to-all")
 AIM_SHARE, AIM_LOW = 0.9, 0.8
 NOTHING = "Not measured yet.\n"
@@ -44,11 +43,6 @@ NOTHING = "Not measured yet.\n"
 def label(model: str) -> str:
     """The name of a model's folder of results."""
     return Path(model).name if Path(model).is_dir() else model.replace("/", "-")
-
-
-def failure_of(concept: str) -> str:
-    """The column of failed clips. For loudness, a level far from the unsteered clip's is the intended effect."""
-    return "spoilt" if concept == "loudness" else "failed"
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,8 +66,8 @@ class Scored:
     places: Mapping[str, str]
     scores: Float[np.ndarray, " rule"]
     draws: Float[np.ndarray, "draw rule"]
-    evidence: Float[np.ndarray, " rule"]
-    evidence_draws: Float[np.ndarray, "draw rule"]
+    evidence: Float[np.ndarray, " kind"]
+    evidence_draws: Float[np.ndarray, "draw kind"]
     best_draws: Float[np.ndarray, " draw"]
     n_prompts: int
     costs: Mapping[str, float]
@@ -104,7 +98,7 @@ def scored(folder: Path, concept: str, draws: int) -> Scored:
     blocks = json.loads((mine / EVIDENCE_FILE).read_text("utf-8"))["blocks"] if (mine / EVIDENCE_FILE).is_file() else {}
     others = [f"{way} {blocks[kind]}" if kind in blocks else None for kind in EVIDENCE for way in WAYS]
 
-    def shares(spans: Float[np.ndarray, " place"], best: float) -> Float[np.ndarray, " rule"]:
+    def shares(spans: Float[np.ndarray, " place"], best: float) -> Float[np.ndarray, " named"]:
         by_place: dict[Any, Any] = {**dict(zip(truth.places, spans, strict=True)), None: np.nan}
         found = np.array([by_place.get(name, 0.0) for name in (*names, *others)])
         return found / best if best > 0 else np.where(np.isnan(found), np.nan, 0.0)
@@ -183,7 +177,8 @@ def by_evidence(found: Mapping[str, Sequence[Scored]]) -> list[str]:
     every = [one for mine in cells.values() for one in mine]
     lines = [
         "",
-        "The scores of the blocks that other evidence names. They were not candidates for the rule.",
+        "The scores of the middle block, and of the blocks that other evidence names, with both strategies. They are a "
+        "comparison: of these, only the middle block one-to-one is one of the rules.",
         "",
         f"| evidence | {' | '.join(cells)} | all |",
         "|---|" + "---|" * (len(cells) + 1),

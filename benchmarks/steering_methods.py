@@ -151,12 +151,11 @@ def verdict(found: methods.MethodsResult) -> list[str]:
         most = wins.idxmax()
         told = f"the most successful, `{most}`, is so on {wins.max()}"
     else:
-        told = "none is on any concept"
+        told = "no method is, on any concept"
     aim = "which reaches" if concepts * 2 >= n else "which misses"
     if not decidable(found):
         aim = f"but {found.n_prompts} prompts are too few to decide"
-    ways = set(of_kind(found, "method")["method"])
-    top = found.overall[found.overall["method"].isin(ways)].set_index("method")["area"]
+    top = found.overall[found.overall["kind"] == "method"].set_index("method")["area"]
     leading = found.overall.set_index("method").loc[top.idxmax()]
     apart = f" (a difference of {ranged(leading, 'difference')}, p = {leading['p_holm']:.2g})"
     random = found.controls[found.controls["kind"] == "random"]
@@ -233,7 +232,12 @@ def areas(found: methods.MethodsResult) -> list[str]:
     for name, mine in named:
         rows = mine.set_index("concept")
         cells = [_area(rows.loc[one]) if one in rows.index else "n/a" for one in found.concepts]
-        label = f"{mine['draws'].max()} {CONTROLS[str(name)]} (mean)" if name in CONTROLS else f"`{name}`"
+        label = f"`{name}`"
+        if name in CONTROLS:
+            draws = mine["draws"].max()
+            label = (
+                f"{draws} {CONTROLS[str(name)]} (mean)" if draws > 1 else f"1 {CONTROLS[str(name)].removesuffix('s')}"
+            )
         lines.append(f"| {label} | {' | '.join(cells)} |")
     return lines
 

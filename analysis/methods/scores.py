@@ -163,7 +163,7 @@ def scored(
     left_out = {(one.concept, name): why for one in played for name, why in one.left_out.items()}
     return MethodsResult(
         table=table, conditions=pd.concat(conditions, ignore_index=True), controls=summary,
-        overall=_overall(every, draws, n_permutations, seed), model=model, limit=limit,
+        overall=_overall(every, draws, n_permutations, seed, cells[0]), model=model, limit=limit,
         seed_drift=float(floor[0]), n_prompts=count, places={one.concept: one.place for one in played},
         measured={one.concept: one.measured for one in played}, left_out=left_out,
     )  # fmt: skip
@@ -350,7 +350,11 @@ def _corrected(p: Float[np.ndarray, " test"]) -> Float[np.ndarray, " test"]:
 
 
 def _overall(
-    every: Sequence[Mapping[str, Float[np.ndarray, " prompt"]]], draws: np.ndarray, n_permutations: int, seed: int
+    every: Sequence[Mapping[str, Float[np.ndarray, " prompt"]]],
+    draws: np.ndarray,
+    n_permutations: int,
+    seed: int,
+    cells: pd.DataFrame,
 ) -> pd.DataFrame:
     """One row per method that steers all concepts, and per kind of control: each prompt's mean area over concepts.
 
@@ -359,13 +363,11 @@ def _overall(
     names = [name for name in every[0] if all(name in one for one in every)]
     single = {name: _over_concepts([one[name] for one in every]) for name in names}
     apart = {name: _over_concepts([one[name] - one[REFERENCE] for one in every]) for name in names}
-    p = {
-        row["method"]: row["p"] for row in _tested("", {**apart, REFERENCE: 0 * apart[REFERENCE]}, n_permutations, seed)
-    }
-    prompts = draws.shape[1]
+    p = {row["method"]: row["p"] for row in _tested("", apart, n_permutations, seed)}
+    kinds, prompts = dict(zip(cells["method"], cells["kind"], strict=True)), draws.shape[1]
     rows = [
         {
-            "method": name, **_named("area", _mean(draws, single[name]), prompts),
+            "method": name, "kind": kinds.get(name, name), **_named("area", _mean(draws, single[name]), prompts),
             **_named("difference", _mean(draws, apart[name]), prompts), "p": p.get(name, np.nan),
         }
         for name in names

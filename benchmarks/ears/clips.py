@@ -68,7 +68,7 @@ class Place:
 PLACES: Mapping[str, Place] = {
     "tempo": Place("one-to-one", 3, 1.0),
     "timbre": Place("one-to-all", 7, 0.5),
-    "mode": Place("one-to-one", 7, 0.84),
+    "mode": Place("one-to-one", 7, 0.86),
 }
 """The places and strengths of docs/evidence.md for tempo and timbre. For mode, those of docs/placement.md."""
 

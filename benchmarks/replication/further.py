@@ -9,8 +9,7 @@ import concepts
 import numpy as np
 import pandas as pd
 import selectivity
-from brute_force import HALVINGS, Truth, chosen_strengths, with_spoilt
-from placement import HEARD
+from brute_force import HALVINGS, OWN, Truth, chosen_strengths, failure_of, with_spoilt
 
 from analysis import study as studies
 from analysis.placement.capacity import MOST_DRIFT
@@ -110,7 +109,7 @@ def placed(model: Model, names: Mapping[str, str]) -> Numbers:
             if concept not in SCANNED:
                 continue
             table = _tried(model, concept)
-            measure, failed = next(iter(HEARD[concept].values()))
+            measure, failed = OWN[concept], failure_of(concept)
             if table.loc[table["condition"] == BASELINE, measure].isna().all():
                 numbers[f"placed/{concept}"] = Estimate(float("nan"), unit="share", note="no clip can be measured")
                 continue
@@ -153,7 +152,7 @@ def _tried(model: Model, concept: str) -> pd.DataFrame:
     settings, sets = model.sizes.settings(), model.sets(concept)
     directions = Directions.load(model.out / "places" / f"{concept}.safetensors", lens=model.lens)
     todo = scan.conditions(directions.at(settings.blocks(len(directions))), settings.strengths, settings.branch)
-    measures = (next(iter(HEARD[concept].values()))[0], "loudness")
+    measures = (OWN[concept], "loudness")
     prompts = sets.development[: settings.development]
     return model.played(f"scan-{concept}", todo, prompts, settings.development_seeds, 0, measures).table
 

@@ -110,6 +110,9 @@ def test_planted_methods_are_scored_and_told_apart() -> None:
     assert rows.best_share["strong"] == 1
     assert rows.difference_high["costly"] < 0
     assert "strong on 1" in repr(found)
+    (told,) = (line for line in benchmark_script("steering_methods").verdict(found) if "our aim" in line)
+    assert "(`strong`), that of the difference in means" in told
+    assert "(a difference of" in told
 
 
 def test_the_mean_over_concepts_finds_what_single_concepts_do_not() -> None:
@@ -147,6 +150,16 @@ def test_the_mean_over_concepts_finds_what_single_concepts_do_not() -> None:
     )
 
 
+def test_a_method_that_misses_a_concept_has_no_mean_over_concepts() -> None:
+    names = ("difference_in_means", "latent")
+    both = played({"difference_in_means": 0.4, "latent": 0.2}, dict.fromkeys(names, 0.5), dict.fromkeys(names, 0.1))
+    without = both.table[both.table["method"] != "latent"].assign(concept="timbre")
+    other = replace(both, concept="timbre", table=without)
+    found = scored([both, other], model="planted", limit=LIMIT, n_bootstrap=50, n_permutations=99, seed=0)
+    assert list(found.overall["method"]) == ["difference_in_means"]
+    assert found.overall.p.isna().all()
+
+
 def with_controls(n: int, **planted: Any) -> Played:
     """Methods, and `n` controls of each kind, whose slopes are -.1, 0 and .1 by turns."""
     slopes = {f"{kind} {draw}": 0.1 * (draw % 3 - 1) for kind in ("random", "balanced") for draw in range(n)}
@@ -167,6 +180,10 @@ def test_more_controls_do_not_make_methods_less_significant() -> None:
         )
         for n in (1, 39)
     )
+    # The controls of a kind are one row of the means over concepts.
+    overall = many.overall.set_index("method")
+    assert list(overall["kind"]) == ["method", "method", "random", "balanced"]
+    assert overall.area["random"] == pytest.approx(many.controls.set_index("kind").area["random"])
     holm = [one.table.set_index("method").p_holm["strong"] for one in (few, many)]
     assert holm[0] == holm[1] < 0.05
     rows, summary = many.table.set_index("method"), many.controls.set_index("kind")
