@@ -156,8 +156,8 @@ def tabled(facts: dict[str, Any], medians: dict[str, float]) -> str:
         "|---|---|---|---|",
     ]
     for name, median in medians.items():
-        speed = f" {medians['one process'] / median:.2f}x" if idle else ""
-        rows.append(f"| {name} | {'as one process' if len(rows) > 2 else ''} | |{speed} |")
+        speed = f"{medians['one process'] / median:.2f}x" if idle else "not measured"
+        rows.append(f"| {name} | {'as one process' if len(rows) > 2 else ''} | | {speed} |")
     for who, one in facts["kills"].items():
         what = f"the {who} killed {one['kills']} times in {one['sweeps']} sweeps"
         same = "as one process" if not one["unequal"] else f"OTHERS IN {one['unequal']} SWEEPS"

@@ -27,6 +27,6 @@ def test_the_table_has_no_speeds_if_other_programs_were_running() -> None:
     facts = {"clips": 64, "seconds": 1.0, "batch_size": 8, "others": 0.5, "kills": {"worker": killed}}
     medians = {"one process": 10.0, "2 processes": 5.0}
     busy = script.tabled(facts, medians)
-    assert "| 2 processes | as one process | | |" in busy
+    assert "| 2 processes | as one process | | not measured |" in busy
     assert "| Ray, the worker killed 2 times in 1 sweeps | as one process | 3 of 16 | |" in busy
     assert "| 2 processes | as one process | | 2.00x |" in script.tabled({**facts, "others": 0.05}, medians)
