@@ -9,7 +9,7 @@ the reverse, over many random halvings. A share may exceed 100%.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -170,6 +170,18 @@ class Truth:
             own.index.get_level_values("seed").to_numpy(),
             measured == SHARE,
         )
+
+    def facts(self) -> dict[str, Any]:
+        """Everything as JSON can hold it, for `of_facts`."""
+        whole = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "tried"}
+        lists = {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in whole.items()}
+        return {"tried": self.tried.to_dict("list"), **lists}
+
+    @classmethod
+    def of_facts(cls, facts: Mapping[str, Any]) -> Truth:
+        """The inverse of `facts`."""
+        arrays = {name: np.array(value) if isinstance(value, list) else value for name, value in facts.items()}
+        return cls(**{**arrays, "tried": pd.DataFrame(facts["tried"])})
 
     def spans(self, rows: Int[np.ndarray, " clip"] | slice = slice(None)) -> pd.DataFrame:
         """Table of place, strength, span between the signs, and the larger share of failed clips."""

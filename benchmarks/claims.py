@@ -8,14 +8,13 @@ resume. Without models, only the pages are written again. `--full` takes hours p
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from pages import renewed
+from pages import renewed, rounded
 from replication import further, measuring
 from replication.measuring import FORMAT, Model, Numbers
 from replication.page import MODELS, Measured, page, paper
@@ -32,7 +31,6 @@ STORED = ROOT / "docs" / "claims"
 PAGES: Mapping[Path, tuple[str, Any]] = {
     ROOT / "docs" / "claims.md": ("claims", page), ROOT / "docs" / "paper.md": ("paper", paper),
 }  # fmt: skip
-DIGITS = 6
 
 
 def main(
@@ -125,7 +123,7 @@ def store(fresh: Mapping[str, Measured]) -> None:
     """Keep the numbers of models with the documentation, so that the pages can be written without the clips."""
     STORED.mkdir(exist_ok=True)
     for name, one in fresh.items():
-        put(STORED / f"{name}.json", sealed_json({"format": FORMAT, **_rounded(one.as_dict())}) + b"\n")
+        put(STORED / f"{name}.json", sealed_json({"format": FORMAT, **rounded(one.as_dict())}) + b"\n")
 
 
 def stored() -> dict[str, Measured]:
@@ -136,11 +134,6 @@ def stored() -> dict[str, Measured]:
 def in_order(found: Mapping[str, Measured]) -> dict[str, Measured]:
     """The models in the order in which the pages show them."""
     return {name: found[name] for name in [*MODELS, *(name for name in found if name not in MODELS)] if name in found}
-
-
-def _rounded(values: Any) -> Any:
-    """The values with few digits, because the last ones mean nothing and would change with every machine."""
-    return json.loads(json.dumps(values), parse_float=lambda text: float(f"{float(text):.{DIGITS}g}"))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,10 @@
-"""Insert the benchmarks' tables into documentation pages, between two marks."""
+"""Insert the benchmarks' tables into documentation pages, between two marks, and round the numbers stored with them."""
 
+import json
 import re
+from typing import Any
+
+DIGITS = 6
 
 
 def renewed(page: str, mark: str, text: str) -> str:
@@ -16,3 +20,8 @@ def renewed(page: str, mark: str, text: str) -> str:
             f"no place for the table: expected <!-- {mark}:begin --> and <!-- {mark}:end -->, exactly once"
         )
     return found
+
+
+def rounded(values: Any) -> Any:
+    """Values with few digits, to be stored: the last ones mean nothing, and would change with every machine."""
+    return json.loads(json.dumps(values), parse_float=lambda text: float(f"{float(text):.{DIGITS}g}"))

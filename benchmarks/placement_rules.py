@@ -3,8 +3,9 @@
 The rules and the score are those of docs/placement.md. For every model and concept, directions are read on shared codes
 of the placement prompts, every rule names its place, and the model is then steered by brute force (`brute_force.py`) on
 other development prompts. `cost` only prints how many clips this takes. `report` scores the finished concepts, chooses
-a rule on some models and reports all rules on the others (`placement_scores.py`); with `--update` it writes the tables
-into docs/placement.md. A stopped run resumes. `--every 2 --seeds 2` thins the sweep for small machines.
+a rule on some models and reports all rules on the others (`placement_scores.py`); with `--update` it stores what was
+measured in docs/placement/, and writes the tables of all models that were ever stored into docs/placement.md. Models
+can therefore be swept one by one. A stopped run resumes. `--every 2 --seeds 2` thins the sweep for small machines.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ CONFIRM = 8
 FULL = (8, 4, 5.0)
 """Prompts, seeds and seconds of the sweep to which costs are relative."""
 PAGE = Path(__file__).parent.parent / "docs" / "placement.md"
+STORED = PAGE.with_suffix("")
 OUT = Path("runs/placement-rules")
 
 app = typer.Typer(add_completion=False, help="Compare rules for choosing a place on several models.")
@@ -134,12 +136,15 @@ def report(
         "etude,etude-2"
     ),
     draws: Annotated[int, typer.Option(help="Resamples of the prompts.")] = placement_scores.DRAWS,
-    update: Annotated[bool, typer.Option(help="Write the tables into docs/placement.md.")] = False,
+    update: Annotated[bool, typer.Option(help="Store the sweeps in docs/placement/, and write the tables.")] = False,
 ) -> None:
-    """Score every rule on the finished models and concepts."""
-    text = placement_scores.page(out, chosen_on.split(","), draws)
+    """Score every rule on the finished models and concepts in OUT, and on those that were stored before."""
+    found = placement_scores.joined(placement_scores.stored(STORED), placement_scores.gathered(out))
+    text = placement_scores.page(found, chosen_on.split(","), draws)
+    out.mkdir(parents=True, exist_ok=True)
     (out / "placement-rules.md").write_text(text, "utf-8")
     if update:
+        placement_scores.store(found, STORED)
         PAGE.write_text(renewed(PAGE.read_text("utf-8"), "rules", text), "utf-8")
     typer.echo(text)
 

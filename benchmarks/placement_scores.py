@@ -1,5 +1,8 @@
 """Score the rules of `placement_rules.py` on finished sweeps, and write the scores as tables. No model is opened.
 
+The choices of the rules and the change of every clip are stored with the documentation (`store`), so that models can be
+swept one by one, and the tables written again without the sweeps.
+
 A rule's score is the span at its place as a share of the span at the best place, on held-out halves of the clips
 (`brute_force.py`). Intervals resample prompts. The same resamples are used for all rules and concepts, so differences
 between rules are paired. A rule that names no place, or a place where too many clips fail, scores 0, and so do all
@@ -21,9 +24,12 @@ import numpy as np
 from brute_force import DRAWS as DRAWS
 from brute_force import HALVINGS, Truth, failure_of, prompted_table, steered_table
 from jaxtyping import Float
+from pages import rounded
 
 from analysis.resampling import COVERAGE, interval_of
 from analysis.sweep.concept_measures import unit_of_change
+from audiolens.files.atomic import put
+from audiolens.files.integrity import read_json, sealed_json
 
 SETTING, CHOICES, EVIDENCE_FILE, DONE = "setting.json", "rules.json", "evidence.json", "done.json"
 RULES: Mapping[str, str] = {
@@ -87,15 +93,51 @@ class Scored:
         return found.low, found.high
 
 
-def scored(folder: Path, concept: str, draws: int) -> Scored:
-    """Score the rules on a finished concept."""
-    mine = folder / concept
-    chosen = json.loads((mine / CHOICES).read_text("utf-8"))
-    measured, failed = json.loads((mine / DONE).read_text("utf-8"))["measure"], failure_of(concept)
-    truth = Truth.of(steered_table(mine, concept), measured, failed)
-    words = Truth.of(prompted_table(mine, concept), measured, failed)
-    names = [chosen["choices"].get(rule, "") for rule in RULES]
-    blocks = json.loads((mine / EVIDENCE_FILE).read_text("utf-8"))["blocks"] if (mine / EVIDENCE_FILE).is_file() else {}
+def gathered(out: Path) -> dict[str, dict[str, Any]]:
+    """The sweeps in a folder: the setting of every model, and per finished concept all that the scores depend on."""
+    found: dict[str, dict[str, Any]] = {}
+    for file in sorted(out.glob(f"*/*/{DONE}")):
+        mine, folder, concept = file.parent, file.parents[1], file.parent.name
+        measured, failed = _read(file)["measure"], failure_of(concept)
+        chosen = _read(mine / CHOICES)
+        model = found.setdefault(folder.name, {"setting": _read(folder / SETTING), "concepts": {}})
+        model["concepts"][concept] = {
+            "measure": measured,
+            **{key: chosen[key] for key in ("choices", "left_out", "costs", "sweep_row_steps")},
+            "blocks": _read(mine / EVIDENCE_FILE)["blocks"] if (mine / EVIDENCE_FILE).is_file() else {},
+            "steered": Truth.of(steered_table(mine, concept), measured, failed).facts(),
+            "words": Truth.of(prompted_table(mine, concept), measured, failed).facts(),
+        }
+    return found
+
+
+def stored(folder: Path) -> dict[str, dict[str, Any]]:
+    """What `store` wrote."""
+    return {file.stem: read_json(file) for file in sorted(folder.glob("*.json"))}
+
+
+def joined(before: Mapping[str, Any], fresh: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Earlier and new sweeps. A model's earlier concepts are dropped if their sweeps had another setting."""
+    found = {**before, **fresh}
+    for name in before.keys() & fresh.keys():
+        if before[name]["setting"] == fresh[name]["setting"]:
+            found[name] = {**fresh[name], "concepts": {**before[name]["concepts"], **fresh[name]["concepts"]}}
+    return found
+
+
+def store(found: Mapping[str, Any], folder: Path) -> None:
+    """Write a file per model."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, model in found.items():
+        put(folder / f"{name}.json", sealed_json(rounded(model), indent=None) + b"\n")
+
+
+def scored(model: str, concept: str, facts: Mapping[str, Any], draws: int) -> Scored:
+    """Score the rules on a concept of a model, by what `gathered` found."""
+    measured = facts["measure"]
+    truth, words = Truth.of_facts(facts["steered"]), Truth.of_facts(facts["words"])
+    names = [facts["choices"].get(rule, "") for rule in RULES]
+    blocks = facts["blocks"]
     others = [f"{way} {blocks[kind]}" if kind in blocks else None for kind in EVIDENCE for way in WAYS]
 
     def shares(spans: Float[np.ndarray, " place"], best: float) -> Float[np.ndarray, " named"]:
@@ -111,16 +153,20 @@ def scored(folder: Path, concept: str, draws: int) -> Scored:
     draws_of = draws_of.reshape(-1, len(every))
     n_rules = len(names)
     return Scored(
-        model=folder.name, concept=concept,
-        places={rule: name or f"none: {chosen['left_out'].get(rule, 'not a candidate')}"
+        model=model, concept=concept,
+        places={rule: name or f"none: {facts['left_out'].get(rule, 'not a candidate')}"
                 for rule, name in zip(RULES, names, strict=True)},
         scores=every[:n_rules], draws=draws_of[:, :n_rules],
         evidence=every[n_rules:], evidence_draws=draws_of[:, n_rules:],
         best_draws=np.array([one for _, one in drawn]), n_prompts=len(np.unique(truth.prompts)),
-        costs={rule: cost / chosen["sweep_row_steps"] for rule, cost in chosen["costs"].items()},
+        costs={rule: cost / facts["sweep_row_steps"] for rule, cost in facts["costs"].items()},
         random=float(spans.mean() / best) if best > 0 else float("nan"),
         best=truth.places[int(spans.argmax())] if whole else "none", best_span=told[0], words_span=told[1],
     )  # fmt: skip
+
+
+def _read(file: Path) -> Any:
+    return json.loads(file.read_text("utf-8"))
 
 
 def _span(span: float, measured: str) -> str:
@@ -128,18 +174,17 @@ def _span(span: float, measured: str) -> str:
     return f"x{np.exp(span):.2f}" if unit == "ratio" else f"{span:.2f} {unit}".strip()
 
 
-def page(out: Path, chosen_on: Sequence[str], draws: int) -> str:
-    """All finished scores as Markdown: the rules on all models together, and a table per model."""
-    found: dict[str, list[Scored]] = {}
-    for file in sorted(out.glob(f"*/*/{DONE}")):
-        one = scored(file.parents[1], file.parent.name, draws)
-        found.setdefault(one.model, []).append(one)
-    if not found:
+def page(gathered: Mapping[str, Any], chosen_on: Sequence[str], draws: int) -> str:
+    """All scores as Markdown: the rules on all models together, and a table per model."""
+    if not gathered:
         return NOTHING
+    found = {
+        model: [scored(model, concept, facts, draws) for concept, facts in sorted(of["concepts"].items())]
+        for model, of in gathered.items()
+    }
     lines = [*together(found, chosen_on), *by_evidence(found)]
     for model, concepts in found.items():
-        setting = json.loads((out / model / SETTING).read_text("utf-8"))
-        lines += ["", *of_model(model, concepts, setting)]
+        lines += ["", *of_model(model, concepts, gathered[model]["setting"])]
     return "\n".join(lines) + "\n"
 
 

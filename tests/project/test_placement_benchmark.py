@@ -102,6 +102,28 @@ def test_the_rule_is_chosen_on_some_models_and_reported_on_the_others() -> None:
     assert "No rule is chosen yet, because d has no finished sweep" in unfinished
 
 
+def test_stored_sweeps_score_as_before_and_grow_by_concept(tmp_path: Path) -> None:
+    truth = brute_force.Truth.of(swept(noise=0.5), "brightness")
+    facts = {
+        "measure": "brightness", "choices": {"middle": "one-to-one 1"}, "left_out": {"alignment": "no words"},
+        "costs": {"middle": 3}, "sweep_row_steps": 100, "blocks": {"norm": 0}, "steered": truth.facts(),
+        "words": truth.facts(),
+    }  # fmt: skip
+    one: dict[str, Any] = {"setting": {"every": 1}, "concepts": {"timbre": facts}}
+    placement_scores.store({"a": one}, tmp_path)
+    before = placement_scores.stored(tmp_path)
+    kept = placement_scores.scored("a", "timbre", before["a"]["concepts"]["timbre"], 10)
+    names = ["", "one-to-one 1", "", "", ""]
+    np.testing.assert_allclose(kept.scores, truth.shares(names, brute_force.HALVINGS), rtol=1e-4)
+    assert kept.places["alignment"] == "none: no words"
+    assert kept.costs == {"middle": 0.03}
+    more = {"setting": {"every": 1}, "concepts": {"tempo": facts}}
+    assert placement_scores.joined(before, {"a": more})["a"]["concepts"].keys() == {"timbre", "tempo"}
+    other = {"setting": {"every": 2}, "concepts": {"tempo": facts}}
+    assert placement_scores.joined(before, {"a": other})["a"]["concepts"].keys() == {"tempo"}
+    assert placement_scores.joined(before, {"b": other}).keys() == {"a", "b"}
+
+
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"READ": 2, "READ_SECONDS": 0.4, "PLACE_SECONDS": 0.4, "CONFIRM": 2}.items():
@@ -146,11 +168,19 @@ def test_it_runs_from_start_to_end_and_resumes(
     assert len(brute_force.steered_table(model / "timbre", "timbre")) >= 148
     monkeypatch.setattr("audiolens.lens.AudioLens.generate", lambda *_, **__: pytest.fail("a clip was generated"))
     assert "finished before" in run(*asked)
+    page = tmp_path / "page.md"
+    page.write_text("<!-- rules:begin -->\n<!-- rules:end -->")
+    monkeypatch.setattr(placement_rules, "PAGE", page)
+    monkeypatch.setattr(placement_rules, "STORED", tmp_path / "stored")
     text = run("report", "--out", tmp_path, "--chosen-on", model.name, "--draws", 10)
     assert f"**{model.name}** (3 blocks; 2 prompts x 2 seeds x 0.4 s):" in text
     assert "| timbre | undetermined" in text
     assert "| highest probe score, one-to-all |" in text
     assert (tmp_path / "placement-rules.md").read_text() in text
+    # What was stored gives the same tables without the sweeps.
+    run("report", "--out", tmp_path, "--chosen-on", model.name, "--draws", 10, "--update")
+    assert run("report", "--out", tmp_path / "none", "--chosen-on", model.name, "--draws", 10) == text
+    assert page.read_text() == f"<!-- rules:begin -->\n{text.rstrip()}\n<!-- rules:end -->"
     other = CliRunner().invoke(placement_rules.app, [*map(str, asked), "--every", "2"])
     assert other.exit_code == 2
     assert "states another setting" in " ".join(other.output.replace("│", " ").split())
