@@ -9,6 +9,7 @@ docs/claims.md. Both models also need the same codec, since the clips are encode
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
@@ -24,7 +25,8 @@ from audiolens import AudioLens
 
 PAGE = next(iter(PAGES))
 CONCEPTS = ("tempo", "timbre", "register", "density", "loudness")
-POLES = ("tempo-fast", "tempo-slow", "timbre-bright", "timbre-dark")
+EFFECTS = ("effect/tempo/fast", "effect/tempo/slow", "effect/timbre/bright", "effect/timbre/dark")
+"""The stored numbers that are compared."""
 AIM = 0.7
 """The share of the effect that should remain without the head."""
 DRAWS = 20_000
@@ -111,12 +113,12 @@ def steering(numbers: Mapping[str, Mapping[str, Estimate]], names: tuple[str, st
         f"| towards | {without} | failed | {with_head} | failed | share |",
         "|---|" + "---|" * 5,
     ]
-    for pole in POLES:
-        own, other = (numbers[name][pole] for name in names)
+    for effect in EFFECTS:
+        own, other = (numbers[name][effect] for name in names)
         value, low, high = share(own, other)
         told = [cell for one in (own, other) for cell in (f"{one.value:+.0%} [{one.low:+.0%}, {one.high:+.0%}]",
                 f"{one.failed:.0%}")]  # fmt: skip
-        lines.append(f"| {pole.split('-')[1]} | {' | '.join(told)} | {value:.0%} [{low:.0%}, {high:.0%}] |")
+        lines.append(f"| {Path(effect).name} | {' | '.join(told)} | {value:.0%} [{low:.0%}, {high:.0%}] |")
     return lines
 
 

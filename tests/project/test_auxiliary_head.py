@@ -46,7 +46,10 @@ def test_the_share_of_an_effect_is_that_of_the_logarithms() -> None:
     # By the delta method.
     error = np.hypot(0.02 / own.scaled, 0.02 / other.scaled) * value
     assert (low, high) == (pytest.approx(value - 1.96 * error, abs=0.02), pytest.approx(value + 1.96 * error, abs=0.02))
-    effects = {"plain": dict.fromkeys(auxiliary_head.POLES, own), "headed": dict.fromkeys(auxiliary_head.POLES, other)}
+    effects = {
+        "plain": dict.fromkeys(auxiliary_head.EFFECTS, own),
+        "headed": dict.fromkeys(auxiliary_head.EFFECTS, other),
+    }
     lines = auxiliary_head.steering(effects, NAMES)
     assert [line.split("|")[1].strip() for line in lines[-4:]] == ["fast", "slow", "bright", "dark"]
     assert "| 10% |" in lines[-1]
@@ -56,3 +59,5 @@ def test_the_share_of_an_effect_is_that_of_the_logarithms() -> None:
 def test_a_model_without_claims_is_named() -> None:
     (line,) = auxiliary_head.steering({"headed": {}}, NAMES)
     assert "the claims about plain were not measured" in line
+    for one in auxiliary_head.stored().values():
+        assert one.numbers.keys() >= set(auxiliary_head.EFFECTS)
