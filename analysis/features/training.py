@@ -28,7 +28,7 @@ from analysis.store.resumable import UNHELD, Held, drop
 from audiolens.checks import checked_amount, checked_count, checked_flags, checked_seed, shown
 from audiolens.door import guarded
 from audiolens.errors import DamagedError, InputError, SiteError
-from audiolens.files.atomic import as_path, aside
+from audiolens.files.atomic import as_path, aside, settle
 from audiolens.model.sites import Site
 from audiolens.model.text import Prompt
 from audiolens.model.tokens import named_once
@@ -278,6 +278,7 @@ def _write(sae: SAE, place: Path, lock: Held) -> None:
     lock.check()
     with aside(place) as work:
         files.write(sae, work)
+        settle(work)
         for name in (described.WEIGHTS, described.CONFIG):
             os.replace(work / name, place / name)
             lock.keep(place / name)

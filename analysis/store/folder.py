@@ -117,6 +117,8 @@ def fresh(folder: str | os.PathLike[str], *, overwrite: bool | None = False) -> 
     with atomic.aside(above, f".{target.name[:40]}-unfinished-") as work:
         try:
             yield work
+            with atomic.refused(target):
+                atomic.settle(work)
             # The path was free at the start, but may be taken by now.
             check(target, overwrite=overwrite)
             _put(work, target)

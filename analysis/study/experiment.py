@@ -27,7 +27,7 @@ from analysis.sweep.concept_measures import refuse_unknown
 from analysis.sweep.rows import OnRows, handing
 from audiolens.checks import checked_flags, checked_text
 from audiolens.door import guarded
-from audiolens.files.atomic import aside
+from audiolens.files.atomic import aside, settle
 from audiolens.model.tokens import named_once
 from audiolens.prompts import PromptSet, load
 
@@ -146,6 +146,7 @@ def write(
         report.write(study, work, command=command, figures=figures)
         check()
         (work / stages.MADE).write_bytes(made_of(folder, work, used))
+        settle(work)
         stages.show(work, folder)
 
 

@@ -61,7 +61,7 @@ def written(path: str | os.PathLike[str]) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         with aside(target.parent) as work:
             yield work / target.name
-            _settle(work)
+            settle(work)
             os.replace(work / target.name, target)
 
 
@@ -76,7 +76,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
     refuse_taken(folder)
     with aside(folder.parent) as work:
         yield work
-        _settle(work)
+        settle(work)
         with suppress(FileNotFoundError):
             folder.rmdir()
         os.replace(work, folder)
@@ -84,13 +84,31 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def aside(folder: Path, mark: str = UNFINISHED) -> Iterator[Path]:
-    """Yield an empty folder inside another one, with a name that begins with `mark`; remove it when the block ends."""
+    """Yield an empty folder inside another one, with a name that begins with `mark`; remove it when the block ends.
+
+    Call `settle` before moving anything out of it.
+    """
     work = folder / _unfinished(mark)
     os.mkdir(work)
     try:
         yield work
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def settle(folder: Path) -> None:
+    """Flush every file to disk, and set its permissions to those that the umask allows.
+
+    Some libraries create files that only their owner can read.
+    """
+    # Reading the umask requires setting it. The strictest umask exposes no file in the meantime.
+    umask = os.umask(0o077)
+    os.umask(umask)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(0o666 & ~umask)
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
 
 
 @contextmanager
@@ -234,21 +252,6 @@ def _unfinished(mark: str = UNFINISHED) -> str:
 def _without_following(path: str, flags: int) -> int:
     """Open a file without following links, with the permissions that the umask allows (an `opener` for `open`)."""
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
-
-
-def _settle(folder: Path) -> None:
-    """Flush every file to disk, and set its permissions to those that the umask allows.
-
-    Some libraries create files that only their owner can read.
-    """
-    # Reading the umask requires setting it. The strictest umask exposes no file in the meantime.
-    umask = os.umask(0o077)
-    os.umask(umask)
-    for path in folder.rglob("*"):
-        if path.is_file():
-            path.chmod(0o666 & ~umask)
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
 
 
 def _kind(path: Path) -> str | None:

@@ -75,6 +75,7 @@ def test_a_killed_training_goes_on_to_the_same_sae(
     for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
         assert torch.equal(getattr(resumed, name), getattr(sae, name)), name
     assert resumed.scores == pytest.approx(sae.scores)
+    assert len({(tmp_path / "sae" / name).stat().st_mode for name in ("cfg.json", "sae_weights.safetensors")}) == 1
     steps.clear()
     assert features.train(lens, PROMPTS, **asked).scores == resumed.scores
     assert not steps

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from command_line import Run
+from safetensors.torch import save_file
 
 import audiolens as al
 from analysis import study, sweep
@@ -24,6 +25,7 @@ from analysis.sweep import batches, ledger
 from analysis.sweep.planned import SWEEP
 from audiolens.errors import InputError, InputTypeError
 from audiolens.etude.training import checkpoint as training
+from audiolens.etude.training import codec, export
 from audiolens.files import atomic
 from audiolens.files.integrity import sealed_json
 from audiolens.sound import soundfiles
@@ -312,4 +314,19 @@ def test_results_are_as_readable_as_the_umask_says(made: Any, tmp_path: Path) ->
         os.umask(before)
     assert (tmp_path / "clips").stat().st_mode & 0o777 == 0o750
     written = [path for path in tmp_path.rglob("*") if path.is_file() and "own" not in path.parts]
+    assert {path.stat().st_mode & 0o777 for path in written} == {0o640}
+
+
+def test_whole_folders_are_as_readable_as_the_umask_says(tmp_path: Path) -> None:
+    # safetensors creates files that only their owner can read.
+    before = os.umask(0o027)
+    try:
+        with folders.fresh(tmp_path / "study") as work:
+            (work / "samples").mkdir()
+            save_file({"values": torch.ones(2)}, work / "samples" / "samples.safetensors")
+        export.trained_codec(codec.build(1), tmp_path / "codec", half=True)
+    finally:
+        os.umask(before)
+    written = [path for name in ("study", "codec") for path in (tmp_path / name).rglob("*") if path.is_file()]
+    assert len(written) > 2
     assert {path.stat().st_mode & 0o777 for path in written} == {0o640}

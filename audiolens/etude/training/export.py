@@ -88,6 +88,7 @@ def _replace_files(out: Path, write: Callable[[Path], None]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     with atomic.aside(out) as fresh:
         write(fresh)
+        atomic.settle(fresh)
         for file in fresh.iterdir():
             atomic.refuse_special(out / file.name)
             os.replace(file, out / file.name)
