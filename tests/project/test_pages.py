@@ -12,7 +12,7 @@ TABLES = {
     "docs/measures.md": ["calibration"],
     "docs/placement.md": ["concepts", "rules"],
     "docs/checkpoints.md": ["sizes", "times"],
-    "docs/claims.md": ["claims"],
+    "docs/claims.md": ["claims", "head"],
     "docs/methods.md": ["methods", "methods-replicate"],
     "docs/control.md": ["control"],
     "docs/ears.md": ["ears"],
