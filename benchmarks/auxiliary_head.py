@@ -9,21 +9,22 @@ docs/claims.md. Both models also need the same codec, since the clips are encode
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import typer
-from claims import PAGES, stored
+from claims import ROOT, stored
 from jaxtyping import Float
 from pages import renewed
 from replication.estimates import Estimate
 
 from analysis.probing import Dataset, ProbeResult, probe
-from analysis.resampling import CONFIDENCE, COVERAGE, bootstrap
+from analysis.resampling import CONFIDENCE, COVERAGE
 from audiolens import AudioLens
 
-PAGE = next(iter(PAGES))
+PAGE = ROOT / "docs" / "claims.md"
 CONCEPTS = ("tempo", "timbre", "register", "density", "loudness")
 EFFECTS = ("effect/tempo/fast", "effect/tempo/slow", "effect/timbre/bright", "effect/timbre/dark")
 """The stored numbers that are compared."""
@@ -40,16 +41,10 @@ class Pair(NamedTuple):
 
     def lost(self, last: bool) -> tuple[float, float, float]:
         """R² with the head minus R² without it, at the last block or at the best of each, with a paired interval."""
-        at = [-1 if last else one.best for one in self]
-        truth = self.without.labels.astype(float)
-        errors = [(truth - one.scored[place].outputs[:, 0]) ** 2 for one, place in zip(self, at, strict=True)]
-        spread = (truth - truth.mean()) ** 2
-
-        def difference(rows: Any) -> float:
-            return float((errors[0][rows].sum() - errors[1][rows].sum()) / spread[rows].sum())
-
-        interval = bootstrap(difference, self.without.groups)
-        return difference(np.arange(len(truth))), interval.low, interval.high
+        own, other = (-1 if last else one.best for one in self)
+        against = replace(self.with_head, baselines={"without": self.without.scored[own]})
+        found = against.gains(n_bootstrap=1000).iloc[other]
+        return float(found.gain), float(found.low), float(found.high)
 
 
 def main(
