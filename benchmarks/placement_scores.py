@@ -200,19 +200,23 @@ def together(found: Mapping[str, Sequence[Scored]], chosen_on: Sequence[str]) ->
         lines = [f"Chosen on {' and '.join(chosen_on)} (highest mean score over {len(first)} concepts): **{best}**."]
     lines += [
         "",
-        f"| rule | mean score on {' and '.join(chosen_on)} | mean score on other models | score minus that of the "
-        f"middle block | at least {AIM_SHARE:.0%} | lower bound at least {AIM_LOW:.0%} | cost, mean (largest) |",
-        "|---|" + "---|" * 6,
+        f"| rule | mean score on {' and '.join(chosen_on)} | mean score on other models | minus the middle block "
+        f"| minus alignment | at least {AIM_SHARE:.0%} | lower bound at least {AIM_LOW:.0%} | cost, mean (largest) |",
+        "|---|" + "---|" * 7,
     ]
     for at, (rule, name) in enumerate(RULES.items()):
         costs = [one.costs[rule] for mine in found.values() for one in mine if rule in one.costs]
         cost = f"{np.mean(costs):.1%} ({max(costs):.1%})" if costs else "none"
-        cells = [_mean(first, at), _mean(others, at), _mean(others, at, paired=True), *_counts(others, at), cost]
+        apart = [_mean(others, at, less=less) for less in ("middle", "alignment")]
+        cells = [_mean(first, at), _mean(others, at), *apart, *_counts(others, at), cost]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     models = ", ".join(f"{model} ({sum(one.determined for one in mine)} of {len(mine)} concepts)"
                        for model, mine in found.items())  # fmt: skip
-    lines += ["", f"Scores are means over models and concepts, with {COVERAGE} intervals over prompts. Counted are the "
-                  f"concepts in which the best place has a reliable effect: {models}."]  # fmt: skip
+    lines += [
+        "",
+        f"Scores are means over models and concepts, with {COVERAGE} intervals over prompts. Differences are those on "
+        f"the other models. Counted are the concepts in which the best place has a reliable effect: {models}.",
+    ]
     return lines
 
 
@@ -270,26 +274,26 @@ def of_model(model: str, concepts: Sequence[Scored], setting: Mapping[str, Any])
         lines.append(f"| {one.concept} | {' | '.join(cells)} | {random} | {best} | {one.words_span} |")
     whole = [one for one in concepts if one.determined]
     rows = {"mean": [_mean(whole, at) for at in range(len(RULES))],
-            "minus the middle block": [_mean(whole, at, paired=True) for at in range(len(RULES))]}  # fmt: skip
+            "minus the middle block": [_mean(whole, at, less="middle") for at in range(len(RULES))]}  # fmt: skip
     for name, cells in rows.items():
         lines.append(f"| {name} | {' | '.join(cells)} | | | |")
     return lines
 
 
-def _mean(cells: Sequence[Scored], at: int, paired: bool = False) -> str:
-    """The mean score of a rule, or its mean difference from the middle block's, with an interval over prompts."""
+def _mean(cells: Sequence[Scored], at: int, less: str | None = None) -> str:
+    """The mean score of a rule, or its mean difference from another rule's, with an interval over prompts."""
     if not cells:
         return "none"
-    middle = list(RULES).index("middle")
-    if paired and at == middle:
+    scores, draws = np.mean([one.scores for one in cells], axis=0), np.mean([one.draws for one in cells], axis=0)
+    n_prompts = min(one.n_prompts for one in cells)
+    if less is None:
+        found = interval_of(draws[:, at], n_prompts)
+        return f"{scores[at]:.0%} {_interval(found.low, found.high)}"
+    other = list(RULES).index(less)
+    if at == other:
         return ""
-    less = 1.0 if paired else 0.0
-    mean = np.mean([one.scores[at] - less * one.scores[middle] for one in cells])
-    draws = np.mean([one.draws[:, at] - less * one.draws[:, middle] for one in cells], axis=0)
-    found = interval_of(draws, min(one.n_prompts for one in cells))
-    return f"{mean:+.0%} {_interval(found.low, found.high, '+')}" if paired else (
-        f"{mean:.0%} {_interval(found.low, found.high)}"
-    )  # fmt: skip
+    found = interval_of(draws[:, at] - draws[:, other], n_prompts)
+    return f"{scores[at] - scores[other]:+.0%} {_interval(found.low, found.high, '+')}"
 
 
 def _counts(cells: Sequence[Scored], at: int) -> tuple[str, str]:

@@ -89,13 +89,14 @@ def test_the_rule_is_chosen_on_some_models_and_reported_on_the_others() -> None:
     found = {
         "a": [scored("a", {"equal_damage": 0.95, "constancy": 0.9})],
         "b": [scored("b", {"equal_damage": 0.85, "constancy": 0.86}), scored("b", {"constancy": 9.0}, best=0.0)],
-        "c": [scored("c", {"constancy": 1.0, "equal_damage": 0.7, "middle": 0.6})],
+        "c": [scored("c", {"constancy": 1.0, "equal_damage": 0.7, "middle": 0.6, "alignment": 0.75})],
     }
     text = "\n".join(placement_scores.together(found, ["a", "b"]))
     assert "Chosen on a and b (highest mean score over 2 concepts): **equal damage**" in text
     row = next(line for line in text.splitlines() if line.startswith("| equal damage"))
     assert row == (
-        "| equal damage | 90% [90%, 90%] | 70% [70%, 70%] | +10% [+10%, +10%] | 0 of 1 | 0 of 1 | 3.0% (3.0%) |"
+        "| equal damage | 90% [90%, 90%] | 70% [70%, 70%] | +10% [+10%, +10%] | -5% [-5%, -5%] | 0 of 1 | 0 of 1 "
+        "| 3.0% (3.0%) |"
     )
     assert "b (1 of 2 concepts)" in text
     unfinished = "\n".join(placement_scores.together(found, ["a", "d"]))
