@@ -122,7 +122,7 @@ def joined(before: Mapping[str, Any], fresh: Mapping[str, Any]) -> dict[str, dic
     for name in before.keys() & fresh.keys():
         if before[name]["setting"] == fresh[name]["setting"]:
             found[name] = {**fresh[name], "concepts": {**before[name]["concepts"], **fresh[name]["concepts"]}}
-    return found
+    return dict(sorted(found.items()))
 
 
 def store(found: Mapping[str, Any], folder: Path) -> None:
